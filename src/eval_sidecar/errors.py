@@ -1,0 +1,61 @@
+"""What can go wrong, as one base error and a few leaves.
+
+A message is one line: what happened, to which file or checkpoint, why, and what to do next.
+Only the command line turns these into exit codes.
+"""
+
+
+class SidecarError(Exception):
+    """A mistake or a failure that a person can act on; its text is the whole report."""
+
+
+class UsageError(SidecarError):
+    """The command line or a file that the user named is wrong."""
+
+
+class CheckpointError(SidecarError):
+    """A checkpoint cannot be read, pinned or found."""
+
+
+class ResultError(SidecarError):
+    """A ``metrics.json`` is missing, unreadable, or holds no finite numbers."""
+
+
+class StateError(SidecarError):
+    """A ledger cannot be read or written, or is from a newer version."""
+
+
+class LockedError(StateError):
+    """Another process holds what this one needs for itself."""
+
+
+class LaunchError(SidecarError):
+    """An evaluation could not be started."""
+
+
+class DaemonError(SidecarError):
+    """A background instance could not be started, found or stopped."""
+
+
+class TrackerError(SidecarError):
+    """Delivery to a tracker failed, or its outcome is unknown.
+
+    Attributes:
+        permanent: True where trying again without a person's help cannot succeed
+            (wrong key, no permission, deleted run, client not installed).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class ReadBackUnsupported(TrackerError):
+    """The tracker cannot show what it holds (offline mode, a server without that query)."""
+
+
+class StaleView(TrackerError):
+    """The run did not start where the last look-up said it ends; nothing was sent.
+
+    Either the server had rows that it did not show yet, or somebody else writes to the run.
+    """

@@ -1,0 +1,1 @@
+"""What starts an evaluation: one contract (`base`), one module a kind of machine."""

@@ -1,0 +1,1 @@
+"""Where points go: one contract (`base`), one module a service."""

@@ -1,0 +1,118 @@
+"""The words of the project as frozen dataclasses. No I/O and no behaviour beyond what is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One ``checkpoint-<step>`` folder.
+
+    Attributes:
+        step: Training step, from the folder's name.
+        path: Absolute path of the folder.
+    """
+
+    step: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, ``checkpoint-<step>``."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model and the run that its points belong to.
+
+    Attributes:
+        model_dir: Name of the folder that holds the checkpoints; the model's name everywhere.
+        dataset: Data set that the model is evaluated on.
+        cb_setting: Codebook setting, such as ``cb256``, or ``none``.
+        eval_split: Split that is evaluated, such as ``test``.
+        seed: Seed of the evaluation.
+        num_beams: Beams of the evaluation.
+        sid_levels: Levels of a semantic ID that are used; ``<= 0`` means all.
+        project: W&B project.
+        entity: W&B entity, or None for the key's default.
+        run_id: W&B run id; the same id is resumed for ever.
+        run_name: W&B run name.
+        group: W&B group, or None.
+    """
+
+    model_dir: str
+    dataset: str
+    cb_setting: str
+    eval_split: str
+    seed: int
+    num_beams: int
+    sid_levels: int
+    project: str
+    entity: Optional[str]
+    run_id: str
+    run_name: str
+    group: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one ``metrics.json`` says.
+
+    Attributes:
+        metrics: Every number in the file, by its name (``HR@10``, …).
+        path: The file.
+        digest: Hash of ``metrics`` alone: rewriting the same numbers does not change it.
+        stamp: ``[size in bytes, mtime in ns]`` of the file as it was read.
+    """
+
+    metrics: Mapping[str, float]
+    path: str
+    digest: str
+    stamp: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint's metrics as a tracker gets them.
+
+    Attributes:
+        step: The checkpoint's training step.
+        checkpoint_name: ``checkpoint-<step>``.
+        metrics: Metric name (``HR@10``, without a prefix) to value.
+        metrics_path: Where the numbers come from.
+        revision: 0 for the first delivery, then 1, 2, … each time the result has changed.
+    """
+
+    step: int
+    checkpoint_name: str
+    metrics: Mapping[str, float]
+    metrics_path: str
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to be started.
+
+    Attributes:
+        step: The checkpoint's training step.
+        argv: Command and arguments.
+        env: Variables set on top of the sidecar's own environment.
+        cwd: Working directory.
+        log: File that gets everything the command prints.
+    """
+
+    step: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    log: Path
+
+
+#: What a launcher needs to find a job again after a restart: plain JSON.
+Handle = dict[str, Any]
