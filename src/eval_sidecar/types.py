@@ -101,6 +101,7 @@ class Job:
 
     Attributes:
         step: The checkpoint's training step.
+        token: Names the job before it has a handle, so that one can be found whose start was cut short.
         argv: Command and arguments.
         env: Variables set on top of the sidecar's own environment.
         cwd: Working directory.
@@ -108,6 +109,7 @@ class Job:
     """
 
     step: int
+    token: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: Path

@@ -1,0 +1,49 @@
+"""Which checkpoints there are: names, and one listing of a model dir. Says nothing about completeness."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Optional
+
+from eval_sidecar.errors import CheckpointError
+from eval_sidecar.types import Checkpoint
+
+_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
+
+#: Where the sidecar keeps its own things in a model dir; trainers list ``checkpoint-*`` and pass it by.
+OWN_FOLDER = ".eval-sidecar"
+
+
+def step_of(name: str) -> Optional[int]:
+    """The step in a folder name of the form ``checkpoint-<digits>``, else None.
+
+    ``checkpoint-007`` is not a name that a trainer writes, and would be taken for step 7 twice.
+    """
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match and name == f"checkpoint-{int(match[1])}" else None
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints directly in a folder, by step; none where the folder is missing.
+
+    Raises:
+        CheckpointError: where the folder cannot be listed.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
+    found = [Checkpoint(step, folder / name) for name in names if (step := step_of(name)) is not None]
+    return sorted((c for c in found if c.path.is_dir()), key=lambda checkpoint: checkpoint.step)
+
+
+def pins_folder(model_dir: Path) -> Path:
+    """Where a model dir's pinned checkpoints are.
+
+    The last part repeats the model's name, because evaluation scripts take it for the parent's name
+    when they decide where their results go.
+    """
+    return model_dir / OWN_FOLDER / model_dir.name

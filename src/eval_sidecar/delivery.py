@@ -1,0 +1,304 @@
+"""Brings a model's due points to a tracker, each exactly once, and proves it by reading back.
+
+A point is pending -> sent -> confirmed. The intent is on disk before anything is sent, and only what
+the server shows becomes confirmed. Everything is decided here, from the ledger and from look-ups;
+trackers only read and append.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, TrackerError
+from eval_sidecar.files import held_lock
+from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
+from eval_sidecar.store import LedgerStore
+from eval_sidecar.trackers.base import ServerRow, ServerView, Session, Tracker, plan_rows
+from eval_sidecar.types import ModelSpec, Result
+
+log = logging.getLogger(__name__)
+
+#: Seconds between look-ups while a server may show rows late; the last one repeats.
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one delivery did.
+
+    Attributes:
+        sent: Points sent now.
+        confirmed: Points sent, now or earlier, that the server was now seen to hold.
+        already: Points never sent from here that the server was found to hold.
+        unconfirmed: Points that were sent and that nobody has seen on the server.
+        undelivered: Points that have not been sent.
+        problem: Why something is left over, or None. A tracker that cannot be read back is no problem:
+            its points are unconfirmed.
+        where: Address of the run, or folder of the offline session.
+    """
+
+    sent: int = 0
+    confirmed: int = 0
+    already: int = 0
+    unconfirmed: int = 0
+    undelivered: int = 0
+    problem: Optional[str] = None
+    where: Optional[str] = None
+
+
+def deliver(
+    store: LedgerStore,
+    tracker: Tracker,
+    spec: ModelSpec,
+    *,
+    settle_seconds: float = 60.0,
+    pause: Optional[Callable[[float], bool]] = None,
+    clock: Callable[[], float] = time.time,
+) -> Report:
+    """Deliver whatever is due. A tracker's failure is in the report and in the ledger, not raised.
+
+    Args:
+        store: The model's ledger.
+        tracker: Where points go.
+        spec: The model and its run.
+        settle_seconds: How long a server may take to show a row that it has.
+        pause: Waits for so many seconds; returns True where the program is asked to stop.
+        clock: Seconds since the epoch.
+
+    Raises:
+        StateError: where the ledger cannot be saved; nothing was sent without its intent on disk.
+    """
+    before = store.ledger
+    if not before.due():
+        return Report(where=before.where)
+    session = _Delivery(store, tracker, spec, settle_seconds, pause or threading.Event().wait, clock)
+    problem: Optional[str] = None
+    try:
+        busy = f"run {spec.run_id}: another process on this machine is delivering to it; nothing was sent"
+        with held_lock(_run_lock(spec), busy):
+            session.run()
+    except (TrackerError, LockedError) as error:
+        problem = str(error)
+    store.update(lambda ledger: replace(ledger, problem=problem))
+    return _report(before, store.ledger, session.sent, problem)
+
+
+def _run_lock(spec: ModelSpec) -> Path:
+    """A lock for a run that all of a user's processes on this machine share, whatever their state."""
+    name = f"{os.environ.get('WANDB_BASE_URL', '')}|{spec.entity}|{spec.project}|{spec.run_id}"
+    folder = Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}"
+    return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
+
+
+def _report(before: Ledger, after: Ledger, sent: set[int], problem: Optional[str]) -> Report:
+    newly = {
+        entry.step
+        for entry in before.due()
+        if (delivery := after.entry(entry.step).delivery) and delivery.status == CONFIRMED
+    }
+    was_sent = {entry.step for entry in before.due() if entry.delivery and entry.delivery.status == SENT}
+    left = [entry.due() for entry in after.due()]
+    return Report(
+        sent=len(sent),
+        confirmed=len(newly & (sent | was_sent)),
+        already=len(newly - sent - was_sent),
+        unconfirmed=sum(due is not None and due.status == SENT for due in left),
+        undelivered=sum(due is not None and due.status == PENDING for due in left),
+        problem=problem,
+        where=after.where,
+    )
+
+
+class _Delivery:
+    """One delivery of one model: look up, send what is surely missing, look up again."""
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        tracker: Tracker,
+        spec: ModelSpec,
+        settle_seconds: float,
+        pause: Callable[[float], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.store = store
+        self.tracker = tracker
+        self.spec = spec
+        self.settle_seconds = settle_seconds
+        self.pause = pause
+        self.clock = clock
+        self.sent: set[int] = set()
+        self._waited = 0.0
+        self._pauses = iter(_PAUSES)
+
+    def run(self) -> None:
+        try:
+            if self._send_what_is_missing():
+                self._wait_for_confirmation()
+        except ReadBackUnsupported:
+            # Whatever is sent may have arrived: only what was never sent may be sent.
+            self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
+
+    def _send_what_is_missing(self) -> bool:
+        """Look up until it is sure what the server lacks, and send that. False where nothing was sent."""
+        while True:
+            view = self._look_up()
+            hold = self._reason_to_hold(view)
+            if hold is None:
+                try:
+                    return self._send(self.store.ledger.due(), view)
+                except StaleView as stale:
+                    hold = str(stale)
+            if not self._wait():
+                raise TrackerError(f"{hold}; nothing was sent, it is tried again later")
+
+    def _reason_to_hold(self, view: ServerView) -> Optional[str]:
+        """Why nothing may be sent yet, or None."""
+        ledger = self.store.ledger
+        if not ledger.due():
+            return None
+        if view.writer and not ledger.session_open:
+            return f"run {self.spec.run_id}: somebody else seems to write it ({view.writer})"
+        fresh = [entry.name for entry in ledger.due() if self._may_still_show(entry)]
+        if fresh and self._waited < self.settle_seconds:
+            return f"run {self.spec.run_id}: sent before, not shown by the server yet: {', '.join(fresh)}"
+        return None
+
+    def _may_still_show(self, entry: Entry) -> bool:
+        """Whether a point was sent so recently that a server may hold it without showing it."""
+        delivery = entry.due()
+        if delivery is None or delivery.status != SENT or delivery.sent_at is None:
+            return False
+        age = self.clock() - delivery.sent_at
+        return age < self.settle_seconds  # also where the clock was set back
+
+    def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> bool:
+        if not entries:
+            return False
+        ledger = self.store.ledger
+        points = [entry.point(due.revision) for entry in entries if (due := entry.due())]
+        last_index = view.last_index if view else _last_known_index(ledger)
+        rows = plan_rows(points, last_index)
+        intents = {
+            point.step: Delivery(SENT, point.revision, _digest(ledger, point.step), index, self.clock())
+            for index, point in rows
+        }
+        marked = self.store.update(lambda now: _with_deliveries(replace(now, session_open=True), intents))
+        start = view.last_index + 1 if view else None
+        try:
+            receipt = self.tracker.send(Session(self.spec, start, rows, marked.points()))
+        except StaleView:
+            # Nothing was sent: everything is as it was.
+            undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
+            opened = ledger.session_open
+            self.store.update(lambda now: _with_deliveries(replace(now, session_open=opened), undone))
+            raise
+        self.sent.update(intents)
+        done = {step: replace(sent, via=None if view else receipt.where) for step, sent in intents.items()}
+        self.store.update(
+            lambda now: _with_deliveries(replace(now, session_open=False, where=receipt.where), done)
+        )
+        return True
+
+    def _wait_for_confirmation(self) -> None:
+        """Look up until the server shows everything that was sent, or for as long as that may take."""
+        self._waited, self._pauses = 0.0, iter(_PAUSES)
+        while True:
+            self._look_up()
+            missing = [entry for entry in self.store.ledger.due() if entry.step in self.sent]
+            if not missing:
+                return
+            if not self._wait():
+                names = ", ".join(entry.name for entry in missing)
+                raise TrackerError(
+                    f"run {self.spec.run_id}: {names} sent, but the server does not show it"
+                    f" after {self._waited:.0f} s; it is looked up again before anything is sent again"
+                )
+
+    def _look_up(self) -> ServerView:
+        view = self.tracker.read(self.spec)
+        self.store.update(lambda ledger: reconcile(ledger, view, self.clock()))
+        return view
+
+    def _wait(self) -> bool:
+        """Wait before the next look-up; False where it has been long enough, or the program is to stop."""
+        if self._waited >= self.settle_seconds:
+            return False
+        seconds = min(next(self._pauses, _PAUSES[-1]), self.settle_seconds - self._waited)
+        self._waited += seconds
+        return not self.pause(seconds)
+
+
+def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
+    """Bring a ledger's deliveries into agreement with what the server shows.
+
+    A point is confirmed where its latest row on the server has its numbers. Other numbers there make it
+    due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
+    that resumed from a stale line count: it is looked for again, and sent if it stays away.
+    """
+    rows: dict[int, list[ServerRow]] = {}
+    for row in view.rows:
+        rows.setdefault(row.step, []).append(row)
+    changed = {}
+    for entry in ledger.steps():
+        if entry.result is None or entry.delivery is None or entry.delivery.via == CARRIED:
+            continue
+        shown = max(rows.get(entry.step, ()), key=lambda row: (row.revision, row.index), default=None)
+        if shown is None:
+            if entry.delivery.status == CONFIRMED:
+                log.warning("%s: was on the server and is no longer shown", entry.name)
+                changed[entry.step] = replace(entry.delivery, status=SENT, sent_at=now)
+        elif entry.due() is not None:
+            changed[entry.step] = _shown(entry.result, shown, entry.delivery)
+    return _with_deliveries(ledger, changed)
+
+
+def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
+    if same_numbers(result.metrics, row.metrics):
+        return replace(
+            delivery, status=CONFIRMED, revision=row.revision, digest=result.digest, index=row.index
+        )
+    return Delivery(PENDING, row.revision + 1)
+
+
+def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
+    """Whether two sets of metrics agree wherever both have a number, and have one in common."""
+    common = ours.keys() & theirs.keys()
+    return bool(common) and all(
+        math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common
+    )
+
+
+def _with_deliveries(ledger: Ledger, deliveries: Mapping[int, Delivery]) -> Ledger:
+    return ledger.with_entries(
+        replace(ledger.entry(step), delivery=delivery) for step, delivery in deliveries.items()
+    )
+
+
+def _status(entry: Entry) -> Optional[str]:
+    due = entry.due()
+    return due.status if due else None
+
+
+def _digest(ledger: Ledger, step: int) -> Optional[str]:
+    result = ledger.entry(step).result
+    return result.digest if result else None
+
+
+def _last_known_index(ledger: Ledger) -> int:
+    indices: Iterable[int] = (
+        entry.delivery.index
+        for entry in ledger.steps()
+        if entry.delivery and entry.delivery.index is not None
+    )
+    return max(indices, default=-1)

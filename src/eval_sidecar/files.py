@@ -1,0 +1,96 @@
+"""Files that are whole or not there: atomic JSON and text, locks, and putting aside what cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from eval_sidecar.errors import LockedError, StateError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by one with this text; after a crash it holds either the old text or the new.
+
+    The text is on the disk (fsync of the file and of its folder) when this returns.
+
+    Raises:
+        StateError: where the folder is read-only, the disk is full, and the like.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StateError(
+            f"{path}: cannot be written ({error.strerror}); nothing of it was changed"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+    """Replace a file by this value as JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path, reason: str) -> Path:
+    """Rename a file that cannot be used, so that it is kept and no longer in the way.
+
+    Returns:
+        The new path, ``<name>.<reason>`` or, where that is taken, ``<name>.<reason>-2`` and so on.
+    """
+    for number in range(1, 10_000):
+        kept = path.with_name(f"{path.name}.{reason}" + (f"-{number}" if number > 1 else ""))
+        if not kept.exists():
+            path.rename(kept)
+            return kept
+    raise StateError(f"{path}: too many copies were put aside as {path.name}.{reason}-*; remove some")
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file for the length of a ``with`` block; the system frees it when the process dies.
+
+    Args:
+        path: The lock file; made where it is missing, and left there.
+        busy: What to say where another process holds it.
+
+    Raises:
+        LockedError: at once, where another process holds it.
+        StateError: where the lock file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise LockedError(busy) from error
+    except OSError as error:
+        raise StateError(f"{path}: the lock file cannot be made ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,132 @@
+"""Evaluations on this machine's GPUs: each job gets its share of the list, and its own process group."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from eval_sidecar.errors import LaunchError, UsageError
+from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
+from eval_sidecar.process import ProcessIdentity, end_family
+from eval_sidecar.types import Handle, Job
+
+#: Every process of a job inherits this variable, so that those are found that left its group.
+_MARKER = "EVAL_SIDECAR_JOB"
+
+# Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
+# restarted meanwhile is not the command's parent, and could not ask for it otherwise.
+_WRAPPER = """
+exit_file=$1; shift
+"$@"; code=$?
+echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
+exit "$code"
+"""
+
+
+def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
+    """Split ``--cuda-list`` into one list an evaluation.
+
+    Args:
+        cuda_list: Devices, separated by blanks or commas.
+        gpus_per_eval: Devices an evaluation; 0 gives the whole list to one.
+
+    Raises:
+        UsageError: where the list is empty or does not divide.
+    """
+    devices = cuda_list.replace(",", " ").split()
+    if not devices:
+        raise UsageError(
+            "--cuda-list is empty: name a GPU, such as 0 (it is ignored on a machine without one)"
+        )
+    if gpus_per_eval == 0:
+        return (" ".join(devices),)
+    if gpus_per_eval < 0 or len(devices) % gpus_per_eval:
+        raise UsageError(
+            f"--gpus-per-eval {gpus_per_eval}: does not divide the {len(devices)} GPUs of --cuda-list"
+        )
+    return tuple(
+        " ".join(devices[start : start + gpus_per_eval]) for start in range(0, len(devices), gpus_per_eval)
+    )
+
+
+class LocalLauncher:
+    """Runs each job as a process group of its own, on one of the device lists.
+
+    Args:
+        device_lists: One value of ``CUDA_LIST`` for each job that may run at a time.
+        grace_seconds: How long a cancelled job has to end by itself.
+    """
+
+    def __init__(self, device_lists: Sequence[str], grace_seconds: float = 10.0) -> None:
+        self.device_lists = tuple(device_lists)
+        self.grace_seconds = grace_seconds
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._mutex = threading.Lock()
+
+    def free_slots(self, running: Sequence[Handle]) -> int:
+        """How many more jobs may be submitted beside these."""
+        return max(0, len(self.device_lists) - len(running))
+
+    def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
+        """Start a job on a device list that none of the running ones has."""
+        taken = [handle.get("devices") for handle in running]
+        free = [devices for devices in self.device_lists if devices not in taken] or list(self.device_lists)
+        exit_file = Path(f"{job.log}.exit")
+        try:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            exit_file.unlink(missing_ok=True)
+            with job.log.open("ab") as log:
+                child = subprocess.Popen(
+                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", str(exit_file), *job.argv],
+                    cwd=job.cwd,
+                    env={**os.environ, **job.env, "CUDA_LIST": free[0], _MARKER: job.token},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise LaunchError(f"checkpoint-{job.step}: the evaluation could not be started ({error})") from error
+        self._children[child.pid] = child
+        identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0.0)
+        return {**identity.to_json(), "token": job.token, "devices": free[0], "exit_file": str(exit_file)}
+
+    def poll(self, handle: Handle) -> JobState:
+        """Where a job stands, from its exit file; its process is only asked while there is none."""
+        if "pid" not in handle:
+            return JobState(LOST, reason="its start was cut short")
+        # The order matters: the file appears before the process ends, so look at the process first.
+        code = self._reap(handle)
+        alive = code is None and ProcessIdentity.from_json(handle).is_running()
+        try:
+            return JobState(ENDED, int(Path(handle["exit_file"]).read_text()))
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            return JobState(LOST, reason=f"its exit file is unreadable ({error})")
+        if alive:
+            return JobState(RUNNING)
+        if code is not None:
+            return JobState(ENDED, code)
+        return JobState(
+            LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
+        )
+
+    def cancel(self, handle: Handle) -> None:
+        """End the job's process, its descendants and whatever carries its marker."""
+        identity = ProcessIdentity.from_json(handle) if "pid" in handle else None
+        end_family(identity, (_MARKER, handle["token"]), self.grace_seconds)
+        self._reap(handle)
+
+    def _reap(self, handle: Handle) -> Optional[int]:
+        """The exit code of a child of ours that has ended; collecting it leaves no zombie."""
+        with self._mutex:
+            child = self._children.get(handle.get("pid", 0))
+            code = child.poll() if child is not None else None
+            if code is not None:
+                del self._children[handle["pid"]]
+            return code

@@ -1,0 +1,118 @@
+"""Which process is which (a pid is reused, a pid with its start time is not), and how one is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import psutil
+
+#: Seconds by which two readings of one process's start time may differ.
+_START_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process that cannot be mistaken for a later one with the same pid.
+
+    Attributes:
+        pid: Process id.
+        started: Start time, seconds since the epoch, as the system reports it.
+    """
+
+    pid: int
+    started: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for `from_json`."""
+        return {"pid": self.pid, "started": self.started}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ProcessIdentity:
+        """Read what `to_json` wrote."""
+        return cls(int(value["pid"]), float(value["started"]))
+
+    @classmethod
+    def of(cls, pid: int) -> Optional[ProcessIdentity]:
+        """The identity of a living process, or None where there is none with this pid."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:
+            return None
+
+    def find(self) -> Optional[psutil.Process]:
+        """The process, or None where it has ended (a zombie has ended)."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) <= _START_TOLERANCE
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def is_running(self) -> bool:
+        """Whether this very process still runs."""
+        return self.find() is not None
+
+
+def family(
+    identity: Optional[ProcessIdentity], marker: Optional[tuple[str, str]] = None
+) -> list[psutil.Process]:
+    """A process, its descendants, and every process that carries a marker in its environment.
+
+    Args:
+        identity: The ancestor; it may have ended, or be unknown.
+        marker: An environment variable and its value. Descendants inherit it, so that those are found
+            too whose parents have ended or that have left the process group.
+    """
+    found: dict[int, psutil.Process] = {}
+    ancestor = identity.find() if identity else None
+    if ancestor is not None:
+        found[ancestor.pid] = ancestor
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update((child.pid, child) for child in ancestor.children(recursive=True))
+    if marker is not None:
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(marker[0]) == marker[1]:
+                    found[process.pid] = process
+            except (psutil.Error, OSError):
+                continue  # ended meanwhile, or another user's: then it is none of ours
+    return list(found.values())
+
+
+def end_family(
+    identity: Optional[ProcessIdentity],
+    marker: Optional[tuple[str, str]] = None,
+    grace_seconds: float = 10.0,
+) -> None:
+    """End a process with all its descendants: SIGTERM, then, after the grace, SIGKILL.
+
+    Returns when none of them runs any more. Children that appear while it works are ended too.
+    """
+    members = family(identity, marker)
+    _signal(members, signal.SIGTERM)
+    psutil.wait_procs(members, timeout=grace_seconds)
+    for _ in range(20):
+        members = [member for member in family(identity, marker) if _is_alive(member)]
+        if not members:
+            return
+        _signal(members, signal.SIGKILL)
+        psutil.wait_procs(members, timeout=1.0)
+
+
+def _signal(members: list[psutil.Process], number: signal.Signals) -> None:
+    for member in members:
+        try:
+            member.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,85 @@
+"""``metrics.json`` -> `Result`, and best and last of many. Knows the layout of ``results/``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from eval_sidecar.errors import ResultError
+from eval_sidecar.types import Result
+
+
+def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
+    """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
+    return results_root / model_dir / f"checkpoint-{step}" / "metrics.json"
+
+
+def stamp(path: Path) -> Optional[tuple[int, int]]:
+    """``(size in bytes, mtime in ns)`` of a file, or None where it is missing."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def read_result(path: Path) -> Result:
+    """Read one ``metrics.json``.
+
+    Text and nested values beside the numbers are left out; true and false are no numbers.
+
+    Raises:
+        ResultError: where the file is missing, empty, no JSON object, has no number, or has one that
+            is not finite.
+    """
+    before = stamp(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ResultError(f"{path}: is missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error})") from error
+    if not text.strip():
+        raise ResultError(f"{path}: is empty ({len(text)} bytes)")
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ResultError(f"{path}: is no valid JSON ({error}); was its writer interrupted?") from error
+    metrics = _numbers(value, path)
+    return Result(metrics, str(path), digest(metrics), before or (len(text), 0))
+
+
+def _numbers(value: Any, path: Path) -> dict[str, float]:  # noqa: ANN401 - whatever the file holds
+    if not isinstance(value, dict):
+        raise ResultError(f"{path}: holds a JSON {type(value).__name__}, not an object of numbers")
+    metrics = {}
+    for key, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        try:
+            metrics[key] = float(number)
+        except OverflowError:
+            metrics[key] = math.inf
+        if not math.isfinite(metrics[key]):
+            raise ResultError(
+                f"{path}: {key} is {number}, which no curve can show; did the training diverge?"
+            )
+    if not metrics:
+        raise ResultError(f"{path}: has no number in it")
+    return metrics
+
+
+def digest(metrics: Mapping[str, float]) -> str:
+    """A hash of the numbers alone, independent of their order and of how the file is written."""
+    canonical = json.dumps(dict(metrics), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:
+    """The step with the highest value of a metric, the earliest of several; None where none has it."""
+    steps = [step for step in sorted(metrics_by_step) if metric in metrics_by_step[step]]
+    return max(steps, key=lambda step: metrics_by_step[step][metric], default=None)

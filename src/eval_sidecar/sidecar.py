@@ -1,0 +1,465 @@
+"""One pass over one model: collect what has ended, discover what is new, start what is due.
+
+Knows contracts only: a launcher runs evaluations, the ledger remembers. Delivery is a matter of its own
+(`eval_sidecar.delivery`), so that a slow server never keeps a checkpoint from being pinned.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar import completeness
+from eval_sidecar.checkpoints import list_checkpoints, pins_folder
+from eval_sidecar.completeness import COMPLETE, GONE, Verdict, changed_at, fingerprint, judge
+from eval_sidecar.errors import CheckpointError, LaunchError, ResultError
+from eval_sidecar.files import set_aside
+from eval_sidecar.launchers.base import ENDED, RUNNING, Launcher
+from eval_sidecar.ledger import Entry, Failure, Ledger, Running
+from eval_sidecar.pinning import Floor, PinsUnsupported, pin, space_is_short, unpin
+from eval_sidecar.results import metrics_path, read_result, stamp
+from eval_sidecar.store import LedgerStore, now_text
+from eval_sidecar.types import Checkpoint, Handle, Job, Result
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What to evaluate and how.
+
+    Attributes:
+        model_dir: The folder that holds the checkpoints, absolute.
+        repo_root: Where the evaluation script runs, absolute; results are below it.
+        eval_script: The script, absolute.
+        environment: Variables that the script gets, but for the checkpoint and the GPUs.
+        log_dir: Where each checkpoint's evaluation has its log.
+        ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
+        max_pending: Evaluations that one cycle may start; 0 means any number.
+        newest_first: Take the newest checkpoint first instead of the oldest.
+        force: Evaluate every checkpoint that is there once more, whatever is known of it.
+        max_attempts: How often an evaluation may fail before it stays failed.
+        time_limit: Seconds after which an evaluation is ended; 0 means never.
+        floor: Free space below which pins are given up.
+    """
+
+    model_dir: Path
+    repo_root: Path
+    eval_script: Path
+    environment: Mapping[str, str]
+    log_dir: Path
+    ready_seconds: float = 120.0
+    max_pending: int = 0
+    newest_first: bool = False
+    force: bool = False
+    max_attempts: int = 2
+    time_limit: float = 24 * 3600.0
+    floor: Floor = 0.01
+
+    @property
+    def results_root(self) -> Path:
+        """Where evaluations leave their results."""
+        return self.repo_root / "results"
+
+
+class Sidecar:
+    """Watches one model dir; every call of `tick` does what can be done now and returns.
+
+    Args:
+        config: What to evaluate and how.
+        store: The model's ledger, held by this process.
+        launcher: Runs the evaluations.
+        clock: Seconds since the epoch.
+        monotonic: Seconds since some moment, never set back.
+    """
+
+    def __init__(
+        self,
+        config: WatchConfig,
+        store: LedgerStore,
+        launcher: Launcher,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.launcher = launcher
+        self._clock = clock
+        self._monotonic = monotonic
+        self._ready: dict[int, Checkpoint] = {}
+        self._quiet_since: dict[int, tuple[float, float]] = {}  # step: (newest mtime, since when)
+        self._running_since: dict[int, float] = {}
+        self._redone: set[int] = set()
+        self._told: set[str] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being evaluated and nothing waits that could be."""
+        return not self._running() and not self._ready
+
+    def tick(self, budget: Optional[int] = None) -> int:
+        """Collect, discover, start.
+
+        Args:
+            budget: How many evaluations may be started; None means any number.
+
+        Returns:
+            How many were started.
+
+        Raises:
+            StateError: where the ledger cannot be saved.
+        """
+        self._collect()
+        self._discover()
+        return self._start(budget)
+
+    def cancel(self) -> None:
+        """End every evaluation under way; their checkpoints are as if never tried."""
+        for entry in self._running():
+            assert entry.running is not None
+            self.launcher.cancel(entry.running.handle)
+            log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
+            self._set_interrupted(entry)
+
+    def _set_interrupted(self, entry: Entry) -> None:
+        self.store.update(lambda ledger: ledger.interrupted(entry.step))
+
+    def _running(self) -> list[Entry]:
+        return [entry for entry in self.store.ledger.steps() if entry.running is not None]
+
+    # -- collect ------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        for entry in self._running():
+            assert entry.running is not None
+            state = self.launcher.poll(entry.running.handle)
+            ours = entry.step in self._running_since
+            if state.phase == RUNNING:
+                self._enforce_time_limit(entry, entry.running)
+                continue
+            if state.phase == ENDED:
+                self._judge_ended(entry, entry.running, state.exit_code)
+            else:
+                self.launcher.cancel(entry.running.handle)  # whatever of it is left
+                if ours:
+                    self._fail(entry, f"the evaluation vanished: {state.reason}", entry.running.log)
+                else:
+                    log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
+                    self._set_interrupted(entry)
+            self._running_since.pop(entry.step, None)
+
+    def _enforce_time_limit(self, entry: Entry, running: Running) -> None:
+        # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
+        began = self._running_since.setdefault(
+            entry.step, self._monotonic() - max(0.0, self._clock() - running.started_at)
+        )
+        if self.config.time_limit and self._monotonic() - began > self.config.time_limit:
+            self.launcher.cancel(running.handle)
+            self._running_since.pop(entry.step, None)
+            limit = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
+            self._fail(entry, limit, running.log)
+
+    def _judge_ended(self, entry: Entry, running: Running, exit_code: Optional[int]) -> None:
+        path = self._metrics_path(entry.step)
+        if exit_code != 0:
+            self._fail(entry, f"the evaluation script ended with exit code {exit_code}", running.log)
+        elif _rewritten(running.fingerprint, Path(running.path)):
+            kept = set_aside(path, "outdated") if path.exists() else path
+            log.warning(
+                "%s: was rewritten while it was evaluated; its result is kept as %s and not used",
+                entry.name,
+                kept,
+            )
+            unpin(self.config.model_dir, entry.step)
+            self.store.update(
+                lambda ledger: ledger.interrupted(entry.step).with_entry(entry.step, pinned=False)
+            )
+        elif stamp(path) is None or stamp(path) == running.before:
+            self._fail(
+                entry, f"the evaluation script ended with exit code 0, but wrote no {path}", running.log
+            )
+        else:
+            try:
+                result = read_result(path)
+            except ResultError as error:
+                self._fail(entry, str(error), running.log)
+            else:
+                self._accept(entry, result, self._clock() - running.started_at)
+
+    def _accept(self, entry: Entry, result: Result, seconds: Optional[float] = None) -> None:
+        self.store.update(lambda ledger: ledger.evaluated(entry.step, result))
+        shown = ", ".join(f"{name} {value:g}" for name, value in _headline(result.metrics).items())
+        how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
+        log.info("%s: %s (%s)", entry.name, shown, how)
+        self._unpin(entry.step)
+
+    def _fail(self, entry: Entry, error: str, log_path: Optional[str]) -> None:
+        last_line = _last_line(Path(log_path)) if log_path else ""
+        text = f"{error}: {last_line}" if last_line else error
+        attempt = entry.attempts + 1
+        final = attempt >= self.config.max_attempts
+        failure = Failure(now_text(), text, log_path, final)
+        self.store.update(lambda ledger: ledger.failed(entry.step, failure))
+        then = "it stays failed until `eval-sidecar retry`" if final else "it is tried again"
+        told = (entry.name, text, attempt, self.config.max_attempts, then, log_path)
+        log.error("%s: %s; attempt %d of %d, %s; log: %s", *told)
+
+    # -- discover -----------------------------------------------------------------------------------
+
+    def _discover(self) -> None:
+        """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
+        config = self.config
+        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(config.model_dir)}
+        pinned = {
+            checkpoint.step: checkpoint for checkpoint in list_checkpoints(pins_folder(config.model_dir))
+        }
+        reported = {
+            checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model_dir.name)
+        }
+        self._ready = {}
+        for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
+            entry = self.store.ledger.entry(step)
+            if entry.running is not None:
+                continue
+            wanted_again = config.force and step not in self._redone and (step in present or step in pinned)
+            if not wanted_again and self._take_result(entry, step in present or step in pinned):
+                if step in pinned:
+                    self._unpin(step)
+            elif not entry.has_failed:
+                self._prepare(entry, present.get(step), pinned.get(step))
+        self._keep_space_free(present)
+
+    def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
+        """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
+        path = self._metrics_path(entry.step)
+        found = stamp(path)
+        if found is None or (entry.result is not None and entry.result.stamp == found):
+            return entry.processed
+        try:
+            result = read_result(path)
+        except ResultError as error:
+            if entry.processed or not can_be_evaluated:
+                self._tell(f"{entry.name}: {error}; what was known before is kept")
+                if not entry.processed and entry.failure is None:
+                    failed = replace(
+                        entry, failure=Failure(now_text(), str(error)), attempts=self.config.max_attempts
+                    )
+                    self.store.update(lambda ledger: ledger.with_entries([failed]))
+                return True
+            self._tell(f"{entry.name}: {error}; it is evaluated again")
+            return False
+        changed = entry.result is None or entry.result.digest != result.digest
+        if changed:
+            self._accept(entry, result)
+        else:
+            self.store.update(lambda ledger: ledger.with_entry(entry.step, result=result))
+        return True
+
+    def _prepare(self, entry: Entry, present: Optional[Checkpoint], pinned: Optional[Checkpoint]) -> None:
+        """Judge a checkpoint that has no result and, where it may be evaluated, pin it."""
+        if pinned is not None:
+            self._ready[entry.step] = pinned
+            return
+        if present is None:
+            if entry.first_seen is not None and not entry.processed and entry.verdict != GONE:
+                log.error("%s: was deleted before it could be evaluated", entry.name)
+                self._note(
+                    entry, Verdict(GONE, (*entry.evidence, "the folder has been deleted")), pinned=False
+                )
+            return
+        verdict = self._judge(present)
+        if not verdict.ready:
+            self._note(entry, verdict, pinned=False)
+            return
+        checkpoint, note = self._pin(present)
+        if checkpoint is not None:
+            is_pinned = checkpoint is not present
+            self._note(entry, replace(verdict, evidence=(*verdict.evidence, note)), pinned=is_pinned)
+            self._ready[entry.step] = checkpoint
+
+    def _judge(self, checkpoint: Checkpoint) -> Verdict:
+        try:
+            changed = changed_at(checkpoint.path)
+        except FileNotFoundError:
+            return Verdict(GONE, ("the folder has been deleted",))
+        known = self._quiet_since.get(checkpoint.step)
+        if known is None or known[0] != changed:
+            known = self._quiet_since[checkpoint.step] = (changed, self._monotonic())
+        # By the files' own times, or by what was seen here, where the clocks do not agree.
+        unchanged = max(self._clock() - changed, self._monotonic() - known[1])
+        return judge(
+            checkpoint,
+            quiet_seconds=self.config.ready_seconds,
+            unchanged_seconds=unchanged,
+            trainer_state_expected=self.store.ledger.provable,
+        )
+
+    def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
+        def transition(ledger: Ledger) -> Ledger:
+            known = ledger.entry(entry.step)
+            changed = replace(
+                known,
+                verdict=verdict.name,
+                evidence=verdict.evidence if known.verdict != verdict.name or pinned else known.evidence,
+                first_seen=known.first_seen or now_text(),
+                pinned=pinned,
+            )
+            provable = ledger.provable or verdict.name == COMPLETE
+            return replace(ledger.with_entries([changed]), provable=provable)
+
+        if entry.verdict != verdict.name:
+            log.info("%s: %s (%s)", entry.name, verdict.name, "; ".join(verdict.evidence))
+        self.store.update(transition)
+
+    # -- pins ---------------------------------------------------------------------------------------
+
+    def _pin(self, checkpoint: Checkpoint) -> tuple[Optional[Checkpoint], str]:
+        """Pin a ready checkpoint; where that cannot be, say why and use it where it is.
+
+        Returns:
+            The checkpoint to evaluate, None where it has just been deleted; and what was done.
+        """
+        if space_is_short(self.config.model_dir, self.config.floor):
+            self._tell("free space is below --min-free-space: checkpoints are not pinned until there is more")
+            return checkpoint, "not pinned: too little free space"
+        try:
+            pinned = pin(self.config.model_dir, checkpoint, lambda copy: self._judge_copy(copy, checkpoint))
+        except PinsUnsupported as error:
+            self._tell(
+                f"{error}: checkpoints are evaluated where they are, and rotation may delete them first"
+            )
+            return checkpoint, "not pinned: no hard links here"
+        except CheckpointError as error:
+            log.info("%s", error)
+            return None, ""
+        return pinned, "pinned"
+
+    def _judge_copy(self, copy: Checkpoint, original: Checkpoint) -> bool:
+        """Whether a linked copy is as good as the original was a moment ago."""
+        name = self._judge(original).name
+        return (
+            name in (COMPLETE, completeness.QUIET)
+            and judge(copy, quiet_seconds=0.0, unchanged_seconds=0.0).ready
+        )
+
+    def _keep_space_free(self, present: Mapping[int, Checkpoint]) -> None:
+        """Give up the pins of waiting checkpoints, oldest first, while the disk is nearly full."""
+        for step in sorted(self._ready):
+            entry = self.store.ledger.entry(step)
+            if not entry.pinned or not space_is_short(self.config.model_dir, self.config.floor):
+                continue
+            self._unpin(step)
+            evidence = (*entry.evidence, "pin given up: too little free space")
+            log.warning("%s: its pin is given up, free space is below --min-free-space", entry.name)
+            if step in present:
+                self._ready[step] = present[step]
+                self._note(entry, Verdict(entry.verdict or COMPLETE, evidence), pinned=False)
+            else:
+                del self._ready[step]
+                self._note(entry, Verdict(GONE, evidence), pinned=False)
+
+    def _unpin(self, step: int) -> None:
+        try:
+            unpin(self.config.model_dir, step)
+        except CheckpointError as error:
+            self._tell(str(error))
+        self.store.update(
+            lambda ledger: ledger.with_entry(step, pinned=False) if step in ledger.entries else ledger
+        )
+
+    # -- start --------------------------------------------------------------------------------------
+
+    def _start(self, budget: Optional[int]) -> int:
+        order = sorted(
+            self._ready,
+            key=lambda step: (
+                self.store.ledger.entry(step).attempts,
+                -step if self.config.newest_first else step,
+            ),
+        )
+        started = 0
+        for step in order:
+            handles: list[Handle] = [entry.running.handle for entry in self._running() if entry.running]
+            if self.launcher.free_slots(handles) == 0 or (budget is not None and started >= budget):
+                break
+            self._start_one(self.store.ledger.entry(step), self._ready.pop(step), handles)
+            started += 1
+        return started
+
+    def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
+        self._redone.add(entry.step)
+        job = self._job(checkpoint)
+        path = self._metrics_path(entry.step)
+        before = stamp(path)
+        if before is not None and entry.result is None:
+            set_aside(path, "unreadable")  # else it would have been taken
+            before = None
+        running = Running(
+            handle={"token": job.token},
+            started_at=self._clock(),
+            log=str(job.log),
+            path=str(checkpoint.path),
+            fingerprint=fingerprint(checkpoint.path),
+            before=before,
+        )
+        # The token is on disk before the job exists: however this ends, it is found again.
+        self.store.update(lambda ledger: ledger.started(entry.step, running))
+        try:
+            handle = self.launcher.submit(job, handles)
+        except LaunchError as error:
+            self._fail(entry, str(error), str(job.log))
+            return
+        self._running_since[entry.step] = self._monotonic()
+        self.store.update(lambda ledger: ledger.started(entry.step, replace(running, handle=handle)))
+        log.info("%s: evaluation started, log: %s", entry.name, job.log)
+
+    def _job(self, checkpoint: Checkpoint) -> Job:
+        model_dir = self.config.model_dir
+        return Job(
+            step=checkpoint.step,
+            token=uuid.uuid4().hex,
+            argv=("bash", str(self.config.eval_script), str(model_dir)),
+            env={**self.config.environment, "CKPT_LIST": str(checkpoint.path)},
+            cwd=self.config.repo_root,
+            log=self.config.log_dir / model_dir.name / f"{checkpoint.name}.log",
+        )
+
+    def _metrics_path(self, step: int) -> Path:
+        return metrics_path(self.config.results_root, self.config.model_dir.name, step)
+
+    def _tell(self, text: str) -> None:
+        """Warn once in this process's life."""
+        if text not in self._told:
+            self._told.add(text)
+            log.warning("%s", text)
+
+
+def _rewritten(before: tuple[tuple[str, int, int], ...], folder: Path) -> bool:
+    """Whether a file was changed or added since; one that was deleted was read before."""
+    known = {name: (size, mtime) for name, size, mtime in before}
+    return any(known.get(name) != (size, mtime) for name, size, mtime in fingerprint(folder))
+
+
+def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The two numbers that people look at, or the first two that there are."""
+    chosen = [name for name in ("HR@10", "NDCG@10") if name in metrics] or list(metrics)[:2]
+    return {name: metrics[name] for name in chosen}
+
+
+def _last_line(path: Path, limit: int = 200) -> str:
+    """The last line of a log that says something, cut to a readable length."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:limit] if said else ""

@@ -1,0 +1,292 @@
+"""A model's ledger in its file: load, carry over from older versions, change, save.
+
+The file keeps the key fields that the first scripts wrote (``processed_steps``, ``failed_steps``,
+``table_rows``, …), so that people and scripts that read them go on; all else is under ``checkpoints``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from eval_sidecar.errors import StateError
+from eval_sidecar.files import held_lock, set_aside, write_json
+from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.results import digest
+from eval_sidecar.types import Result
+
+VERSION = 2
+
+_TABLE_COLUMNS = (
+    *("checkpoint_step", "checkpoint_name"),
+    *("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10"),
+    "metrics_path",
+)
+_OWN_KEYS = {
+    *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
+    *("last_seen_step", "last_update_time", "provable", "session_open", "problem", "where", "writer"),
+    "checkpoints",
+}
+
+
+def stable_hash(value: Mapping[str, Any]) -> str:
+    """SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
+    text = json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
+
+
+def state_path(state_dir: Path, model_dir: str, run_id: str) -> Path:
+    """Where a model's ledger is kept: ``<state dir>/<model>_<12 hex digits>.json``."""
+    return state_dir / f"{model_dir}_{stable_hash({'model_dir': model_dir, 'run_id': run_id})[:12]}.json"
+
+
+def now_text() -> str:
+    """The time now, ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class LedgerStore:
+    """One model's ledger and its file. Changes are atomic, on disk when they return, and thread-safe."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._mutex = threading.Lock()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger as it stands."""
+        return self._ledger
+
+    def update(self, transition: Callable[[Ledger], Ledger]) -> Ledger:
+        """Apply a transition and save; nothing is written where it changes nothing.
+
+        Raises:
+            StateError: where it cannot be saved; the ledger is then as before.
+        """
+        with self._mutex:
+            changed = transition(self._ledger)
+            if changed != self._ledger:
+                changed = replace(changed, updated=now_text())
+                write_json(self.path, to_json(changed))
+                self._ledger = changed
+            return self._ledger
+
+
+@contextlib.contextmanager
+def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterator[LedgerStore]:
+    """Hold a model's ledger for one process.
+
+    Raises:
+        LockedError: where another process holds it.
+        StateError: where the file is corrupt (it is then kept under another name), is from a newer
+            version, or belongs to another model.
+    """
+    with held_lock(path.with_suffix(".lock"), _busy_message(path)):
+        ledger = load(path) or Ledger(model_dir, run_id, run_name)
+        if (ledger.model_dir, ledger.run_id) != (model_dir, run_id):
+            raise StateError(
+                f"{path}: is about {ledger.model_dir} ({ledger.run_id}), not {model_dir} ({run_id});"
+                " was it copied? Move it away or give another --state-dir"
+            )
+        yield LedgerStore(path, replace(ledger, run_name=run_name))
+
+
+def _busy_message(path: Path) -> str:
+    try:
+        ledger = load(path, keep_corrupt=True)
+    except StateError:
+        ledger = None
+    writer = ledger.writer if ledger else None
+    who = f" (pid {writer.get('pid')} on {writer.get('host')}, {writer.get('command')})" if writer else ""
+    return f"{path}: another process works on this model{who}; stop that one first, or leave it to it"
+
+
+def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
+    """Read a ledger; None where there is no file.
+
+    Args:
+        path: The state file.
+        keep_corrupt: Leave a file that cannot be read where it is, for callers that only look.
+
+    Raises:
+        StateError: where the file is corrupt or from a newer version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise TypeError(f"a JSON {type(value).__name__}, not an object")
+        version = int(value.get("version", 1))
+        if version <= VERSION:
+            return from_json(value, path)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        kept = path if keep_corrupt else set_aside(path, "corrupt")
+        raise StateError(
+            f"{path}: the state file is corrupt ({error}); it is kept as {kept.name}."
+            " Start again: what is in results and on the server is found again, nothing is sent twice"
+        ) from error
+    raise StateError(
+        f"{path}: is of version {version}, this program knows up to {VERSION};"
+        " update eval-sidecar, or give another --state-dir"
+    )
+
+
+def to_json(ledger: Ledger) -> dict[str, Any]:
+    """The file's content."""
+    entries = ledger.steps()
+    return {
+        **ledger.extra,
+        "version": VERSION,
+        "model_dir": ledger.model_dir,
+        "run_id": ledger.run_id,
+        "run_name": ledger.run_name,
+        "processed_steps": [entry.step for entry in entries if entry.processed],
+        "failed_steps": {
+            str(entry.step): {**_present(asdict(entry.failure)), "attempts": entry.attempts}
+            for entry in entries
+            if entry.failure is not None
+        },
+        "table_rows": [_table_row(entry) for entry in entries if entry.result is not None],
+        "last_seen_step": max(ledger.entries, default=None),
+        "last_update_time": ledger.updated,
+        "provable": ledger.provable,
+        "session_open": ledger.session_open,
+        "problem": ledger.problem,
+        "where": ledger.where,
+        "writer": ledger.writer,
+        "checkpoints": {str(entry.step): _details(entry) for entry in entries},
+    }
+
+
+def _table_row(entry: Entry) -> dict[str, Any]:
+    assert entry.result is not None
+    own = {"checkpoint_step": entry.step, "checkpoint_name": entry.name, "metrics_path": entry.result.path}
+    return {**own, **entry.result.metrics, **own}
+
+
+def _details(entry: Entry) -> dict[str, Any]:
+    result = entry.result
+    return _present(
+        {
+            "verdict": entry.verdict,
+            "evidence": list(entry.evidence) or None,
+            "first_seen": entry.first_seen,
+            "pinned": entry.pinned or None,
+            "running": _present(asdict(entry.running)) if entry.running else None,
+            "digest": result.digest if result else None,
+            "stamp": list(result.stamp) if result else None,
+            "delivery": _present(asdict(entry.delivery)) if entry.delivery else None,
+        }
+    )
+
+
+def _present(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
+    """Read the file's content, of this version or of the first scripts'.
+
+    In those, a processed step is one that was logged: it is taken as delivered and never sent again.
+    A step that somebody took out of ``processed_steps`` is evaluated again; what was sent is remembered.
+    """
+    first_version = int(value.get("version", 1)) < VERSION
+    details = dict(value.get("checkpoints") or {})
+    rows = {int(row["checkpoint_step"]): row for row in map(_row_as_mapping, value.get("table_rows") or [])}
+    failures = _failures(value.get("failed_steps") or {})
+    processed = {int(step) for step in value.get("processed_steps") or []}
+    entries = {}
+    for step in sorted({*map(int, details), *failures, *processed, *(() if not first_version else rows)}):
+        failure, attempts = failures.get(step, (None, 0))
+        entry = _entry(step, details.get(str(step)) or {}, rows.get(step) if step in processed else None)
+        if first_version and step in processed:
+            carried = Delivery(CONFIRMED, digest=entry.result.digest if entry.result else None, via=CARRIED)
+            entry = replace(entry, delivery=carried)
+        entry = replace(entry, listed=step in processed and entry.result is None)
+        entries[step] = replace(entry, failure=failure, attempts=0 if first_version else attempts)
+    return Ledger(
+        model_dir=str(value.get("model_dir") or path.stem.rpartition("_")[0]),
+        run_id=str(value["run_id"]),
+        run_name=str(value.get("run_name") or ""),
+        entries=entries,
+        provable=bool(value.get("provable", False)),
+        session_open=bool(value.get("session_open", False)),
+        problem=value.get("problem"),
+        where=value.get("where"),
+        writer=value.get("writer"),
+        updated=value.get("last_update_time"),
+        extra={key: item for key, item in value.items() if key not in _OWN_KEYS},
+    )
+
+
+def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any]]) -> Entry:
+    result = None
+    if row is not None:
+        metrics = _row_metrics(row)
+        stamp = details.get("stamp") or (0, 0)
+        result = Result(
+            metrics,
+            str(row.get("metrics_path") or ""),
+            details.get("digest") or digest(metrics),
+            (stamp[0], stamp[1]),
+        )
+    running = details.get("running")
+    if running is not None:
+        before = running.get("before")
+        files = tuple((name, size, mtime) for name, size, mtime in running["fingerprint"])
+        running = Running(**{**running, "fingerprint": files, "before": tuple(before) if before else None})
+    delivery = details.get("delivery")
+    return Entry(
+        step=step,
+        verdict=details.get("verdict"),
+        evidence=tuple(details.get("evidence") or ()),
+        first_seen=details.get("first_seen"),
+        pinned=bool(details.get("pinned", False)),
+        running=running,
+        result=result,
+        delivery=Delivery(**delivery) if delivery else None,
+    )
+
+
+def _row_as_mapping(row: Any) -> dict[str, Any]:  # noqa: ANN401 - as older scripts wrote it
+    return dict(row) if isinstance(row, dict) else dict(zip(_TABLE_COLUMNS, row))
+
+
+def _row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key[len("eval/") :] if key.startswith("eval/") else key: float(number)
+        for key, number in row.items()
+        if key != "checkpoint_step" and isinstance(number, (int, float)) and not isinstance(number, bool)
+    }
+
+
+def _failures(value: Any) -> dict[int, tuple[Failure, int]]:  # noqa: ANN401 - as older scripts wrote it
+    """Failures by step, from ``{step: {...}}``, ``{step: "error"}`` or a list of objects or steps."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    else:
+        items = [
+            (item.get("step", item.get("checkpoint_step")), item) if isinstance(item, dict) else (item, {})
+            for item in value
+        ]
+    found = {}
+    for step, item in items:
+        record = item if isinstance(item, dict) else {"error": str(item)}
+        time = record.get("time") or record.get("failed_at") or record.get("timestamp") or ""
+        error = record.get("error") or record.get("reason") or "no reason was written down"
+        failure = Failure(str(time), str(error), record.get("log"), bool(record.get("final", False)))
+        found[int(step)] = (failure, int(record.get("attempts", 0)))
+    return found
