@@ -1,0 +1,13 @@
+"""What can go wrong in an evaluation, as one error whose text is the whole report."""
+
+from __future__ import annotations
+
+
+class EvaluationError(Exception):
+    """An evaluation cannot be done; the text is one line that says what, where, why and what next."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return what another library's error says, as one line of at most ``limit`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,126 @@
+"""Evaluates checkpoints one after the other: prompts, ranking, metrics, files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from eval_sidecar.genrec.data import ItemIndex, find_targets
+from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.metrics import compute_metrics
+from eval_sidecar.genrec.output import write_results
+from eval_sidecar.genrec.progress import show_progress
+from eval_sidecar.genrec.prompts import (
+    Prompts,
+    encode_items,
+    encode_prompts,
+    load_tokenizer,
+    tokenizer_digest,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Ranker(Protocol):
+    """What turns prompts into ranked items: this process, or several."""
+
+    load_seconds: float
+
+    def rank(
+        self,
+        checkpoint: Path,
+        prompts: Prompts,
+        items: Sequence[Sequence[int]],
+        advance: Callable[[int], None],
+    ) -> list[list[int]]:
+        """Return for each prompt the places of its best items, best first."""
+
+    def close(self) -> None:
+        """Release what ranking holds."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What every checkpoint is evaluated on.
+
+    Attributes:
+        rows: Rows of the test set.
+        index: The items.
+    """
+
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+
+    rows: list[dict[str, Any]]
+    index: ItemIndex
+
+
+class Evaluator:
+    """Evaluates checkpoints on one test set; keeps token ids between checkpoints with one tokenizer."""
+
+    def __init__(
+        self, test_set: TestSet, ranker: Ranker, output_root: Path, num_beams: int, max_new_tokens: int
+    ) -> None:
+        """Take what is common to all checkpoints.
+
+        Args:
+            test_set: Rows and items.
+            ranker: What ranks the items.
+            output_root: Where the results are written.
+            num_beams: Length of the ranked lists.
+            max_new_tokens: Tokens that an item may have, its end included.
+        """
+        self._test_set = test_set
+        self._ranker = ranker
+        self._output_root = output_root
+        self._num_beams = num_beams
+        self._max_new_tokens = max_new_tokens
+        self._encoded: tuple[str, Prompts, list[list[int]]] | None = None
+
+    def evaluate(self, checkpoint: Path) -> dict[str, float]:
+        """Evaluate one checkpoint, write its results, and return its metrics.
+
+        Raises:
+            EvaluationError: It cannot be evaluated.
+        """
+        title = f"{checkpoint.parent.name}/{checkpoint.name}"
+        started = time.monotonic()
+        rows, index = self._test_set.rows, self._test_set.index
+        prompts, items = self._encode(checkpoint)
+        targets = find_targets(rows, index)
+        outside = sum(target is None for target in targets)
+        if outside:
+            log.info(
+                "%s: %d of %d targets are not in the index and count as misses", title, outside, len(rows)
+            )
+        with show_progress(title, len(rows)) as advance:
+            ranked = self._ranker.rank(checkpoint, prompts, items, advance)
+        metrics = compute_metrics(ranked, targets, self._num_beams)
+        predictions = [[index.items[place] for place in row] for row in ranked]
+        folder = write_results(self._output_root, checkpoint, rows, predictions, metrics)
+        seconds, loading = time.monotonic() - started, self._ranker.load_seconds
+        pace = len(rows) / max(seconds - loading, 1e-9)
+        log.info("%s: %d rows in %.1f s", title, len(rows), seconds)
+        log.info("%s: model loaded in %.1f s, then %.1f rows/s; results in %s", title, loading, pace, folder)
+        return metrics
+
+    def _encode(self, checkpoint: Path) -> tuple[Prompts, list[list[int]]]:
+        """Return prompts and items in the checkpoint's tokens."""
+        if not checkpoint.is_dir():
+            raise EvaluationError(f"{checkpoint}: no such checkpoint folder")
+        digest = tokenizer_digest(checkpoint)
+        if self._encoded is None or self._encoded[0] != digest:
+            tokenizer = load_tokenizer(checkpoint)
+            items = encode_items(tokenizer, self._test_set.index)
+            self._encoded = (digest, encode_prompts(tokenizer, self._test_set.rows), items)
+        _, prompts, items = self._encoded
+        longest = max(len(ids) for ids in items) + 1
+        if longest > self._max_new_tokens:
+            raise EvaluationError(
+                f"--max-new-tokens {self._max_new_tokens} is too few: the longest item has {longest} tokens, "
+                "its end included"
+            )
+        return prompts, items

@@ -1,0 +1,160 @@
+"""Shares the rows of a checkpoint among several devices, one process each."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval_sidecar.genrec.devices import Device
+from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.prompts import Prompts
+from eval_sidecar.genrec.search import SearchSettings
+
+_Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
+
+
+class ParallelRanker:
+    """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
+
+    The workers hold the other end of a pipe and leave when it closes, so they never outlive this process,
+    however it ends.
+    """
+
+    def __init__(self, devices: Sequence[Device], settings: SearchSettings) -> None:
+        """Start one worker a device; they load their libraries while this process reads the prompts."""
+        self._devices = list(devices)
+        self._settings = settings
+        self._workers: list[subprocess.Popen[str]] = []
+        #: Seconds that the slowest worker took to load the latest model.
+        self.load_seconds = 0.0
+        self._start()
+
+    def rank(
+        self,
+        checkpoint: Path,
+        prompts: Prompts,
+        items: Sequence[Sequence[int]],
+        advance: Callable[[int], None],
+    ) -> list[list[int]]:
+        """Return for each prompt the places of its best items; see :meth:`.ranking.LocalRanker.rank`.
+
+        Raises:
+            EvaluationError: A worker reports one, or dies.
+        """
+        if not self._workers:
+            self._start()
+        # Dealt out by length, so that every worker gets as much to do.
+        by_length = sorted(range(len(prompts.ids)), key=lambda row: len(prompts.ids[row]))
+        shares = [by_length[number :: len(self._workers)] for number in range(len(self._workers))]
+        shares = [share for share in shares if share]
+        messages: _Messages = queue.SimpleQueue()
+        try:
+            for number, share in enumerate(shares):
+                self._request(number, checkpoint, prompts.select(share), items, messages)
+            answers = self._collect(len(shares), messages, advance)
+        except BaseException:
+            self.close()  # the others would go on with work that nobody waits for
+            raise
+        ranked: list[list[int]] = [[] for _ in prompts.ids]
+        for share, answer in zip(shares, answers):
+            for row, found in zip(share, answer["ranked"]):
+                ranked[row] = found
+        self.load_seconds = max(answer["load_seconds"] for answer in answers)
+        return ranked
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.wait()
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._workers = []
+
+    def _start(self) -> None:
+        package_root = str(Path(__file__).resolve().parents[2])
+        paths = [package_root, os.environ.get("PYTHONPATH", "")]
+        for device in self._devices:
+            environment = {
+                **os.environ,
+                "CUDA_VISIBLE_DEVICES": device.visible,
+                "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            }
+            self._workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "eval_sidecar.genrec.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment,
+                    encoding="utf-8",
+                )
+            )
+
+    def _request(
+        self,
+        number: int,
+        checkpoint: Path,
+        prompts: Prompts,
+        items: Sequence[Sequence[int]],
+        messages: _Messages,
+    ) -> None:
+        """Give a worker its share, and a thread that passes on what it answers."""
+        on_cpu = self._devices[number].name == "cpu"
+        request = {
+            "checkpoint": str(checkpoint),
+            "device": "cpu" if on_cpu else "cuda:0",  # the only one that the worker sees
+            "threads": max(1, (os.cpu_count() or 1) // len(self._devices)) if on_cpu else 0,
+            "settings": asdict(self._settings),
+            **asdict(prompts),
+            "items": items,
+        }
+        worker = self._workers[number]
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, which the reader reports
+        threading.Thread(target=_read, args=(number, worker, messages), daemon=True).start()
+
+    def _collect(
+        self, count: int, messages: _Messages, advance: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        """Return each worker's answer, in the order of the workers."""
+        answers: dict[int, dict[str, Any]] = {}
+        while len(answers) < count:
+            number, message = messages.get()
+            if message is None:
+                code = self._workers[number].wait()
+                place = self._devices[number].visible or "cpu"
+                raise EvaluationError(
+                    f"the process on device {place} ended with code {code}; what it printed stands above"
+                )
+            if "error" in message:
+                raise EvaluationError(message["error"])
+            if "advance" in message:
+                advance(message["advance"])
+            else:
+                answers[number] = message
+        return [answers[number] for number in range(count)]
+
+
+def _read(number: int, worker: subprocess.Popen[str], messages: _Messages) -> None:
+    """Pass on a worker's messages until its answer is complete; None says that it has died."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        message = json.loads(line)
+        messages.put((number, message))
+        if "advance" not in message:
+            return
+    messages.put((number, None))

@@ -1,0 +1,146 @@
+"""Turns rows into prompts and items into token ids, with a checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval_sidecar.genrec.data import ItemIndex
+from eval_sidecar.genrec.errors import EvaluationError, one_line
+
+#: Tokens of a prompt; what exceeds them is cut on the right.
+MAX_PROMPT_TOKENS = 512
+
+#: Everything that decides how a tokenizer reads text.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids.
+
+    Attributes:
+        ids: Token ids of each prompt.
+        padded: For each prompt whether end of sequence counts as present in it, see
+            :func:`encode_prompts`.
+        eos: Token id that ends an item.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    padded: tuple[bool, ...]
+    eos: int
+
+    def select(self, rows: Sequence[int]) -> Prompts:
+        """Return some of the prompts, in the given order."""
+        return Prompts(
+            tuple(self.ids[row] for row in rows), tuple(self.padded[row] for row in rows), self.eos
+        )
+
+
+def load_tokenizer(checkpoint: Path) -> Any:  # noqa: ANN401
+    """Load the tokenizer that a checkpoint brings.
+
+    Raises:
+        EvaluationError: There is none, or it has no chat template or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((checkpoint / name).is_file() for name in TOKENIZER_FILES):
+        raise EvaluationError(
+            f"{checkpoint}: holds no tokenizer (tokenizer.json): save it with the checkpoint "
+            "(Trainer: processing_class=tokenizer)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    except Exception as error:  # transformers decides what broken files raise
+        raise EvaluationError(f"{checkpoint}: its tokenizer cannot be loaded: {one_line(error)}") from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise EvaluationError(
+            f"{checkpoint}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json), so the prompts of the training cannot be rebuilt"
+        )
+    if tokenizer.eos_token_id is None:
+        raise EvaluationError(f"{checkpoint}: its tokenizer has no eos_token, so no item would ever end")
+    return tokenizer
+
+
+def tokenizer_digest(checkpoint: Path) -> str:
+    """Return a hash of a checkpoint's tokenizer files: the same hash gives the same prompts."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = checkpoint / name
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts:  # noqa: ANN401
+    """Put each row into the chat template and return its token ids, cut on the right at 512.
+
+    The padding rule: the reference pads every prompt on the left, with the end-of-sequence token, to the
+    longest prompt of the whole test set, and the repetition penalty does not tell padding from text. So
+    end of sequence counts as present in every prompt that is shorter than the longest one (after the
+    cut). That is a property of the test set alone: batches and devices do not change it.
+
+    Raises:
+        EvaluationError: The template fails on a row, or gives no tokens.
+    """
+    texts = []
+    for number, row in enumerate(rows):
+        messages = [
+            {"role": "system", "content": row["system"]},
+            {"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"},
+        ]
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template may raise anything
+            raise EvaluationError(f"the chat template fails on row {number}: {one_line(error)}") from error
+        texts.append(text)
+    # The template has written the special tokens already.
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = tuple(tuple(tokens[:MAX_PROMPT_TOKENS]) for tokens in encoded)
+    for number, tokens in enumerate(ids):
+        if not tokens:
+            raise EvaluationError(f"row {number}: its prompt has no tokens in this tokenizer")
+    longest = max(len(tokens) for tokens in ids)
+    return Prompts(ids, tuple(len(tokens) < longest for tokens in ids), tokenizer.eos_token_id)
+
+
+def encode_items(tokenizer: Any, index: ItemIndex) -> list[list[int]]:  # noqa: ANN401
+    """Return the token ids of each item of the index.
+
+    An item is read as one text, as a training's answers are: where a semantic-ID token is none of the
+    vocabulary, it splits into several ids, which may run across the border to the next.
+
+    Raises:
+        EvaluationError: An item cannot be told from another one, or not be written at all.
+    """
+    items: list[list[int]] = tokenizer(list(index.items), add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    seen: dict[tuple[int, ...], int] = {}
+    for place, ids in enumerate(items):
+        entry = f"index entry {index.names[place]!r} ({index.items[place]})"
+        if not ids or (unknown is not None and unknown in ids):
+            raise EvaluationError(f"{entry} cannot be written in this tokenizer's vocabulary")
+        if tokenizer.eos_token_id in ids:
+            raise EvaluationError(f"{entry} holds the end-of-sequence token {tokenizer.eos_token!r}")
+        other = seen.setdefault(tuple(ids), place)
+        if other != place:
+            raise EvaluationError(
+                f"{entry} and entry {index.names[other]!r} ({index.items[other]}) are the same to this "
+                "tokenizer: it was probably saved without the semantic-ID tokens"
+            )
+    return items

@@ -1,0 +1,84 @@
+"""One of several processes that share the rows of a checkpoint; started by :mod:`.parallel`.
+
+Reads one JSON request a line from its standard input and answers on its standard output, in lines
+``{"advance": n}``, then ``{"ranked": …, "load_seconds": …}`` or ``{"error": …}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from eval_sidecar.genrec.errors import EvaluationError, one_line
+
+
+def main() -> None:
+    """Serve requests until the parent closes the pipe or dies."""
+    # Ctrl-C reaches the whole group; the parent decides, and its end closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries that print must not end up between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    ranker: Any = None
+    while True:
+        request = json.loads(requests.get())
+        try:
+            if ranker is None:
+                ranker = _start(request)
+            _answer(answers, _rank(ranker, request, answers))
+        except EvaluationError as error:
+            _answer(answers, {"error": str(error)})
+        except Exception as error:  # noqa: BLE001  (the parent reports it; this process stays usable)
+            traceback.print_exc()
+            _answer(answers, {"error": f"{type(error).__name__}: {one_line(error)}"})
+
+
+def _read(requests: queue.SimpleQueue[str]) -> None:
+    """Pass requests on; leave at once when the pipe ends, also in the middle of a search."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
+
+
+def _start(request: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Return a ranker on the one device that this process sees."""
+    import torch
+
+    from eval_sidecar.genrec.ranking import LocalRanker
+    from eval_sidecar.genrec.search import SearchSettings
+
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    return LocalRanker(request["device"], SearchSettings(**request["settings"]))
+
+
+def _rank(ranker: Any, request: dict[str, Any], answers: TextIO) -> dict[str, Any]:  # noqa: ANN401
+    """Return the answer to one request."""
+    from eval_sidecar.genrec.prompts import Prompts
+
+    prompts = Prompts(tuple(tuple(ids) for ids in request["ids"]), tuple(request["padded"]), request["eos"])
+    ranked = ranker.rank(
+        Path(request["checkpoint"]),
+        prompts,
+        request["items"],
+        lambda rows: _answer(answers, {"advance": rows}),
+    )
+    return {"ranked": ranked, "load_seconds": ranker.load_seconds}
+
+
+def _answer(answers: TextIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
