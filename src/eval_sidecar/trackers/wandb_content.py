@@ -1,0 +1,129 @@
+"""What a W&B run shows of a model: config, history rows, summary and table, to the letter.
+
+Pure: no W&B import and no I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional, Union
+
+from eval_sidecar.trackers.base import ServerRow
+from eval_sidecar.types import ModelSpec, Point
+
+STEP = "checkpoint_step"
+PREFIX = "eval/"
+REVISION = "eval/revision"
+TABLE = "eval/checkpoint_table"
+TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")
+TABLE_COLUMNS = (STEP, "checkpoint_name", *TABLE_METRICS, "metrics_path")
+#: Metrics that the summary follows.
+SUMMARY_METRICS = ("HR@10", "NDCG@10")
+#: Names below `PREFIX` that are not metrics, whatever a metrics.json calls its numbers.
+_RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
+
+Scalar = Union[int, float, str]
+
+
+def config_of(spec: ModelSpec) -> dict[str, Scalar]:
+    """The config keys that runs are filtered by."""
+    return {
+        "model_name": spec.model_dir,
+        "dataset": spec.dataset,
+        "cb_setting": spec.cb_setting,
+        "seed": spec.seed,
+        "num_beams": spec.num_beams,
+        "sid_levels": spec.sid_levels,
+        "eval_split": spec.eval_split,
+    }
+
+
+def row_of(point: Point) -> dict[str, Scalar]:
+    """One point as a history row; a result that changed after delivery carries its revision."""
+    row: dict[str, Scalar] = {STEP: point.step}
+    for name, value in point.metrics.items():
+        if name not in _RESERVED:
+            row[PREFIX + name] = value
+    row[PREFIX + "checkpoint_name"] = point.checkpoint_name
+    row[PREFIX + "metrics_path"] = point.metrics_path
+    if point.revision > 0:
+        row[REVISION] = point.revision
+    return row
+
+
+def latest_of(points: Iterable[Point]) -> list[Point]:
+    """The newest revision of each step, ordered by step."""
+    latest: dict[int, Point] = {}
+    for point in points:
+        known = latest.get(point.step)
+        if known is None or point.revision >= known.revision:
+            latest[point.step] = point
+    return [latest[step] for step in sorted(latest)]
+
+
+def summary_of(points: Iterable[Point]) -> dict[str, float]:
+    """Best and last values; the earliest step wins a tie, and what a model lacks has no key."""
+    ordered = latest_of(points)
+    if not ordered:
+        return {}
+    summary: dict[str, float] = {}
+    last = ordered[-1]
+    for name in SUMMARY_METRICS:
+        scored = [point for point in ordered if math.isfinite(point.metrics.get(name, math.nan))]
+        if scored:
+            best = max(scored, key=lambda point: (point.metrics[name], -point.step))
+            summary[f"best_{name.lower()}"] = best.metrics[name]
+            summary[f"best_step_for_{name.lower()}"] = best.step
+        if last in scored:
+            summary[f"last_{name.lower()}"] = last.metrics[name]
+    summary["last_step"] = last.step
+    return summary
+
+
+def table_rows_of(points: Iterable[Point]) -> list[list[Optional[Scalar]]]:
+    """One row for each checkpoint, in the order of `TABLE_COLUMNS`."""
+    return [
+        [
+            point.step,
+            point.checkpoint_name,
+            *(point.metrics.get(name) for name in TABLE_METRICS),
+            point.metrics_path,
+        ]
+        for point in latest_of(points)
+    ]
+
+
+def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
+    """Read a history row back; None where it is no point.
+
+    Rows of older scripts have the same keys. Whole numbers may come as floats, and values that are not
+    finite as strings.
+    """
+    index, step = _whole(row.get("_step")), _whole(row.get(STEP))
+    if index is None or step is None:
+        return None
+    metrics = {}
+    for key, value in row.items():
+        name = key[len(PREFIX) :]
+        if key.startswith(PREFIX) and name not in _RESERVED and _is_finite(value):
+            metrics[name] = float(value)
+    if not metrics and PREFIX + "checkpoint_name" not in row:
+        return None
+    return ServerRow(index=index, step=step, revision=_whole(row.get(REVISION)) or 0, metrics=metrics)
+
+
+def index_of(row: Mapping[str, Any]) -> int:
+    """A history row's `_step`; -1 where it has none."""
+    index = _whole(row.get("_step"))
+    return -1 if index is None else index
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: object) -> Optional[int]:
+    if isinstance(value, (int, float)) and _is_finite(value) and int(value) == value:
+        return int(value)
+    return None

@@ -1,0 +1,353 @@
+"""The process that holds the W&B client, and the only module that imports it.
+
+Reads one JSON request a line from stdin and answers on stdout, each request in a thread of its own.
+Nothing is decided here: `wandb.py` says what to send, and kills this process where it hangs. It ends,
+with the client's background process, as soon as stdin does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Optional, TextIO
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+#: A run of the client, or of its public API. The client's types are unknown where it is not installed.
+Run = Any
+
+#: Steps, not rows, that one history query covers.
+_PAGE = 10_000
+#: Seconds without a heartbeat after which nobody is taken to be writing a run.
+_FRESH_SECONDS = 60.0
+#: How servers, and the client itself, word what has no status in its error.
+_WORDS = (
+    (409, re.compile(r"previously created and deleted", re.I)),
+    (
+        401,
+        re.compile(
+            r"not logged in|invalid api key|relogin|api[ _]key not|no authentication conf|no api key", re.I
+        ),
+    ),
+    (403, re.compile(r"permission denied|forbidden|not have permission", re.I)),
+    (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
+)
+_STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
+_NO_SUCH_QUERY = re.compile(
+    r"cannot query field|unknown (type|argument|field|operation)|not implemented", re.I
+)
+
+
+def quiet_settings(timeouts: Request) -> dict[str, Any]:
+    """Settings for sessions that collect nothing about the machine and give up in bounded time."""
+    settings: dict[str, Any] = {
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "init_timeout": timeouts["init"],
+        "silent": True,
+        "x_disable_machine_info": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_disable_viewer": True,
+        "x_graphql_timeout_seconds": timeouts["request"],
+        "x_file_stream_timeout_seconds": timeouts["request"],
+        "x_file_transfer_timeout_seconds": timeouts["request"],
+        "x_save_requirements": False,
+    }
+    for kind in ("graphql", "file_stream", "file_transfer"):
+        settings[f"x_{kind}_retry_max"] = timeouts["retries"]
+        settings[f"x_{kind}_retry_wait_min_seconds"] = timeouts["retry_wait"]
+        settings[f"x_{kind}_retry_wait_max_seconds"] = 10 * timeouts["retry_wait"]
+    return settings
+
+
+class Client:
+    """The W&B client as this process uses it; made with the first request.
+
+    Raises:
+        ImportError: where wandb is not installed.
+    """
+
+    def __init__(self, timeouts: Request) -> None:
+        import wandb
+
+        self.wandb = wandb
+        # A client older than a setting does not accept it.
+        known = getattr(wandb.Settings, "model_fields", {})
+        quiet = {name: value for name, value in quiet_settings(timeouts).items() if name in known}
+        self.settings = wandb.Settings(**quiet)
+        wandb.setup(settings=self.settings)
+        self._timeout = max(1, int(timeouts["request"]))
+        self._api: Any = None
+        self._loaded: set[str] = set()
+        self._lock = threading.Lock()
+
+    def run(self, path: str) -> Run:
+        """Look a run up, never from the client's cache."""
+        with self._lock:
+            if self._api is None:
+                self._api = self.wandb.Api(timeout=self._timeout)
+            known = path in self._loaded
+        run = self._api.run(path)
+        if known:
+            run.load(force=True)
+        with self._lock:
+            self._loaded.add(path)
+        return run
+
+
+def read(client: Client, request: Request) -> Answer:
+    """Look up a run and all its rows, as scalars."""
+    path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
+    try:
+        run = client.run(path)
+    except (ValueError, client.wandb.errors.CommError) as error:
+        if _is_missing_run(error):
+            return {"exists": False, "rows": [], "writer": None}
+        raise
+    count = getattr(run, "historyLineCount", None) or 0
+    if count and getattr(run, "historyKeys", None) is None:
+        # The client would take this for a run without rows.
+        return {"unsupported": f"the server has {count} rows of {path} and does not say up to which step"}
+    rows = list(_rows_of(run))
+    return {"exists": True, "rows": rows, "writer": _writer_of(run)}
+
+
+def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
+    # Whole rows, although we need few keys: with keys, a scan returns only rows that have all of them, so
+    # rows that are no points would not count for the last index, and optional keys (a revision, a metric
+    # that one model lacks) would hide points. It also goes through the server's sampling, where the scan
+    # without keys asks for the history itself. Without use_cache=False rows exported to Parquet earlier
+    # would be read from this machine's disk, however old.
+    fresh = {"use_cache": False} if "use_cache" in inspect.signature(run.scan_history).parameters else {}
+    for row in run.scan_history(page_size=_PAGE, **fresh):
+        yield {
+            key: value
+            for key, value in row.items()
+            if (key in ("_step", "checkpoint_step") or key.startswith("eval/"))
+            and isinstance(value, (int, float, str))
+        }
+
+
+def _writer_of(run: Run) -> Optional[str]:
+    """Who seems to be writing the run, in words."""
+    heartbeat = getattr(run, "heartbeatAt", None)
+    if run.state != "running" or not heartbeat:
+        return None
+    moment = datetime.strptime(heartbeat[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    age = (datetime.now(timezone.utc) - moment).total_seconds()
+    if age >= _FRESH_SECONDS:
+        return None
+    return f"the run is running, heartbeat {max(0, round(age))} s ago"
+
+
+def send(client: Client, request: Request) -> Answer:
+    """Append rows in one session, or nothing where the run does not stand where it should."""
+    online = request["mode"] == "online"
+    folder = tempfile.mkdtemp(dir=request["scratch"]) if online else request["directory"]
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return _session(client, request, folder, online)
+    finally:
+        if online:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session(client: Client, request: Request, folder: str, online: bool) -> Answer:
+    resume = {"resume": request["resume"]} if online else {}
+    run = client.wandb.init(
+        project=request["project"],
+        entity=request["entity"],
+        id=request["run_id"],
+        name=request["name"],
+        group=request["group"],
+        job_type=request["job_type"],
+        config=request["config"],
+        mode=request["mode"],
+        dir=folder,
+        reinit="create_new",
+        settings=client.settings,
+        **resume,
+    )
+    start = request["start"] if online else None
+    if start is not None and run.starting_step != start:
+        stands = run.starting_step
+        run.finish()
+        return {"stale": stands}
+    finished = False
+    try:
+        _log(client, run, request)
+        run.finish()
+        finished = True
+    finally:
+        if not finished:
+            run.finish(exit_code=1)
+    return {"where": run.url if online and run.url else str(Path(run.dir).parent)}
+
+
+def _log(client: Client, run: Run, request: Request) -> None:
+    # W&B's own summary takes the row logged last, which may be a late checkpoint's: switched off. These
+    # definitions are not carried over to the next session.
+    run.define_metric("checkpoint_step", hidden=True, summary="none")
+    run.define_metric("eval/*", step_metric="checkpoint_step", summary="none")
+    rows, given = request["rows"], request["table"]
+    for index, row in rows[:-1]:
+        run.log(row, step=index)
+    table = client.wandb.Table(columns=given["columns"], data=given["rows"], allow_mixed_types=True)
+    for index, row in rows[-1:]:
+        try:
+            run.log({**row, given["key"]: table}, step=index)
+        except Exception as error:  # noqa: BLE001 - a table that cannot be stored must not cost the point
+            sys.stderr.write(f"{request['run_id']}: the table was not stored: {error}\n")
+            run.log(row, step=index)
+        else:
+            # The page finds the table through the summary. A table that was logged is not stored again.
+            run.summary.update({given["key"]: table})
+    run.summary.update(request["summary"])
+
+
+def _is_missing_run(error: BaseException) -> bool:
+    """Whether the server answered, and the answer was that there is no such run."""
+    missing = any(type(cause).__name__ == "RunNotFoundError" for cause in _causes(error))
+    # Before 0.2x the client raised a bare ValueError with the same words.
+    return missing or str(error).startswith("Could not find run <Run")
+
+
+def _causes(error: Optional[BaseException]) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = getattr(error, "exc", None) or error.__cause__
+
+
+def status_of(error: BaseException) -> Optional[int]:
+    """The HTTP status behind a client's error, from its response or, failing that, from its words."""
+    causes = list(_causes(error))
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        status = getattr(response, "http_status", None) or getattr(response, "status_code", None)
+        if status:
+            return int(status)
+    text = " ".join(str(cause) for cause in causes)
+    for status, words in _WORDS:
+        if words.search(text):
+            return status
+    found = _STATUS.search(text)
+    return int(found.group(1)) if found else None
+
+
+def describe(error: BaseException, request: Request) -> Answer:
+    """One clear line for an error, and whether trying again could help."""
+    path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
+    text = " ".join(str(error).split("\nConsider")[0].split())
+    if isinstance(error, ImportError):
+        message = f"wandb cannot be imported ({text}): pip install 'eval-sidecar[wandb]', or --disable-wandb"
+        return {"error": message, "permanent": True}
+    if request["op"] == "read" and _NO_SUCH_QUERY.search(text):
+        return {"unsupported": f"the server cannot show the rows of {path}: {text}"}
+    status = status_of(error)
+    advice = {
+        401: "W&B does not accept the API key: run `wandb login`, or set WANDB_API_KEY",
+        403: f"no permission for {path}: check the entity, the project and whose API key this is",
+        404: f"entity or project of {path} not found: check --wandb-entity and --wandb-project",
+    }.get(status or 0)
+    if status == 409 and _WORDS[0][1].search(text):
+        advice = (
+            f"{path} was deleted, and W&B does not give a run id out twice: choose another --wandb-run-id"
+        )
+    if advice:
+        return {"error": f"{advice} ({text})", "permanent": True}
+    usage = type(error).__name__ == "UsageError"
+    return {"error": f"{path}: {type(error).__name__}: {text}", "permanent": usage}
+
+
+class Worker:
+    """Answers requests until their source ends."""
+
+    def __init__(self, requests: TextIO, answers: TextIO) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._client: Optional[Client] = None
+        self._client_lock = threading.Lock()
+        self._answer_lock = threading.Lock()
+
+    def serve(self) -> None:
+        """Start a thread for every request; returns when there are no more."""
+        for line in self._requests:
+            threading.Thread(target=self._answer, args=(json.loads(line),), daemon=True).start()
+
+    def _answer(self, request: Request) -> None:
+        operations: dict[str, Callable[[Client, Request], Answer]] = {"read": read, "send": send}
+        try:
+            with self._client_lock:
+                if self._client is None:
+                    self._client = Client(request["timeouts"])
+            answer = operations[request["op"]](self._client, request)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, somebody waits for an answer
+            traceback.print_exc()
+            answer = describe(error, request)
+        line = self._without_key(json.dumps({**answer, "id": request["id"]}))
+        with self._answer_lock:
+            self._answers.write(line + "\n")
+            self._answers.flush()
+
+    def _without_key(self, text: str) -> str:
+        keys = {os.environ.get("WANDB_API_KEY")}
+        if self._client is not None:
+            keys.add(getattr(self._client.wandb.setup().settings, "api_key", None))
+        for key in keys:
+            if key:
+                text = text.replace(key, "***")
+        return text
+
+
+@contextmanager
+def _own_channel() -> Iterator[tuple[TextIO, TextIO]]:
+    """Take stdin and stdout away from everybody else: prompts find no input, prints go to stderr."""
+    with (
+        os.fdopen(os.dup(0), encoding="utf-8") as requests,
+        os.fdopen(os.dup(1), "w", encoding="utf-8") as answers,
+    ):
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)
+        yield requests, answers
+
+
+def kill_children() -> None:
+    """End every process started from here. The client's is in a session of its own: no group reaches it."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def main() -> None:
+    """Serve stdin until it ends, then leave nothing behind."""
+    with _own_channel() as (requests, answers):
+        try:
+            Worker(requests, answers).serve()
+        finally:
+            kill_children()
+            # No farewell: the client's exit handlers would wait for uploads that nobody waits for.
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
