@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import filelock
 
@@ -94,3 +94,21 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def leave_request(path: Path, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+    """Leave a request for the process that holds a ledger."""
+    write_json(path, value)
+
+
+def read_request(path: Path) -> Optional[Any]:  # noqa: ANN401 - what `leave_request` was given
+    """Take a request, if there is one; None where there is none, or where it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+        path.unlink()
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        set_aside(path, "unreadable")
+        return None
+    return value

@@ -99,9 +99,14 @@ class Sidecar:
         self._told: set[str] = set()
 
     @property
+    def is_running(self) -> bool:
+        """Whether anything is being evaluated."""
+        return bool(self._running())
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is being evaluated and nothing waits that could be."""
-        return not self._running() and not self._ready
+        return not self.is_running and not self._ready
 
     def tick(self, budget: Optional[int] = None) -> int:
         """Collect, discover, start.

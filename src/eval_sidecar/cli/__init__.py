@@ -1,0 +1,62 @@
+"""The command line: the only place that prints, and the only one that knows exit codes.
+
+0: everything that should have been done is done. 1: something is not, and the last lines name it.
+2: the command or its input is wrong. 3 (`status`): not running. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+import click
+
+import eval_sidecar
+from eval_sidecar.cli.checkpoints import explain, retry
+from eval_sidecar.cli.manage import start, status, stop, tail
+from eval_sidecar.cli.watch import watch
+from eval_sidecar.errors import SidecarError, UsageError
+
+#: Commands of the first scripts, which do one of two jobs depending on their flags.
+_EITHER = ("run", "once")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(eval_sidecar.__version__, prog_name="eval-sidecar")
+def cli() -> None:
+    """Evaluate every checkpoint of a training once, on one W&B curve per model."""
+
+
+for _command in (watch, start, stop, status, tail, explain, retry):
+    cli.add_command(_command)
+
+
+def resolve(arguments: Sequence[str]) -> list[str]:
+    """Turn ``run``, ``once`` and a bare list of flags into the command that they stand for."""
+    words = list(arguments)
+    if not words or words[0] in ("-h", "--help", "--version"):
+        return words
+    name = words.pop(0) if not words[0].startswith("-") else "run"
+    if name not in _EITHER:
+        return [name, *words]
+    return ["watch", *(["--once"] if name == "once" else []), *words]
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run the command line and exit."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except SidecarError as error:
+        click.echo(f"eval-sidecar: {error}", err=True)
+        code = 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

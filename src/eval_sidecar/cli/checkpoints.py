@@ -1,0 +1,155 @@
+"""``explain`` and ``retry``: one checkpoint's story, and another chance for those that failed."""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from eval_sidecar.checkpoints import pins_folder, step_of
+from eval_sidecar.cli.options import find_path, state_folder
+from eval_sidecar.completeness import changed_at, judge
+from eval_sidecar.errors import LockedError, UsageError
+from eval_sidecar.files import leave_request
+from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.store import load, open_store
+from eval_sidecar.types import Checkpoint
+
+_common = (
+    click.option("--sft-root", required=True, help="Folder that holds the checkpoint-* folders."),
+    click.option("--repo-root", default=".", show_default=True),
+    click.option("--state-dir", help="[default: state/wandb_eval_sidecar in REPO_ROOT]"),
+)
+
+
+def _step(text: str) -> int:
+    step = step_of(text) if not text.isdigit() else int(text)
+    if step is None:
+        raise UsageError(f"{text!r}: give a step, such as 500 or checkpoint-500")
+    return step
+
+
+def _find_ledgers(sft_root: str, repo_root: str, state_dir: Optional[str]) -> tuple[Path, list[Path]]:
+    root = Path(os.path.abspath(repo_root))
+    model_dir = find_path(sft_root, root)
+    folder = state_folder(state_dir, root)
+    pattern = f"{glob.escape(model_dir.name)}_{'[0-9a-f]' * 12}.json"
+    return model_dir, sorted(folder.glob(pattern))
+
+
+@click.command()
+@_common[0]
+@_common[1]
+@_common[2]
+@click.option("--checkpoint-ready-seconds", type=float, default=120.0, show_default=True)
+@click.argument("step")
+def explain(
+    sft_root: str, repo_root: str, state_dir: Optional[str], checkpoint_ready_seconds: float, step: str
+) -> int:
+    """Say where a checkpoint stands, and how that is known."""
+    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir)
+    number = _step(step)
+    ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
+    provable = any(ledger.provable for _, ledger in ledgers)
+    known = _explain_folder(model_dir, number, checkpoint_ready_seconds, provable)
+    for path, ledger in ledgers:
+        if number in ledger.entries:
+            known = True
+            _explain_entry(ledger, ledger.entries[number], path)
+    if not known:
+        raise UsageError(
+            f"checkpoint-{number}: there is no such folder in {model_dir}, and no ledger knows it"
+            f" (looked at {', '.join(map(str, paths)) or 'none'})"
+        )
+    return 0
+
+
+def _explain_folder(model_dir: Path, step: int, quiet_seconds: float, provable: bool) -> bool:
+    """Judge the folder, and its pin, as they are now; False where there is neither."""
+    found = False
+    for folder, what in ((model_dir, "folder"), (pins_folder(model_dir), "pinned")):
+        checkpoint = Checkpoint(step, folder / f"checkpoint-{step}")
+        if not checkpoint.path.is_dir():
+            continue
+        found = True
+        verdict = judge(
+            checkpoint,
+            quiet_seconds=quiet_seconds,
+            unchanged_seconds=time.time() - changed_at(checkpoint.path),
+            trainer_state_expected=provable,
+        )
+        click.echo(f"{what:<12} {checkpoint.path}")
+        click.echo(f"verdict      {verdict.name}")
+        for fact in verdict.evidence:
+            click.echo(f"  - {fact}")
+    return found
+
+
+def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
+    click.echo(f"ledger       {path}")
+    if entry.first_seen:
+        click.echo(f"first seen   {entry.first_seen}, last verdict {entry.verdict}")
+        for fact in entry.evidence:
+            click.echo(f"  - {fact}")
+    if entry.running:
+        click.echo(
+            f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}"
+        )
+    if entry.failure:
+        then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
+        click.echo(
+            f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})"
+        )
+        if entry.failure.log:
+            click.echo(f"             log: {entry.failure.log}")
+    if entry.result:
+        click.echo(f"result       {entry.result.path}")
+        click.echo(
+            "             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items())
+        )
+    if entry.delivery:
+        due = entry.due()
+        status = due.status if due else entry.delivery.status
+        row = f", row {entry.delivery.index}" if entry.delivery.index is not None else ""
+        how = f" ({entry.delivery.via})" if entry.delivery.via else ""
+        click.echo(
+            f"delivery     {status}, revision {entry.delivery.revision}{row}, run {ledger.run_id}{how}"
+        )
+
+
+@click.command()
+@_common[0]
+@_common[1]
+@_common[2]
+@click.argument("steps", nargs=-1)
+def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequence[str]) -> int:
+    """Clear the failures of these checkpoints, or of all, so that they are evaluated again."""
+    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir)
+    numbers = [_step(step) for step in steps]
+    if not paths:
+        raise UsageError(
+            f"{model_dir}: there is no ledger of it in {state_folder(state_dir, Path(repo_root))}"
+        )
+    for path in paths:
+        ledger = load(path, keep_corrupt=True)
+        if ledger is None:
+            continue
+        unknown = [number for number in numbers if number not in ledger.entries]
+        if unknown:
+            raise UsageError(f"{path}: knows nothing of step {', '.join(map(str, unknown))}")
+        cleared = [
+            entry.name for entry in ledger.steps() if entry.failure and (not numbers or entry.step in numbers)
+        ]
+        try:
+            with open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store:
+                store.update(lambda now: now.cleared(numbers or None))
+        except LockedError:
+            leave_request(path.with_suffix(".retry"), numbers)
+            click.echo("the running sidecar takes it from here")
+        click.echo(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
+    return 0

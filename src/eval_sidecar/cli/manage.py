@@ -1,0 +1,117 @@
+"""``start``, ``stop``, ``status`` and ``tail`` of named background instances."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from eval_sidecar import daemon
+from eval_sidecar.cli import show
+from eval_sidecar.cli.watch import manager_folder
+from eval_sidecar.daemon import Instance
+from eval_sidecar.errors import StateError
+from eval_sidecar.status import describe
+from eval_sidecar.store import load
+
+_instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
+#: Flags that commands of the first scripts were given and that mean nothing to these.
+_LENIENT: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.command(context_settings=_LENIENT)
+@_instance_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def start(instance: str, arguments: Sequence[str]) -> None:
+    """Run in the background, with the flags of `run`; returns after the first pass."""
+    chosen = Instance(instance, manager_folder())
+    pid = daemon.start(chosen, ["run", "--instance", instance, *arguments])
+    click.echo(f"started {instance} (pid {pid}), log: {chosen.log_file}")
+
+
+@click.command(context_settings=_LENIENT)
+@_instance_option
+def stop(instance: str) -> None:
+    """End an instance with its evaluations; their checkpoints stay pending."""
+    pid = daemon.stop(Instance(instance, manager_folder()))
+    click.echo(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
+
+
+@click.command(context_settings=_LENIENT)
+@click.option("--instance", envvar="INSTANCE", help="[default: all of them]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(instance: Optional[str], as_json: bool) -> int:
+    """Say what an instance does. Exit code 0 where one runs, 3 where none does."""
+    folder = manager_folder()
+    instances = [Instance(instance, folder)] if instance else daemon.list_instances(folder)
+    states = [_state(chosen) for chosen in instances]
+    if as_json:
+        shown = (states[0] if states else {}) if instance else states
+        click.echo(json.dumps(shown, indent=1, ensure_ascii=False))
+    else:
+        for state in states:
+            _print_state(state)
+        if not states:
+            click.echo(f"no instance has been started from here ({folder})")
+    return 0 if any(state["running"] for state in states) else 3
+
+
+def _state(instance: Instance) -> dict[str, Any]:
+    process = daemon.find_process(instance)
+    record = daemon.read_record(instance)
+    models = []
+    for path in map(Path, record.get("state_files", [])):
+        try:
+            ledger = load(path, keep_corrupt=True)
+        except StateError as error:
+            models.append({"model": path.stem, "problem": str(error)})
+            continue
+        if ledger is not None:
+            models.append(describe(ledger, path))
+    return {
+        "instance": instance.name,
+        "running": process is not None,
+        "pid": process.pid if process else None,
+        "since": process.started if process else None,
+        "log": str(instance.log_file),
+        "models": models,
+    }
+
+
+def _print_state(state: dict[str, Any]) -> None:
+    if state["running"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
+        click.secho(f"{state['instance']}: running (pid {state['pid']}) since {since}", fg="green")
+    else:
+        click.secho(f"{state['instance']}: not running", fg="yellow")
+    for model in state["models"]:
+        if "problem" in model:
+            click.secho(f"  {model['problem']}", fg="red")
+            continue
+        click.echo(f"  {model['model']}: {show.counts_line(model)}")
+        for job in model["running"]:
+            took = max(0, time.time() - job["started_at"])
+            click.echo(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}")
+        for waiting in model["waiting"]:
+            pinned = ", pinned" if waiting["pinned"] else ""
+            click.echo(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
+        if model["last_error"]:
+            click.secho(f"    last error: {model['last_error']}", fg="red")
+        click.echo(f"    ledger {model['state_file']}")
+        click.echo(f"    W&B run {model['run_id']}: {model['where'] or 'no session yet'}")
+    click.echo(f"  log {state['log']}")
+
+
+@click.command(context_settings=_LENIENT)
+@_instance_option
+@click.option(
+    "-n", "--lines", default=50, show_default=True, help="How many of the last lines to begin with."
+)
+def tail(instance: str, lines: int) -> None:
+    """Follow an instance's log for as long as it runs."""
+    for text in daemon.follow_log(Instance(instance, manager_folder()), lines):
+        click.echo(text, nl=False)

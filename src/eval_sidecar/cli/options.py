@@ -1,0 +1,206 @@
+"""Flags of watching, and the one place where they become configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional, TypeVar
+
+import click
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.launchers.local import split_devices
+from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, run_key
+from eval_sidecar.pinning import parse_floor
+from eval_sidecar.sidecar import WatchConfig
+from eval_sidecar.types import ModelSpec
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Variables of the evaluation script, from the flags of the same name.
+_SCRIPT_VARIABLES = (
+    *("category", "python_bin", "batch_size", "max_new_tokens", "num_beams", "temperature"),
+    *("do_sample", "length_penalty", "sid_levels", "seed"),
+)
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--repo-root", default=".", show_default=True, help="Where the evaluation script runs; results/ is below it."),
+    click.option("--sft-root", help="Folder that holds the checkpoint-* folders.  [required]"),
+    click.option("--eval-script", default="evaluate_sft_3b.sh", show_default=True, help="Run as `bash SCRIPT SFT_ROOT`."),
+    click.option("--test-data-path", envvar="TEST_DATA_PATH", help="Test set.  [default: data/CATEGORY/sft/test.json]"),
+    click.option("--index-path", envvar="INDEX_PATH", help="Item index.  [default: data/CATEGORY/id2sid.json]"),
+    click.option("--category", envvar="CATEGORY", default="Industrial_and_Scientific", show_default=True),
+    click.option("--cuda-list", envvar="CUDA_LIST", default="0", show_default=True, help='GPUs, such as "0 1 2 3".'),
+    click.option("--gpus-per-eval", type=int, default=0, help="Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one."),
+    click.option("--python-bin", envvar="PYTHON_BIN", help="Python of the evaluation script.  [default: this one]"),
+    click.option("--batch-size", envvar="BATCH_SIZE", type=int, default=8, show_default=True),
+    click.option("--max-new-tokens", envvar="MAX_NEW_TOKENS", type=int, default=256, show_default=True),
+    click.option("--num-beams", envvar="NUM_BEAMS", type=int, default=50, show_default=True),
+    click.option("--temperature", envvar="TEMPERATURE", type=float, default=1.0, show_default=True),
+    click.option("--do-sample", envvar="DO_SAMPLE", type=bool, default=False, show_default=True, metavar="True|False"),
+    click.option("--length-penalty", envvar="LENGTH_PENALTY", type=float, default=0.0, show_default=True),
+    click.option("--sid-levels", envvar="SID_LEVELS", type=int, default=-1, show_default=True, help="Levels of a semantic ID to use; <= 0 means all."),
+    click.option("--seed", envvar="SEED", type=int, default=42, show_default=True),
+    click.option("--poll-interval-seconds", type=click.FloatRange(min=0.05), default=60.0, show_default=True),
+    click.option("--checkpoint-ready-seconds", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Quiet period of a checkpoint that cannot be proved complete."),
+    click.option("--max-pending-per-cycle", type=click.IntRange(min=0), default=0, show_default=True, help="Evaluations a cycle may start; 0 means any number."),
+    click.option("--order", type=click.Choice(["oldest", "newest"]), default="oldest", show_default=True, help="Which checkpoint comes first."),
+    click.option("--eval-timeout-seconds", type=click.FloatRange(min=0), default=86400.0, show_default=True, help="End an evaluation that takes longer; 0 means never."),
+    click.option("--min-free-space", default="1%", show_default=True, help="Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation."),
+    click.option("--force-eval", is_flag=True, help="Evaluate every checkpoint that is there once more."),
+    click.option("--once", is_flag=True, help="Do what can be done now, then end."),
+    click.option("--state-dir", help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]"),
+    click.option("--instance", envvar="INSTANCE", help="Name for `status`, `tail` and `stop`."),
+    click.option("--dataset", help="Data set of the run.  [default: from .../DATASET/sft/test.json]"),
+    click.option("--cb-setting", help="Codebook setting of the run.  [default: from the model's name]"),
+    click.option("--eval-split", help="Split of the run.  [default: the test file's name]"),
+    click.option("--disable-wandb", is_flag=True, help="Evaluate only; a later pass without this delivers."),
+    click.option("--wandb-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True),
+    click.option("--wandb-entity", envvar="WANDB_ENTITY"),
+    # Not from WANDB_RUN_ID: a training in the same shell has that set for its own run.
+    click.option("--wandb-run-id", help="[default: eval-<hash of model, data set, codebook, split>]"),
+    click.option("--wandb-run-name", help="[default: <model>-eval]"),
+    click.option("--wandb-mode", envvar="WANDB_MODE", type=click.Choice(["online", "offline", "disabled"]), help="[default: online where a key is configured, else offline]"),
+    click.option("--wandb-resume", envvar="WANDB_RESUME", default="allow", show_default=True),
+    click.option("--wandb-job-type", envvar="WANDB_JOB_TYPE", default="eval", show_default=True),
+    click.option("--confirm-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="How long a server may take to show a point before it counts as not delivered."),
+)  # fmt: skip
+
+
+def watch_options(command: _F) -> _F:
+    """Give a command every flag of watching."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class WatchPlan:
+    """Everything that watching needs, checked.
+
+    Attributes:
+        config: What to evaluate and how.
+        spec: The model and its run.
+        state_dir: Where the ledger is.
+        device_lists: One value of ``CUDA_LIST`` for each evaluation at a time.
+        flags: The flags as given, for what concerns the command line alone.
+    """
+
+    config: WatchConfig
+    spec: ModelSpec
+    state_dir: Path
+    device_lists: tuple[str, ...]
+    flags: Mapping[str, Any]
+
+
+def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
+    """Check the flags and what they name.
+
+    Raises:
+        UsageError: naming the flag and the path that are wrong.
+    """
+    repo_root = Path(os.path.abspath(flags["repo_root"]))
+    _require_folder(repo_root, "--repo-root")
+    if not flags["sft_root"]:
+        raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
+    model_dir = find_path(flags["sft_root"], repo_root)
+    _require_folder(model_dir, "--sft-root")
+    eval_script = find_path(flags["eval_script"], repo_root)
+    _require_file(eval_script, "--eval-script", f"--repo-root is {repo_root}")
+    data = Path("data") / flags["category"]
+    test_data = find_path(flags["test_data_path"] or data / "sft" / "test.json", repo_root)
+    _require_file(test_data, "--test-data-path", "the test set")
+    index = find_path(flags["index_path"] or data / "id2sid.json", repo_root)
+    _require_file(index, "--index-path", "the item index")
+    _require_writable(repo_root / "results")
+    environment = {name.upper(): str(flags[name]) for name in _SCRIPT_VARIABLES}
+    environment.update(
+        PYTHON_BIN=flags["python_bin"] or sys.executable,
+        TEST_DATA_PATH=str(test_data),
+        INDEX_PATH=str(index),
+    )
+    config = WatchConfig(
+        model_dir=model_dir,
+        repo_root=repo_root,
+        eval_script=eval_script,
+        environment=environment,
+        log_dir=log_folder / "evaluations",
+        ready_seconds=flags["checkpoint_ready_seconds"],
+        max_pending=flags["max_pending_per_cycle"],
+        newest_first=flags["order"] == "newest",
+        force=flags["force_eval"],
+        time_limit=flags["eval_timeout_seconds"],
+        floor=parse_floor(flags["min_free_space"]),
+    )
+    return WatchPlan(
+        config=config,
+        spec=_spec(flags, model_dir.name, test_data),
+        state_dir=state_folder(flags["state_dir"], repo_root),
+        device_lists=split_devices(flags["cuda_list"], flags["gpus_per_eval"]),
+        flags=flags,
+    )
+
+
+def _spec(flags: Mapping[str, Any], model: str, test_data: Path) -> ModelSpec:
+    dataset = flags["dataset"] or dataset_of_test_data(test_data, flags["category"])
+    cb_setting = flags["cb_setting"] or infer_cb_setting(model)
+    eval_split = flags["eval_split"] or test_data.stem
+    return ModelSpec(
+        model_dir=model,
+        dataset=dataset,
+        cb_setting=cb_setting,
+        eval_split=eval_split,
+        seed=flags["seed"],
+        num_beams=flags["num_beams"],
+        sid_levels=flags["sid_levels"],
+        project=flags["wandb_project"],
+        entity=flags["wandb_entity"] or None,
+        run_id=flags["wandb_run_id"] or f"eval-{run_key(model, dataset, cb_setting, eval_split)}",
+        run_name=flags["wandb_run_name"] or f"{model}-eval",
+    )
+
+
+def state_folder(given: Optional[str], repo_root: Path) -> Path:
+    """The folder of the ledgers: as given, or the default below the repository root."""
+    return Path(os.path.abspath(given)) if given else repo_root / "state" / "wandb_eval_sidecar"
+
+
+def find_path(given: Any, repo_root: Path) -> Path:  # noqa: ANN401 - text or path
+    """An absolute path: below the repository root where it is there, else from the working folder.
+
+    Symbolic links stay as they are: the last part of a model dir's path is the model's name.
+    """
+    below_root = repo_root / Path(given).expanduser()
+    chosen = below_root if below_root.exists() else Path(given).expanduser()
+    return Path(os.path.abspath(chosen))
+
+
+def _require_folder(path: Path, flag: str) -> None:
+    if not path.exists():
+        raise UsageError(f"{flag} {path}: there is no such folder")
+    if not path.is_dir():
+        raise UsageError(f"{flag} {path}: is a file, not a folder")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"{flag} {path}: may not be read by this user")
+
+
+def _require_file(path: Path, flag: str, what: str) -> None:
+    if not path.exists():
+        raise UsageError(f"{flag} {path}: there is no such file ({what})")
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: is no file ({what})")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{flag} {path}: may not be read by this user ({what})")
+
+
+def _require_writable(results: Path) -> None:
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe = results / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{results}: results cannot be written there ({error.strerror})") from error

@@ -1,0 +1,68 @@
+"""Which tracker a command reports to, by its flags and by what is configured."""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.trackers.base import Tracker
+
+_DEFAULT_SERVER = "https://api.wandb.ai"
+
+
+def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Optional[str]]:
+    """The W&B mode, None for no W&B at all; and why, where the user did not choose it.
+
+    Raises:
+        UsageError: where W&B is wanted and not installed.
+    """
+    if disabled or given == "disabled":
+        return None, None
+    if importlib.util.find_spec("wandb") is None:
+        raise UsageError(
+            "wandb is not installed for this Python: pip install 'eval-sidecar[wandb]', or add --disable-wandb"
+            " and deliver later"
+        )
+    if given is not None:
+        return given, None
+    if has_key():
+        return "online", None
+    return "offline", (
+        "no W&B key is configured (WANDB_API_KEY or `wandb login`): reporting offline;"
+        " a later pass with a key delivers everything"
+    )
+
+
+def has_key() -> bool:
+    """Whether a key for the server is in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    server = os.environ.get("WANDB_BASE_URL") or _DEFAULT_SERVER
+    host = urllib.parse.urlsplit(server).hostname or ""
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def open_tracker(flags: Mapping[str, Any], mode: Optional[str], state_file: Path) -> Optional[Tracker]:
+    """The tracker for a mode, or None where there is none."""
+    if mode is None:
+        return None
+    from eval_sidecar.trackers.wandb import WandbSettings, WandbTracker
+
+    settings = WandbSettings(
+        mode=mode,
+        resume=flags["wandb_resume"],
+        job_type=flags["wandb_job_type"],
+        directory=Path(os.path.abspath(os.environ.get("WANDB_DIR") or ".")),
+        log=state_file.with_suffix(".wandb.log"),
+    )
+    return WandbTracker(settings)

@@ -1,0 +1,168 @@
+"""What people see: live progress, the table of results, and the lines under it. Plain text in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.results import best_step
+from eval_sidecar.status import HEADLINE, describe
+from eval_sidecar.store import LedgerStore
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+def set_up_logging() -> None:
+    """Log to the screen in colours where there is one, else as plain lines with the time."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(
+            console=_console(), show_path=False, markup=False, highlighter=None, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger = logging.getLogger("eval_sidecar")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+_shared_console: Optional[Console] = None
+
+
+def _console() -> Console:
+    """One console for log lines and for progress, so that they do not write over each other."""
+    global _shared_console  # noqa: PLW0603 - a screen there is only one of
+    if _shared_console is None:
+        from rich.console import Console
+
+        _shared_console = Console(stderr=True)
+    return _shared_console
+
+
+@contextlib.contextmanager
+def progress(store: LedgerStore) -> Iterator[None]:
+    """Show what is going on, at the bottom of a terminal; in a log file, show nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.live import Live
+
+    with Live(
+        get_renderable=lambda: _progress(store.ledger, store.path),
+        console=_console(),
+        refresh_per_second=4,
+        transient=True,
+    ):
+        yield
+
+
+def _progress(ledger: Ledger, path: Path) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    state = describe(ledger, path)
+    grid = Table.grid(padding=(0, 2))
+    head = Text(state["model"], "bold")
+    head.append(f"  {counts_line(state)}", "default")
+    grid.add_row(head)
+    for job in state["running"]:
+        line = Text(f"  {job['checkpoint']} ", "cyan")
+        line.append(f"{max(0, time.time() - job['started_at']):.0f} s  ", "default")
+        line.append(_log_end(Path(job["log"])), "dim")
+        grid.add_row(line)
+    return grid
+
+
+def counts_line(state: dict[str, Any]) -> str:
+    """The numbers of a model in one line; those that are zero and expected to be are left out."""
+    parts = [f"{state['evaluated']} evaluated"]
+    parts += [f"{len(state['running'])} running"] if state["running"] else []
+    waiting = state["pending"] - len(state["running"])
+    parts += [f"{waiting} pending"] if waiting else []
+    for key, words in (
+        ("failed", "failed"),
+        ("gone", "deleted before evaluation"),
+        ("abandoned", "never completed"),
+        ("undelivered", "to be delivered"),
+        ("unconfirmed", "unconfirmed"),
+    ):
+        parts += [f"{state[key]} {words}"] if state[key] else []
+    parts += [
+        f"best {metric} {best['value']:.4f} at {best['step']}" for metric, best in state["best"].items()
+    ]
+    return " · ".join(parts)
+
+
+def _log_end(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 2048))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:80] for line in reversed(lines) if line.strip()), "")
+
+
+def results_table(ledger: Ledger) -> None:
+    """Print one row a checkpoint, the best marked; nothing where there are no results."""
+    results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
+    if not results:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [metric for metric in HEADLINE if any(metric in metrics for metrics in results.values())]
+    shown = shown or sorted({name for metrics in results.values() for name in metrics})[:4]
+    best = {metric: best_step(results, metric) for metric in shown}
+    table = Table(title=ledger.model_dir, title_justify="left")
+    table.add_column("step", justify="right")
+    for metric in shown:
+        table.add_column(metric, justify="right")
+    table.add_column("delivered")
+    table.add_column("")
+    for step, metrics in results.items():
+        is_best = step == best[shown[0]]
+        numbers = [f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in shown]
+        mark = "<- best" if is_best else ""
+        table.add_row(
+            *(str(step), *numbers, _delivered(ledger.entry(step)), mark),
+            style="bold green" if is_best else None,
+        )
+    Console().print(table)
+
+
+def _delivered(entry: Entry) -> str:
+    due = entry.due()
+    return due.status if due else "confirmed"
+
+
+def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Optional[str]) -> None:
+    """Print where everything is."""
+    click.echo(f"results      {results}")
+    click.echo(f"ledger       {state_file}")
+    click.echo(f"logs         {logs / ledger.model_dir}")
+    if mode is None:
+        click.echo("W&B          off: nothing was delivered; a pass without --disable-wandb delivers it")
+    else:
+        click.echo(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
+
+
+def problems(lines: Sequence[str]) -> None:
+    """Print what is not done, last, so that it is what remains on the screen."""
+    for line in lines:
+        click.secho(f"NOT DONE     {line}", fg="red", err=True)

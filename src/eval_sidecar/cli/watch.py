@@ -1,0 +1,185 @@
+"""``eval-sidecar watch``: wires the flags to a sidecar, a courier and a screen, and runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from eval_sidecar.checkpoints import OWN_FOLDER
+from eval_sidecar.cli import show
+from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
+from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.courier import Courier
+from eval_sidecar.daemon import Instance, register, unregister
+from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.files import held_lock
+from eval_sidecar.launchers.local import LocalLauncher
+from eval_sidecar.loop import run_loop
+from eval_sidecar.notices import watch_folders
+from eval_sidecar.sidecar import Sidecar
+from eval_sidecar.status import unfinished
+from eval_sidecar.store import LedgerStore, open_store, state_path
+
+log = logging.getLogger(__name__)
+
+#: How long a session under way may go on after the program was asked to stop, in seconds.
+_LAST_SESSION_SECONDS = 20.0
+
+
+def manager_folder() -> Path:
+    """``MANAGER_DIR``: where instances have their logs and pid files."""
+    return Path(os.path.abspath(os.environ.get("MANAGER_DIR") or "log/eval_sidecar"))
+
+
+@click.command()
+@watch_options
+def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
+    """Evaluate the checkpoints of a training as they appear, and report them to W&B."""
+    plan = plan_watch(flags, manager_folder())
+    mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
+    show.set_up_logging()
+    path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
+    instance = Instance(flags["instance"], manager_folder()) if flags["instance"] else None
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(
+            open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
+        )
+        stack.enter_context(_only_one(plan.config.model_dir))
+        tracker = open_tracker(flags, mode, path)
+        if reason:
+            log.warning("%s", reason)
+        courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
+        stack.enter_context(_registered(instance if not flags["once"] else None, path))
+        store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
+        _run(plan, store, courier, instance)
+    return _report(plan, store, mode)
+
+
+def _run(
+    plan: WatchPlan, store: LedgerStore, courier: Optional[Courier], instance: Optional[Instance]
+) -> None:
+    once = plan.flags["once"]
+    wake, stop = threading.Event(), threading.Event()
+    sidecar = Sidecar(plan.config, store, LocalLauncher(plan.device_lists))
+    request = store.path.with_suffix(".retry")
+
+    def mark_ready() -> None:
+        if instance is not None and not once:
+            register(instance, **_record(store.path), ready=True)
+
+    with _stopping(stop, wake), show.progress(store):
+        if not once:
+            folders = [plan.config.model_dir, store.path.parent]
+            watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake, stop)
+        if courier is not None:
+            courier.start()
+        try:
+            run_loop(
+                *(sidecar, courier),
+                once=once,
+                poll_seconds=plan.flags["poll_interval_seconds"],
+                retry_request=request,
+                wake=wake,
+                stop=stop,
+                on_first_pass=mark_ready,
+            )
+        except BaseException:
+            # A second signal, or a ledger that cannot be saved: no evaluation is left behind.
+            with contextlib.suppress(StateError):
+                sidecar.cancel()
+            raise
+        finally:
+            asked_to_stop = stop.is_set()
+            stop.set()
+            if courier is not None:
+                courier.finish(
+                    deliver_rest=once and not asked_to_stop and sys.exc_info()[0] is None,
+                    timeout=_LAST_SESSION_SECONDS if asked_to_stop else None,
+                )
+
+
+def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str]) -> int:
+    ledger = store.ledger
+    show.results_table(ledger)
+    show.places(ledger, plan.config.results_root / ledger.model_dir, store.path, plan.config.log_dir, mode)
+    left = unfinished(ledger, expects_delivery=mode is not None, expects_confirmation=mode == "online")
+    show.problems(left)
+    return 1 if left and plan.flags["once"] else 0
+
+
+def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:
+    """Whether this program writes that path itself: pins and ledgers, but not the requests to it."""
+    if changed.parent == state_dir:
+        return changed != request
+    return OWN_FOLDER in changed.parts
+
+
+def _writer(flags: dict[str, Any]) -> dict[str, Any]:
+    command = f"instance {flags['instance']}" if flags["instance"] else "eval-sidecar watch"
+    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
+
+
+def _record(state_file: Path) -> dict[str, Any]:
+    return {"state_files": [str(state_file)], "job": "watch"}
+
+
+@contextlib.contextmanager
+def _registered(instance: Optional[Instance], state_file: Path) -> Iterator[None]:
+    if instance is None:
+        yield
+        return
+    register(instance, **_record(state_file), ready=False)
+    try:
+        yield
+    finally:
+        unregister(instance)
+
+
+@contextlib.contextmanager
+def _only_one(model_dir: Path) -> Iterator[None]:
+    """Keep a second sidecar off this model dir, even one with another state folder."""
+    lock = held_lock(
+        model_dir / OWN_FOLDER / "lock",
+        f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
+        " two would evaluate everything twice",
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except LockedError:
+            raise
+        except StateError as error:
+            log.warning("%s: nothing keeps a second sidecar off this folder", error)
+        yield
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event, wake: threading.Event) -> Iterator[None]:
+    """Turn the first signal into a request to stop; a second one interrupts at once."""
+
+    def ask(number: int, _frame: object) -> None:
+        log.info("%s: ending evaluations; their checkpoints stay pending", signal.Signals(number).name)
+        for other in previous:
+            signal.signal(other, signal.default_int_handler)
+        stop.set()
+        wake.set()
+
+    previous = {
+        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

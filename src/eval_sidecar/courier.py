@@ -1,0 +1,121 @@
+"""Delivers in the background, so that a slow server delays nothing else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Callable, Optional
+
+from eval_sidecar.delivery import Report, deliver
+from eval_sidecar.ledger import PENDING
+from eval_sidecar.store import LedgerStore
+from eval_sidecar.trackers.base import Tracker
+from eval_sidecar.types import ModelSpec
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a delivery that failed is tried again; the last one repeats.
+_RETRY_SECONDS = (15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class Courier:
+    """One thread that brings a model's results to a tracker as they come.
+
+    Args:
+        store: The model's ledger.
+        tracker: Where points go.
+        spec: The model and its run.
+        settle_seconds: How long a server may take to show a row that it has.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        tracker: Tracker,
+        spec: ModelSpec,
+        settle_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._tracker = tracker
+        self._spec = spec
+        self._settle_seconds = settle_seconds
+        self._clock = clock
+        self._wanted = threading.Event()
+        self._ending = threading.Event()
+        self._failures = 0
+        self._broken: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    def start(self) -> None:
+        """Begin; what is due from before is delivered at once."""
+        self._wanted.set()
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that there may be something new to deliver.
+
+        Raises:
+            BaseException: what ended the thread, where something did (the ledger cannot be saved).
+        """
+        if self._broken is not None:
+            raise self._broken
+        if any(due.status == PENDING for entry in self._store.ledger.due() if (due := entry.due())):
+            self._wanted.set()
+
+    def finish(self, *, deliver_rest: bool, timeout: Optional[float] = None) -> Report:
+        """End the thread.
+
+        Args:
+            deliver_rest: Deliver what is still due, however long the server takes; else only the
+                session under way is waited for.
+            timeout: Seconds for that session; afterwards the tracker is closed over its head, and what
+                became of it is looked up the next time.
+        """
+        self._ending.set()
+        self._wanted.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        if self._broken is not None:
+            raise self._broken
+        report = Report(where=self._store.ledger.where)
+        if deliver_rest:
+            report = deliver(
+                self._store, self._tracker, self._spec, settle_seconds=self._settle_seconds, clock=self._clock
+            )
+        self._tracker.close()
+        return report
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._wanted.wait(self._retry_seconds())
+                self._wanted.clear()
+                if not self._ending.is_set():
+                    self._deliver()
+        except BaseException as error:  # carried to the main thread, which raises it
+            self._broken = error
+
+    def _deliver(self) -> None:
+        known = self._store.ledger.problem
+        report = deliver(
+            *(self._store, self._tracker, self._spec),
+            settle_seconds=self._settle_seconds,
+            pause=self._ending.wait,
+            clock=self._clock,
+        )
+        self._failures = self._failures + 1 if report.problem else 0
+        if report.problem and report.problem != known:
+            log.error("delivery: %s; it is tried again until it succeeds", report.problem)
+        elif report.sent or report.confirmed or report.already:
+            log.info(
+                "delivery: %d sent, %d confirmed, %d already there, %d unconfirmed (%s)",
+                *(report.sent, report.confirmed, report.already, report.unconfirmed, report.where),
+            )
+
+    def _retry_seconds(self) -> Optional[float]:
+        if not self._failures:
+            return None
+        return _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1]

@@ -1,0 +1,62 @@
+"""Passes, one after the other, until there is nothing left to do or the program is asked to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.courier import Courier
+from eval_sidecar.files import read_request
+from eval_sidecar.sidecar import Sidecar
+
+#: Seconds between two looks at evaluations under way.
+_JOB_PAUSE = 0.25
+
+
+def run_loop(
+    sidecar: Sidecar,
+    courier: Optional[Courier],
+    *,
+    once: bool,
+    poll_seconds: float,
+    retry_request: Path,
+    wake: threading.Event,
+    stop: threading.Event,
+    on_first_pass: Callable[[], None] = lambda: None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run passes.
+
+    Args:
+        sidecar: What a pass is.
+        courier: Is told after each pass that results may be there.
+        once: End when nothing runs and nothing is ready; else only when asked to stop.
+        poll_seconds: Longest time between two passes.
+        retry_request: File by which `eval-sidecar retry` asks for failures to be cleared.
+        wake: Set by whoever knows of something new.
+        stop: Set to end; evaluations under way are then ended.
+        on_first_pass: Called after the first pass.
+        monotonic: Seconds since some moment.
+    """
+    limit = sidecar.config.max_pending
+    cycle_began, started = monotonic(), 0
+    first = True
+    while not stop.is_set():
+        wake.clear()
+        if (steps := read_request(retry_request)) is not None:
+            sidecar.store.update(lambda ledger, steps=steps: ledger.cleared(steps or None))
+        if not once and monotonic() - cycle_began >= poll_seconds:
+            cycle_began, started = monotonic(), 0
+        started += sidecar.tick(limit - started if limit else None)
+        if courier is not None:
+            courier.notify()
+        if first:
+            on_first_pass()
+            first = False
+        exhausted = bool(limit) and started >= limit
+        if once and (sidecar.is_idle or (exhausted and not sidecar.is_running)):
+            return
+        wake.wait(_JOB_PAUSE if sidecar.is_running else poll_seconds)
+    sidecar.cancel()

@@ -1,0 +1,98 @@
+"""What a person wants to know of a ledger: counts, what runs, the best so far, what went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+from eval_sidecar.completeness import ABANDONED, GONE
+from eval_sidecar.ledger import PENDING, SENT, Entry, Ledger
+from eval_sidecar.results import best_step
+
+#: The metrics that have a best, where the results hold them.
+HEADLINE = ("HR@10", "NDCG@10")
+
+
+def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
+    """A ledger's state as plain JSON, the same for `status --json` and for people."""
+    entries = ledger.steps()
+    results = {entry.step: entry.result.metrics for entry in entries if entry.result}
+    dues = [due for entry in entries if (due := entry.due())]
+    return {
+        "model": ledger.model_dir,
+        "run_id": ledger.run_id,
+        "run_name": ledger.run_name,
+        "state_file": str(state_file),
+        "where": ledger.where,
+        "evaluated": sum(entry.processed for entry in entries),
+        "running": [_running(entry) for entry in entries if entry.running],
+        "pending": sum(entry.is_pending for entry in entries),
+        "waiting": [_waiting(entry) for entry in entries if entry.is_pending and not entry.running],
+        "failed": sum(entry.has_failed for entry in entries),
+        "gone": sum(entry.verdict == GONE and not entry.processed for entry in entries),
+        "abandoned": sum(entry.verdict == ABANDONED and not entry.processed for entry in entries),
+        "undelivered": sum(due.status == PENDING for due in dues),
+        "unconfirmed": sum(due.status == SENT for due in dues),
+        "best": {
+            metric: {"step": step, "value": results[step][metric]}
+            for metric in HEADLINE
+            if (step := best_step(results, metric)) is not None
+        },
+        "last_error": last_error(ledger),
+        "updated": ledger.updated,
+    }
+
+
+def last_error(ledger: Ledger) -> Optional[str]:
+    """The newest thing that went wrong and is not mended; None where all is well."""
+    failures = [(entry.failure.time, entry) for entry in ledger.steps() if entry.failure]
+    if failures:
+        _, entry = max(failures, key=lambda pair: (pair[0], pair[1].step))
+        assert entry.failure is not None
+        where = f"; log: {entry.failure.log}" if entry.failure.log else ""
+        return f"{entry.name}: {entry.failure.error}{where}"
+    return f"delivery: {ledger.problem}" if ledger.problem else None
+
+
+def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: bool) -> list[str]:
+    """What should have been done and is not, one line each; empty where everything is done.
+
+    Args:
+        ledger: The ledger after a pass.
+        expects_delivery: Whether points were to be delivered at all.
+        expects_confirmation: Whether they could be read back.
+    """
+    lines = []
+    for entry in ledger.steps():
+        if entry.has_failed and entry.failure:
+            log = f"; log: {entry.failure.log}" if entry.failure.log else ""
+            lines.append(f"{entry.name}: evaluation failed: {entry.failure.error}{log}")
+        elif entry.verdict == GONE and not entry.processed:
+            lines.append(f"{entry.name}: was deleted before it could be evaluated")
+    for status, wanted, words in (
+        (PENDING, expects_delivery, "not delivered"),
+        (SENT, expects_confirmation, "sent, but not confirmed"),
+    ):
+        names = [entry.name for entry in ledger.due() if (due := entry.due()) and due.status == status]
+        if wanted and names:
+            lines.append(
+                f"{len(names)} points {words}: {', '.join(names)}"
+                + (f": {ledger.problem}" if ledger.problem else "")
+            )
+    return lines
+
+
+def _running(entry: Entry) -> dict[str, Any]:
+    assert entry.running is not None
+    return {
+        "checkpoint": entry.name,
+        "step": entry.step,
+        "started_at": entry.running.started_at,
+        "log": entry.running.log,
+        "attempt": entry.attempts + 1,
+        "job": {key: entry.running.handle[key] for key in ("pid", "devices") if key in entry.running.handle},
+    }
+
+
+def _waiting(entry: Entry) -> dict[str, Any]:
+    return {"checkpoint": entry.name, "step": entry.step, "verdict": entry.verdict, "pinned": entry.pinned}
