@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Evaluates the checkpoints of one model: bash evaluate_sft_3b.sh <sft-root>
+#
+# Results go to results/<model>/<checkpoint>/ under the current directory. Everything else comes from the
+# environment: CATEGORY CUDA_LIST PYTHON_BIN TEST_DATA_PATH INDEX_PATH BATCH_SIZE MAX_NEW_TOKENS NUM_BEAMS
+# TEMPERATURE DO_SAMPLE LENGTH_PENALTY SID_LEVELS SEED CKPT_LIST.
+#
+# CKPT_LIST: names of checkpoints under <sft-root>, or absolute paths, separated by white space; or one path,
+# which may hold spaces. Empty: every checkpoint-<step> under <sft-root>, or <sft-root> itself if it is one.
+set -euo pipefail
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# Whether a Python can run the evaluator; finds the libraries without importing them.
+can_evaluate() {
+    "$1" -c '
+import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")))
+' >/dev/null 2>&1
+}
+
+[ "$#" -eq 1 ] && [ -n "$1" ] || fail "usage: bash evaluate_sft_3b.sh <sft-root>"
+here=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+root=$1
+while [ "$root" != / ] && [ "${root%/}" != "$root" ]; do root=${root%/}; done
+[ -d "$root" ] || fail "$root: no such folder"
+
+category=${CATEGORY:-Industrial_and_Scientific}
+python=${PYTHON_BIN:-python}
+if ! can_evaluate "$python"; then
+    if can_evaluate "$here/.venv/bin/python"; then
+        printf '%s has no torch and transformers: using %s\n' "$python" "$here/.venv/bin/python" >&2
+        python=$here/.venv/bin/python
+    else
+        fail "$python has no torch and transformers: set PYTHON_BIN, or pip install 'eval-sidecar[genrec]'"
+    fi
+fi
+
+# The checkpoints as arguments; "set --" because an empty array is an error in bash 3.2 under set -u.
+set --
+list=${CKPT_LIST:-}
+if [ -n "${list//[[:space:]]/}" ]; then
+    if [ -d "$root/$list" ]; then
+        set -- --checkpoint "$root/$list"
+    elif [ -d "$list" ]; then
+        set -- --checkpoint "$list"
+    else
+        IFS=$' \t\n' read -r -d '' -a names <<<"$list" || true
+        for name in "${names[@]}"; do
+            case $name in
+                /*) set -- "$@" --checkpoint "$name" ;;
+                *) set -- "$@" --checkpoint "$root/$name" ;;
+            esac
+        done
+    fi
+elif [[ ${root##*/} =~ ^checkpoint-[0-9]+$ ]]; then
+    set -- --checkpoint "$root"
+else
+    while IFS= read -r step; do
+        [ -n "$step" ] && set -- "$@" --checkpoint "$root/checkpoint-$step"
+    done < <(
+        for folder in "$root"/checkpoint-*; do
+            step=${folder##*/checkpoint-}
+            if [ -d "$folder" ] && [[ $step =~ ^[0-9]+$ ]]; then printf '%s\n' "$step"; fi
+        done | sort -n
+    )
+    [ "$#" -gt 0 ] || fail "$root: holds no checkpoint-<step> folder"
+fi
+
+export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}"
+# exec: a signal to this process is one to the evaluation.
+exec "$python" -m eval_sidecar.genrec "$@" \
+    --test-data "${TEST_DATA_PATH:-data/$category/sft/test.json}" \
+    --index "${INDEX_PATH:-data/$category/id2sid.json}" \
+    --output-root results \
+    --devices "${CUDA_LIST:-0}" \
+    --batch-size "${BATCH_SIZE:-8}" \
+    --num-beams "${NUM_BEAMS:-50}" \
+    --max-new-tokens "${MAX_NEW_TOKENS:-256}" \
+    --temperature "${TEMPERATURE:-1.0}" \
+    --do-sample "${DO_SAMPLE:-False}" \
+    --length-penalty "${LENGTH_PENALTY:-0.0}" \
+    --sid-levels "${SID_LEVELS:--1}" \
+    --seed "${SEED:-42}"
