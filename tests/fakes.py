@@ -26,7 +26,6 @@ class FakeRun:
 
     Attributes:
         lines: History lines in the order of their offsets.
-        summary: Last summary set.
         table: Last table logged.
         writer: What `read` says about somebody who is writing.
         late: Newest lines that `read` does not show, for the next `late_reads` look-ups.
@@ -36,7 +35,6 @@ class FakeRun:
     """
 
     lines: list[Line] = field(default_factory=list)
-    summary: dict[str, float] = field(default_factory=dict)
     table: tuple[Point, ...] = ()
     writer: Optional[str] = None
     late: int = 0
@@ -146,7 +144,6 @@ class FakeTracker:
             rows = session.rows if fault.stored is None else session.rows[: fault.stored]
             self._store(run, offset, index, rows)
             if fault.stored is None:
-                run.summary.update(session.summary)
                 run.table = session.table
             if self.late_reads:
                 run.late, run.late_reads = len(rows), self.late_reads

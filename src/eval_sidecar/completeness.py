@@ -111,7 +111,7 @@ def judge(
 
 
 def changed_at(folder: Path) -> float:
-    """The newest modification time in a folder, itself and everything below it, in seconds since the epoch."""
+    """The newest modification time of a folder and everything below it, in seconds since the epoch."""
     newest = folder.stat().st_mtime
     for path in folder.rglob("*"):
         try:

@@ -95,7 +95,7 @@ class Courier:
                 self._wanted.clear()
                 if not self._ending.is_set():
                     self._deliver()
-        except BaseException as error:  # carried to the main thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
             self._broken = error
 
     def _deliver(self) -> None:

@@ -100,7 +100,8 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
     running = find_process(instance)
     if running is not None and running.pid != os.getpid():
         raise DaemonError(
-            f"instance {instance.name}: runs already (pid {running.pid}); stop it first, or take another --instance"
+            f"instance {instance.name}: runs already (pid {running.pid});"
+            " stop it first, or take another --instance"
         )
     identity = ProcessIdentity.of(os.getpid())
     assert identity is not None

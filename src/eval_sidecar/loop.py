@@ -46,7 +46,7 @@ def run_loop(
     while not stop.is_set():
         wake.clear()
         if (steps := read_request(retry_request)) is not None:
-            sidecar.store.update(lambda ledger, steps=steps: ledger.cleared(steps or None))
+            sidecar.clear_failures(steps or None)
         if not once and monotonic() - cycle_began >= poll_seconds:
             cycle_began, started = monotonic(), 0
         started += sidecar.tick(limit - started if limit else None)

@@ -89,6 +89,21 @@ def pin(model_dir: Path, checkpoint: Checkpoint, is_ready: Callable[[Checkpoint]
     return pinned
 
 
+def is_outdated(pinned: Checkpoint, original: Checkpoint) -> bool:
+    """Whether the trainer has written a checkpoint anew since it was pinned.
+
+    Deleting the original, or half of it, does not make the pin outdated; another file in the place of
+    one that was linked does.
+    """
+    for path in pinned.path.rglob("*"):
+        try:
+            if path.is_file() and not path.samefile(original.path / path.relative_to(pinned.path)):
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
 def unpin(model_dir: Path, step: int) -> None:
     """Remove a checkpoint's links, and the folders above them where they are empty. Idempotent.
 

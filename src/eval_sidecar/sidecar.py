@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar import completeness
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
-from eval_sidecar.completeness import COMPLETE, GONE, Verdict, changed_at, fingerprint, judge
-from eval_sidecar.errors import CheckpointError, LaunchError, ResultError
+from eval_sidecar.completeness import fingerprint
+from eval_sidecar.errors import LaunchError, ResultError
 from eval_sidecar.files import set_aside
 from eval_sidecar.launchers.base import ENDED, RUNNING, Launcher
-from eval_sidecar.ledger import Entry, Failure, Ledger, Running
-from eval_sidecar.pinning import Floor, PinsUnsupported, pin, space_is_short, unpin
+from eval_sidecar.ledger import Entry, Failure, Running
+from eval_sidecar.pinning import Floor
+from eval_sidecar.readiness import Readiness, WarnOnce
 from eval_sidecar.results import metrics_path, read_result, stamp
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Handle, Job, Result
@@ -93,10 +93,18 @@ class Sidecar:
         self._clock = clock
         self._monotonic = monotonic
         self._ready: dict[int, Checkpoint] = {}
-        self._quiet_since: dict[int, tuple[float, float]] = {}  # step: (newest mtime, since when)
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
-        self._told: set[str] = set()
+        self._warn_once = WarnOnce()
+        self._readiness = Readiness(
+            config.model_dir,
+            store,
+            ready_seconds=config.ready_seconds,
+            floor=config.floor,
+            clock=clock,
+            monotonic=monotonic,
+            warn_once=self._warn_once,
+        )
 
     @property
     def is_running(self) -> bool:
@@ -131,6 +139,10 @@ class Sidecar:
             self.launcher.cancel(entry.running.handle)
             log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
             self._set_interrupted(entry)
+
+    def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
+        """Give failed checkpoints, these or all, another chance."""
+        self.store.update(lambda ledger: ledger.cleared(steps))
 
     def _set_interrupted(self, entry: Entry) -> None:
         self.store.update(lambda ledger: ledger.interrupted(entry.step))
@@ -181,10 +193,8 @@ class Sidecar:
                 entry.name,
                 kept,
             )
-            unpin(self.config.model_dir, entry.step)
-            self.store.update(
-                lambda ledger: ledger.interrupted(entry.step).with_entry(entry.step, pinned=False)
-            )
+            self._readiness.unpin(entry.step)
+            self._set_interrupted(entry)
         elif stamp(path) is None or stamp(path) == running.before:
             self._fail(
                 entry, f"the evaluation script ended with exit code 0, but wrote no {path}", running.log
@@ -202,7 +212,7 @@ class Sidecar:
         shown = ", ".join(f"{name} {value:g}" for name, value in _headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
-        self._unpin(entry.step)
+        self._readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, log_path: Optional[str]) -> None:
         last_line = _last_line(Path(log_path)) if log_path else ""
@@ -227,7 +237,7 @@ class Sidecar:
         reported = {
             checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model_dir.name)
         }
-        self._ready = {}
+        ready = {}
         for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
@@ -235,10 +245,12 @@ class Sidecar:
             wanted_again = config.force and step not in self._redone and (step in present or step in pinned)
             if not wanted_again and self._take_result(entry, step in present or step in pinned):
                 if step in pinned:
-                    self._unpin(step)
+                    self._readiness.unpin(step)
             elif not entry.has_failed:
-                self._prepare(entry, present.get(step), pinned.get(step))
-        self._keep_space_free(present)
+                checkpoint = self._readiness.prepare(entry, present.get(step), pinned.get(step))
+                if checkpoint is not None:
+                    ready[step] = checkpoint
+        self._ready = self._readiness.keep_space_free(ready, present)
 
     def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
         """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
@@ -250,14 +262,14 @@ class Sidecar:
             result = read_result(path)
         except ResultError as error:
             if entry.processed or not can_be_evaluated:
-                self._tell(f"{entry.name}: {error}; what was known before is kept")
+                self._warn_once(f"{entry.name}: {error}; what was known before is kept")
                 if not entry.processed and entry.failure is None:
                     failed = replace(
                         entry, failure=Failure(now_text(), str(error)), attempts=self.config.max_attempts
                     )
                     self.store.update(lambda ledger: ledger.with_entries([failed]))
                 return True
-            self._tell(f"{entry.name}: {error}; it is evaluated again")
+            self._warn_once(f"{entry.name}: {error}; it is evaluated again")
             return False
         changed = entry.result is None or entry.result.digest != result.digest
         if changed:
@@ -265,118 +277,6 @@ class Sidecar:
         else:
             self.store.update(lambda ledger: ledger.with_entry(entry.step, result=result))
         return True
-
-    def _prepare(self, entry: Entry, present: Optional[Checkpoint], pinned: Optional[Checkpoint]) -> None:
-        """Judge a checkpoint that has no result and, where it may be evaluated, pin it."""
-        if pinned is not None:
-            self._ready[entry.step] = pinned
-            return
-        if present is None:
-            if entry.first_seen is not None and not entry.processed and entry.verdict != GONE:
-                log.error("%s: was deleted before it could be evaluated", entry.name)
-                self._note(
-                    entry, Verdict(GONE, (*entry.evidence, "the folder has been deleted")), pinned=False
-                )
-            return
-        verdict = self._judge(present)
-        if not verdict.ready:
-            self._note(entry, verdict, pinned=False)
-            return
-        checkpoint, note = self._pin(present)
-        if checkpoint is not None:
-            is_pinned = checkpoint is not present
-            self._note(entry, replace(verdict, evidence=(*verdict.evidence, note)), pinned=is_pinned)
-            self._ready[entry.step] = checkpoint
-
-    def _judge(self, checkpoint: Checkpoint) -> Verdict:
-        try:
-            changed = changed_at(checkpoint.path)
-        except FileNotFoundError:
-            return Verdict(GONE, ("the folder has been deleted",))
-        known = self._quiet_since.get(checkpoint.step)
-        if known is None or known[0] != changed:
-            known = self._quiet_since[checkpoint.step] = (changed, self._monotonic())
-        # By the files' own times, or by what was seen here, where the clocks do not agree.
-        unchanged = max(self._clock() - changed, self._monotonic() - known[1])
-        return judge(
-            checkpoint,
-            quiet_seconds=self.config.ready_seconds,
-            unchanged_seconds=unchanged,
-            trainer_state_expected=self.store.ledger.provable,
-        )
-
-    def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
-        def transition(ledger: Ledger) -> Ledger:
-            known = ledger.entry(entry.step)
-            changed = replace(
-                known,
-                verdict=verdict.name,
-                evidence=verdict.evidence if known.verdict != verdict.name or pinned else known.evidence,
-                first_seen=known.first_seen or now_text(),
-                pinned=pinned,
-            )
-            provable = ledger.provable or verdict.name == COMPLETE
-            return replace(ledger.with_entries([changed]), provable=provable)
-
-        if entry.verdict != verdict.name:
-            log.info("%s: %s (%s)", entry.name, verdict.name, "; ".join(verdict.evidence))
-        self.store.update(transition)
-
-    # -- pins ---------------------------------------------------------------------------------------
-
-    def _pin(self, checkpoint: Checkpoint) -> tuple[Optional[Checkpoint], str]:
-        """Pin a ready checkpoint; where that cannot be, say why and use it where it is.
-
-        Returns:
-            The checkpoint to evaluate, None where it has just been deleted; and what was done.
-        """
-        if space_is_short(self.config.model_dir, self.config.floor):
-            self._tell("free space is below --min-free-space: checkpoints are not pinned until there is more")
-            return checkpoint, "not pinned: too little free space"
-        try:
-            pinned = pin(self.config.model_dir, checkpoint, lambda copy: self._judge_copy(copy, checkpoint))
-        except PinsUnsupported as error:
-            self._tell(
-                f"{error}: checkpoints are evaluated where they are, and rotation may delete them first"
-            )
-            return checkpoint, "not pinned: no hard links here"
-        except CheckpointError as error:
-            log.info("%s", error)
-            return None, ""
-        return pinned, "pinned"
-
-    def _judge_copy(self, copy: Checkpoint, original: Checkpoint) -> bool:
-        """Whether a linked copy is as good as the original was a moment ago."""
-        name = self._judge(original).name
-        return (
-            name in (COMPLETE, completeness.QUIET)
-            and judge(copy, quiet_seconds=0.0, unchanged_seconds=0.0).ready
-        )
-
-    def _keep_space_free(self, present: Mapping[int, Checkpoint]) -> None:
-        """Give up the pins of waiting checkpoints, oldest first, while the disk is nearly full."""
-        for step in sorted(self._ready):
-            entry = self.store.ledger.entry(step)
-            if not entry.pinned or not space_is_short(self.config.model_dir, self.config.floor):
-                continue
-            self._unpin(step)
-            evidence = (*entry.evidence, "pin given up: too little free space")
-            log.warning("%s: its pin is given up, free space is below --min-free-space", entry.name)
-            if step in present:
-                self._ready[step] = present[step]
-                self._note(entry, Verdict(entry.verdict or COMPLETE, evidence), pinned=False)
-            else:
-                del self._ready[step]
-                self._note(entry, Verdict(GONE, evidence), pinned=False)
-
-    def _unpin(self, step: int) -> None:
-        try:
-            unpin(self.config.model_dir, step)
-        except CheckpointError as error:
-            self._tell(str(error))
-        self.store.update(
-            lambda ledger: ledger.with_entry(step, pinned=False) if step in ledger.entries else ledger
-        )
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -437,12 +337,6 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
-
-    def _tell(self, text: str) -> None:
-        """Warn once in this process's life."""
-        if text not in self._told:
-            self._told.add(text)
-            log.warning("%s", text)
 
 
 def _rewritten(before: tuple[tuple[str, int, int], ...], folder: Path) -> bool:

@@ -26,8 +26,8 @@ def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Op
         return None, None
     if importlib.util.find_spec("wandb") is None:
         raise UsageError(
-            "wandb is not installed for this Python: pip install 'eval-sidecar[wandb]', or add --disable-wandb"
-            " and deliver later"
+            "wandb is not installed for this Python: pip install 'eval-sidecar[wandb]', or add"
+            " --disable-wandb and deliver later"
         )
     if given is not None:
         return given, None

@@ -90,7 +90,9 @@ class LocalLauncher:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise LaunchError(f"checkpoint-{job.step}: the evaluation could not be started ({error})") from error
+            raise LaunchError(
+                f"checkpoint-{job.step}: the evaluation could not be started ({error})"
+            ) from error
         self._children[child.pid] = child
         identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0.0)
         return {**identity.to_json(), "token": job.token, "devices": free[0], "exit_file": str(exit_file)}

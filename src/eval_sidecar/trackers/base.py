@@ -58,14 +58,12 @@ class Session:
             tracker cannot know (offline).
         rows: Pairs of index and point, indices strictly ascending. The indices were computed from a
             look-up, so that a row lands on its checkpoint's step wherever that moves forward.
-        summary: Summary keys and values to set, computed from the ledger.
-        table: Every point of the model, ordered by step, for the table.
+        table: Every point of the model by step, from the ledger: what the run's table and summary show.
     """
 
     spec: ModelSpec
     start: Optional[int]
     rows: tuple[tuple[int, Point], ...]
-    summary: Mapping[str, float]
     table: tuple[Point, ...]
 
 

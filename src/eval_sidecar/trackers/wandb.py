@@ -111,7 +111,7 @@ class WandbTracker:
             "config": content.config_of(spec),
             "start": session.start,
             "rows": [(index, content.row_of(point)) for index, point in session.rows],
-            "summary": dict(session.summary),
+            "summary": content.summary_of(session.table),
             "table": {
                 "key": content.TABLE,
                 "columns": content.TABLE_COLUMNS,

@@ -297,7 +297,7 @@ class Worker:
                     self._client = Client(request["timeouts"])
             answer = operations[request["op"]](self._client, request)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, somebody waits for an answer
-            traceback.print_exc()
+            sys.stderr.write(self._without_key(traceback.format_exc()))
             answer = describe(error, request)
         line = self._without_key(json.dumps({**answer, "id": request["id"]}))
         with self._answer_lock:
