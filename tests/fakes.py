@@ -26,7 +26,7 @@ class FakeRun:
 
     Attributes:
         lines: History lines in the order of their offsets.
-        table: Last table logged.
+        table: Points of the last table logged.
         writer: What `read` says about somebody who is writing.
         late: Newest lines that `read` does not show, for the next `late_reads` look-ups.
         late_reads: How many look-ups that goes on for.

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -162,14 +163,16 @@ class WandbServer:
         run = self.run(run_id)
         run.hidden, run.hidden_lookups = lines, lookups
 
-    def stale(self, run_id: str, lines: int, resumes: int = 1) -> None:
-        """Answer the next resumes as if the newest lines were not there."""
+    def stale(self, run_id: str, lines: int, resumes: int = 1, *, step: bool = True) -> None:
+        """Answer the next resumes as if the newest lines were not there; see `Run` for the step."""
         run = self.run(run_id)
-        run.stale, run.stale_resumes = lines, resumes
+        run.stale, run.stale_resumes, run.stale_step = lines, resumes, step
 
     def delete(self, run_id: str) -> None:
         """Delete a run; its id stays used up."""
-        self.run(run_id).deleted = True
+        run = self.run(run_id)
+        run.deleted = True
+        self.store.save(run)
 
     def set_state(self, run_id: str, state: str, heartbeat_at: Optional[str] = None) -> None:
         """Let a run look as if somebody else writes it (or has stopped)."""
@@ -180,6 +183,7 @@ class WandbServer:
         """Add a history row as somebody else."""
         run = self.run(run_id)
         run.lines[max(run.lines, default=-1) + 1] = json.dumps(row)
+        self.store.save(run)
 
     def state(self) -> dict[str, Any]:
         """Everything there is to see, as JSON."""
@@ -252,30 +256,25 @@ class _Handler(BaseHTTPRequestHandler):
             return
         stream = _FILE_STREAM.match(self.path)
         if stream:
-            entity, project, run_id = (unquote(part) for part in stream.groups())
+            key: Key = tuple(unquote(part) for part in stream.groups())  # type: ignore[assignment]
             payload = json.loads(body or b"{}")
-            self._under_fault("file_stream", "file_stream", run_id, lambda: self._file_stream(entity, project, run_id, payload))  # fmt: skip  # noqa: E501
-        else:
-            request = json.loads(body)
-            found = _OPERATION.search(request["query"])
-            operation = request.get("operationName") or (found.group(1) if found else "anonymous")
-            variables = request.get("variables") or {}
-            run_id = next(
-                (variables[name] for name in ("name", "run", "runName") if variables.get(name)), None
-            )
-            self._under_fault(operation, "graphql", run_id, lambda: self._graphql(operation, request["query"], variables))  # fmt: skip  # noqa: E501
+            self._under_fault("file_stream", "file_stream", key[2], lambda: self._file_stream(key, payload))
+            return
+        request = json.loads(body)
+        found = _OPERATION.search(request["query"])
+        operation = request.get("operationName") or (found.group(1) if found else "anonymous")
+        variables = request.get("variables") or {}
+        run_id = next((variables[name] for name in ("name", "run", "runName") if variables.get(name)), None)
+        self._under_fault(operation, "graphql", run_id, lambda: self._graphql(operation, variables))
 
-    def _file_stream(
-        self, entity: str, project: str, run_id: str, payload: dict[str, Any]
-    ) -> tuple[int, Any]:
-        key = (entity, project, run_id)
+    def _file_stream(self, key: Key, payload: dict[str, Any]) -> tuple[int, Any]:
         if key not in self.server_of.runs:
             return 404, {"error": "run not found"}
         return 200, self.server_of.store.file_stream(key, payload)
 
-    def _graphql(self, operation: str, query: str, variables: dict[str, Any]) -> tuple[int, Any]:
+    def _graphql(self, operation: str, variables: dict[str, Any]) -> tuple[int, Any]:
         try:
-            return 200, {"data": self.server_of.store.graphql(operation, query, variables)}
+            return 200, {"data": self.server_of.store.graphql(operation, variables)}
         except GraphQLRefusal as error:
             return error.status, {"errors": [{"message": str(error)}], "data": None}
 
@@ -292,12 +291,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if action == "drop":
             self.close_connection = True
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         status, answer = act()
         if action == "drop-after":
             self.close_connection = True
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         self._answer(status, answer)
 

@@ -38,11 +38,13 @@ class Run:
         lines: History lines by offset.
         raw_config: Config as sent: values wrapped, and the client's own `_wandb` entry.
         summary: Last summary sent.
-        tables: Every table uploaded, in order: `{"columns": …, "data": …}`.
+        tables: Every table stored as an artifact, in order: `{"columns": …, "data": …}`.
         files: Names of all files uploaded for the run.
         sessions: How often a client opened the run.
         hidden: Newest lines that look-ups do not show, for the next `hidden_lookups` of them.
         stale: Newest lines that resumes do not know of, for the next `stale_resumes` of them.
+        stale_step: Whether such a resume says the older step too. The client takes the higher of what the
+            history's tail and the summary say for where the run stands, and writes at the line count.
     """
 
     entity: str
@@ -67,6 +69,8 @@ class Run:
     hidden_now: int = 0
     stale: int = 0
     stale_resumes: int = 0
+    stale_now: int = 0
+    stale_step: bool = True
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -93,6 +97,16 @@ class Run:
         self.hidden_now = self.hidden if self.hidden_lookups > 0 else 0
         self.hidden_lookups = max(0, self.hidden_lookups - 1)
 
+    def begin_resume(self) -> None:
+        """Decide what this session is told of the run."""
+        self.stale_now = self.stale if self.stale_resumes > 0 else 0
+        self.stale_resumes = max(0, self.stale_resumes - 1)
+
+    def resumed(self) -> list[str]:
+        """The lines that the current session is told of."""
+        lines = [self.lines[offset] for offset in sorted(self.lines)]
+        return lines[: len(lines) - self.stale_now]
+
 
 class Store:
     """All runs, kept in memory and, where a file is given, in SQLite."""
@@ -109,6 +123,7 @@ class Store:
         self._owners: dict[str, Key] = {}
         self._database = sqlite3.connect(path, check_same_thread=False) if path else None
         if self._database:
+            self._database.execute("pragma synchronous = off")
             self._database.execute("create table if not exists runs (key text primary key, run text)")
             for (text,) in self._database.execute("select run from runs"):
                 run = Run(**{**json.loads(text)})
@@ -144,7 +159,6 @@ class Store:
                     run.lines[place] = line
             for line in (files.get("wandb-summary.json") or {}).get("content", []):
                 run.summary = json.loads(line)
-            run.files.extend(body.get("uploaded") or [])
             if body.get("complete"):
                 run.exit_code = body.get("exitcode", 0)
                 run.state = "finished" if run.exit_code == 0 else "failed"
@@ -161,7 +175,8 @@ class Store:
             if run is None:
                 return
             run.files.append(name)
-            if name.endswith(".table.json"):
+            # A table comes twice: as a file of the run, and in an artifact.
+            if name.endswith(".table.json") and not name.startswith("media/"):
                 run.tables.append(json.loads(content))
             self.save(run)
 
@@ -173,7 +188,7 @@ class Store:
 
     # -- GraphQL -----------------------------------------------------------------------------------
 
-    def graphql(self, operation: str, query: str, variables: dict[str, Any]) -> Any:
+    def graphql(self, operation: str, variables: dict[str, Any]) -> Any:
         """Answer one operation with the contents of `data`.
 
         Raises:
@@ -185,7 +200,6 @@ class Store:
                 self.unknown.append(operation)
             if answer is None or operation in self.refused:
                 raise GraphQLRefusal(400, f'Cannot query field of operation "{operation}"')
-            variables["_query"] = query
             return answer(variables)
 
     def _find(self, variables: dict[str, Any], name: str) -> Optional[Run]:
@@ -221,15 +235,16 @@ class Store:
         run = self._find(variables, "name")
         bucket = None
         if run is not None:
-            lines = [run.lines[offset] for offset in sorted(run.lines)]
-            if run.stale_resumes > 0:
-                run.stale_resumes -= 1
-                lines = lines[: len(lines) - run.stale]
+            run.begin_resume()
+            lines = run.resumed()
+            summary = dict(run.summary)
+            if run.stale_now and run.stale_step:
+                summary["_step"] = json.loads(lines[-1])["_step"] if lines else None
             bucket = {
                 "id": run.run_id,
                 "name": run.run_id,
                 "displayName": run.name,
-                "summaryMetrics": json.dumps(run.summary),
+                "summaryMetrics": json.dumps(summary),
                 "config": json.dumps(run.raw_config),
                 "historyLineCount": len(lines),
                 "eventsLineCount": run.events,
@@ -277,7 +292,7 @@ class Store:
                     "config": json.dumps(run.raw_config),
                     "sweepName": None,
                     "project": {"id": "1", "name": project, "entity": {"id": "1", "name": entity}},
-                    "historyLineCount": len(run.lines),
+                    "historyLineCount": len(run.resumed()),
                 },
                 "inserted": inserted,
             }
