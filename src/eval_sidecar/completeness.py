@@ -7,6 +7,7 @@ Trainer writes ``trainer_state.json`` last.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import struct
@@ -34,6 +35,10 @@ _UNFINISHED_PATIENCE = 10
 _WEIGHT_FILES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
+#: Files of a tokenizer that must be JSON objects where they are there.
+_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+#: A tokenizer's vocabulary; tokenizer_config.json, which says nothing about it, is written before it.
+_VOCABULARY = re.compile(r"tokenizer\.json|.*\.model|.*\.tiktoken|(vocab|spiece|sentencepiece).*")
 #: Files that Hugging Face Trainer writes between the weights and trainer_state.json.
 _TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
 #: A safetensors header may not be longer than this, by its format's own rule.
@@ -152,6 +157,16 @@ def _inspect_config(folder: Path, names: set[str], finding: _Finding) -> None:
             finding.proved.append(f"{name} is there")
         else:
             finding.broken.append(f"{name} is no JSON object (still being written?)")
+    for path in (folder / name for name in _TOKENIZER_JSON if name in names):
+        status = path.stat()
+        if not _is_json_object(path, status.st_size, status.st_mtime_ns):
+            finding.broken.append(f"{path.name} is no JSON object (still being written?)")
+
+
+@functools.lru_cache(maxsize=256)
+def _is_json_object(path: Path, _size: int, _mtime: int) -> bool:
+    """Whether a file holds a JSON object; a tokenizer's megabytes are parsed once a version, not a look."""
+    return isinstance(_read_json(path), dict)
 
 
 def _inspect_weights(folder: Path, names: set[str], finding: _Finding) -> None:
@@ -249,8 +264,8 @@ def _torch_file_problem(path: Path) -> Optional[str]:
             zipfile.ZipFile(path).close()
         except zipfile.BadZipFile:
             return "is a zip without its directory (still being written?)"
-    elif not start:
-        return "is empty (still being written?)"
+    elif len(start) < 2:
+        return f"is {len(start)} bytes long (still being written?)"
     return None
 
 
@@ -274,8 +289,8 @@ def _inspect_trainer_state(checkpoint: Checkpoint, names: set[str], finding: _Fi
 
 
 def _awaits_tokenizer(folder: Path, names: set[str]) -> bool:
-    """Whether transformers wrote this and has not come to the tokenizer, which follows the weights."""
-    if any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
+    """Whether transformers wrote this and has not come to the vocabulary, which follows the weights."""
+    if any(_VOCABULARY.fullmatch(name) for name in names):
         return False
     config = _read_json(folder / "config.json") if "config.json" in names else None
     return isinstance(config, dict) and "transformers_version" in config
