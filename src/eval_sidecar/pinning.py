@@ -75,7 +75,8 @@ def pin(model_dir: Path, checkpoint: Checkpoint, is_ready: Callable[[Checkpoint]
     # Inside a folder of its own, so that the copy has its final name when it is judged.
     temporary = folder / f".linking-{os.getpid()}" / checkpoint.name
     try:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
+        for leftover in folder.glob(".linking-*"):  # of a process that was killed: it keeps disk space in use
+            shutil.rmtree(leftover, ignore_errors=True)
         _link_tree(checkpoint.path, temporary)
         if not is_ready(Checkpoint(checkpoint.step, temporary)):
             raise CheckpointError(f"{checkpoint.name}: was deleted or rewritten while it was being pinned")

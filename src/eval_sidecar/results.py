@@ -47,7 +47,7 @@ def read_result(path: Path) -> Result:
         raise ResultError(f"{path}: is empty ({len(text)} bytes)")
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of absurd length
         raise ResultError(f"{path}: is no valid JSON ({error}); was its writer interrupted?") from error
     metrics = _numbers(value, path)
     return Result(metrics, str(path), digest(metrics), before or (len(text), 0))
