@@ -61,11 +61,17 @@ def set_aside(path: Path, reason: str) -> Path:
 
     Returns:
         The new path, ``<name>.<reason>`` or, where that is taken, ``<name>.<reason>-2`` and so on.
+
+    Raises:
+        StateError: where it cannot be renamed.
     """
     for number in range(1, 10_000):
         kept = path.with_name(f"{path.name}.{reason}" + (f"-{number}" if number > 1 else ""))
         if not kept.exists():
-            path.rename(kept)
+            try:
+                path.rename(kept)
+            except OSError as error:
+                raise StateError(f"{path}: cannot be put aside as {kept.name} ({error.strerror})") from error
             return kept
     raise StateError(f"{path}: too many copies were put aside as {path.name}.{reason}-*; remove some")
 

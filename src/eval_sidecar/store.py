@@ -126,13 +126,14 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        value = json.loads(content)
+        # The first scripts wrote what Python's json does: NaN and Infinity, which are no JSON.
+        value = json.loads(content, parse_constant=lambda _name: None)
         if not isinstance(value, dict):
             raise TypeError(f"a JSON {type(value).__name__}, not an object")
         version = int(value.get("version", 1))
         if version <= VERSION:
             return from_json(value, path)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         kept = path if keep_corrupt else set_aside(path, "corrupt")
         raise StateError(
             f"{path}: the state file is corrupt ({error}); it is kept as {kept.name}."
@@ -205,7 +206,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
     """
     first_version = int(value.get("version", 1)) < VERSION
     details = dict(value.get("checkpoints") or {})
-    rows = {int(row["checkpoint_step"]): row for row in map(_row_as_mapping, value.get("table_rows") or [])}
+    rows = _rows(value.get("table_rows") or [], first_version)
     failures = _failures(value.get("failed_steps") or {})
     processed = {int(step) for step in value.get("processed_steps") or []}
     entries = {}
@@ -261,13 +262,24 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
     )
 
 
-def _row_as_mapping(row: Any) -> dict[str, Any]:  # noqa: ANN401 - as older scripts wrote it
-    return dict(row) if isinstance(row, dict) else dict(zip(_TABLE_COLUMNS, row))
+def _rows(value: Any, first_version: bool) -> dict[int, dict[str, Any]]:  # noqa: ANN401 - any older script's
+    """Table rows by step, from a list or ``{step: row}``; a row is an object or a list in the table's order.
+
+    The first scripts wrote some metrics as ``eval/<name>``. Since then that is a name like any other.
+    """
+    found = {}
+    for row in value.values() if isinstance(value, dict) else value:
+        named = row if isinstance(row, dict) else dict(zip(_TABLE_COLUMNS, row))
+        prefix = len("eval/") if first_version else 0
+        found[int(named["checkpoint_step"])] = {
+            key[prefix:] if key.startswith("eval/") else key: item for key, item in named.items()
+        }
+    return found
 
 
 def _row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return {
-        key[len("eval/") :] if key.startswith("eval/") else key: float(number)
+        key: float(number)
         for key, number in row.items()
         if key != "checkpoint_step" and isinstance(number, (int, float)) and not isinstance(number, bool)
     }
