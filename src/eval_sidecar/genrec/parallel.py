@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -33,6 +34,7 @@ class ParallelRanker:
         self._devices = list(devices)
         self._settings = settings
         self._workers: list[subprocess.Popen[str]] = []
+        self._readers: list[threading.Thread] = []
         #: Seconds that the slowest worker took to load the latest model.
         self.load_seconds = 0.0
         self._start()
@@ -74,12 +76,15 @@ class ParallelRanker:
         """End the workers."""
         for worker in self._workers:
             worker.kill()
+        for reader in self._readers:
+            reader.join()
         for worker in self._workers:
             worker.wait()
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
-                    pipe.close()
-        self._workers = []
+                    with contextlib.suppress(BrokenPipeError):  # what was written and never read
+                        pipe.close()
+        self._workers, self._readers = [], []
 
     def _start(self) -> None:
         package_root = str(Path(__file__).resolve().parents[2])
@@ -120,12 +125,12 @@ class ParallelRanker:
         }
         worker = self._workers[number]
         assert worker.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died, which the reader reports
             worker.stdin.write(json.dumps(request) + "\n")
             worker.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, which the reader reports
-        threading.Thread(target=_read, args=(number, worker, messages), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(number, worker, messages), daemon=True)
+        reader.start()
+        self._readers.append(reader)
 
     def _collect(
         self, count: int, messages: _Messages, advance: Callable[[int], None]
@@ -153,6 +158,8 @@ def _read(number: int, worker: subprocess.Popen[str], messages: _Messages) -> No
     """Pass on a worker's messages until its answer is complete; None says that it has died."""
     assert worker.stdout is not None
     for line in worker.stdout:
+        if not line.endswith("\n"):
+            break  # it was killed while it wrote
         message = json.loads(line)
         messages.put((number, message))
         if "advance" not in message:

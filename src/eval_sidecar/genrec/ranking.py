@@ -57,7 +57,7 @@ class LocalRanker:
         """Nothing to end: the work is done in this process."""
 
     def _build(self, items: Sequence[Sequence[int]], eos: int) -> Trie:
-        if self._trie is None or self._trie[0] is not items or self._trie[1] != eos:
+        if self._trie is None or self._trie[0] != items or self._trie[1] != eos:
             self._trie = (items, eos, build_trie(items, eos).to(self._device))
         return self._trie[2]
 

@@ -1,0 +1,89 @@
+"""Several processes, their lives, and the light start of the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from eval_sidecar.genrec.devices import Device, _find_gpu, find_devices
+from eval_sidecar.genrec.errors import EvaluationError
+
+pytestmark = pytest.mark.genrec
+
+
+def test_two_processes_rank_as_one(tiny, tmp_path, replace):
+    pytest.importorskip("torch")
+    from eval_sidecar.genrec.cli import main
+
+    contents = {}
+    for devices in ("cpu", "cpu cpu"):
+        root = tmp_path / devices
+        arguments = replace(tiny.arguments, output_root=root, devices=devices, num_beams=10)
+        assert main(arguments) == 0
+        names = ("final_result.json", "metrics.tsv", "metrics.json")
+        contents[devices] = {name: (root / "model/checkpoint-5" / name).read_text() for name in names}
+    assert contents["cpu"] == contents["cpu cpu"]
+    assert len(json.loads(contents["cpu"]["final_result.json"])) == len(tiny.rows)
+
+
+def test_a_worker_leaves_when_its_parent_does():
+    worker = subprocess.Popen(
+        [sys.executable, "-c", "from eval_sidecar.genrec.worker import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": "src"},
+    )
+    worker.communicate(timeout=60)  # closes the pipe, as the end of the parent does
+    assert worker.returncode == 0
+
+
+def test_a_worker_that_dies_is_an_error(monkeypatch):
+    pytest.importorskip("torch")
+    from eval_sidecar.genrec.parallel import ParallelRanker
+    from eval_sidecar.genrec.prompts import Prompts
+    from eval_sidecar.genrec.search import SearchSettings
+
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ranker = ParallelRanker([Device("cpu", ""), Device("cpu", "")], SearchSettings())
+    with pytest.raises(EvaluationError, match="device cpu ended with code 1"):
+        ranker.rank("checkpoint-1", Prompts(((1,), (2,)), (False, False), 0), [[3]], print)
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from eval_sidecar.genrec.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "src"}
+    )
+    assert "--num-beams" in done.stdout
+
+
+def test_cpus_are_as_many_processes_as_named():
+    assert find_devices("cpu") == [Device("cpu", "")]
+    assert find_devices("cpu, cpu") == [Device("cpu", "")] * 2
+    with pytest.raises(EvaluationError, match="no device is named"):
+        find_devices(" ")
+
+
+def test_without_a_gpu_the_cpu_works_in_one_process(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_devices("0 1 2") == [Device("cpu", "")]
+
+
+def test_gpus_are_shown_to_one_process_each(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert find_devices("0,2") == [Device("cuda:0", "0"), Device("cuda:2", "2")]
+    with pytest.raises(EvaluationError, match="GPU 3 is not there"):
+        find_devices("3")
+
+
+def test_a_gpu_is_counted_among_the_visible_ones_unless_named_itself():
+    assert _find_gpu("1", ["4", "5"], ["0", "1"]) == Device("cuda:1", "5")
+    assert _find_gpu("5", ["4", "5"], ["5"]) == Device("cuda:1", "5")

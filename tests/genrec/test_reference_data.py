@@ -1,0 +1,57 @@
+"""The lists and metrics that ``generate()`` gave on a real test set, where that data is at hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import genrec_oracle as oracle
+from eval_sidecar.genrec.cli import main
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "genrec"
+MODEL = "Industrial-sft-tiny"
+
+pytestmark = [
+    pytest.mark.genrec,
+    pytest.mark.skipif(not DATA.is_dir(), reason="no reference data beside the repository"),
+]
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoint-300", "checkpoint-600"])
+def test_the_reference_lists_and_metrics_come_out(checkpoint, tmp_path, record_property):
+    folder = DATA / "saves" / MODEL / checkpoint
+    test_set = DATA / "data" / "Industrial_and_Scientific"
+    assert main([
+        "--checkpoint", str(folder), "--test-data", str(test_set / "sft" / "test.json"),
+        "--index", str(test_set / "id2sid.json"), "--output-root", str(tmp_path), "--devices", "cpu",
+    ]) == 0  # fmt: skip
+    mine, theirs = tmp_path / MODEL / checkpoint, DATA / "expected" / MODEL / checkpoint
+    for name in ("metrics.json", "metrics.tsv"):
+        assert (mine / name).read_text() == (theirs / name).read_text()
+    predicted, expected = (json.loads((place / "final_result.json").read_text()) for place in (mine, theirs))
+    assert len(predicted) == len(expected)
+    unequal = [pair for pair in zip(predicted, expected, strict=True) if pair[0] != pair[1]]
+    record_property("equal_lists", len(expected) - len(unequal))
+    record_property("near_ties", len(unequal))
+    if unequal:
+        check_near_ties(folder, expected, unequal)
+
+
+def check_near_ties(folder, expected, unequal):
+    """Lists may differ only where two items of one list have all but the same score."""
+    tokenizer = oracle.AutoTokenizer.from_pretrained(folder)
+    model = oracle.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    longest = max(len(oracle.encode(tokenizer, row)) for row in expected)
+    for mine, theirs in unequal:
+        prompt = oracle.encode(tokenizer, theirs)
+
+        def score(item, prompt=prompt):
+            ids = tokenizer(item, add_special_tokens=False)["input_ids"]
+            return oracle.score_item(model, prompt, ids, tokenizer.eos_token_id, len(prompt) < longest)
+
+        assert {**mine, "predict": None} == {**theirs, "predict": None}
+        for item, other in zip(mine["predict"], theirs["predict"], strict=True):
+            assert item == other or abs(score(item) - score(other)) < oracle.NEAR_TIE
