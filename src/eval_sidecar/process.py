@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 import psutil
 
 #: Seconds by which two readings of one process's start time may differ.
 _START_TOLERANCE = 1.0
+#: How often to look while waiting for processes to end, in seconds.
+_LOOK_EVERY = 0.02
 
 
 @dataclass(frozen=True)
@@ -20,26 +25,29 @@ class ProcessIdentity:
 
     Attributes:
         pid: Process id.
-        started: Start time, seconds since the epoch, as the system reports it.
+        started: Start time, seconds since the epoch, as the system reports it. Linux computes it from
+            the clock, so that it moves where the clock is set.
+        since_boot: Where the system tells it, the boot and the start time within it, which never move.
     """
 
     pid: int
     started: float
+    since_boot: Optional[str] = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for `from_json`."""
-        return {"pid": self.pid, "started": self.started}
+        return {"pid": self.pid, "started": self.started, "since_boot": self.since_boot}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ProcessIdentity:
         """Read what `to_json` wrote."""
-        return cls(int(value["pid"]), float(value["started"]))
+        return cls(int(value["pid"]), float(value["started"]), value.get("since_boot"))
 
     @classmethod
     def of(cls, pid: int) -> Optional[ProcessIdentity]:
         """The identity of a living process, or None where there is none with this pid."""
         try:
-            return cls(pid, psutil.Process(pid).create_time())
+            return cls(pid, psutil.Process(pid).create_time(), _since_boot(pid))
         except psutil.NoSuchProcess:
             return None
 
@@ -47,7 +55,11 @@ class ProcessIdentity:
         """The process, or None where it has ended (a zombie has ended)."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) <= _START_TOLERANCE
+            since_boot = _since_boot(self.pid)
+            if self.since_boot is not None and since_boot is not None:
+                same = self.since_boot == since_boot
+            else:
+                same = abs(process.create_time() - self.started) <= _START_TOLERANCE
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
@@ -55,6 +67,16 @@ class ProcessIdentity:
     def is_running(self) -> bool:
         """Whether this very process still runs."""
         return self.find() is not None
+
+
+def _since_boot(pid: int) -> Optional[str]:
+    """The boot's id and the process's start in clock ticks after it (proc(5), field 22); None elsewhere."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return f"{boot} {fields[19]}"
+    except (OSError, IndexError):
+        return None
 
 
 def family(
@@ -94,13 +116,26 @@ def end_family(
     """
     members = family(identity, marker)
     _signal(members, signal.SIGTERM)
-    psutil.wait_procs(members, timeout=grace_seconds)
+    wait_for_end(members, grace_seconds)
     for _ in range(20):
         members = [member for member in family(identity, marker) if _is_alive(member)]
         if not members:
             return
         _signal(members, signal.SIGKILL)
-        psutil.wait_procs(members, timeout=1.0)
+        wait_for_end(members, 1.0)
+
+
+def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
+    """Wait until none of these processes runs any more; False where one still does after so long.
+
+    A zombie has ended: in a container, the first process may never collect those that it inherits.
+    """
+    deadline = time.monotonic() + seconds
+    while any(_is_alive(member) for member in members):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK_EVERY)
+    return True
 
 
 def _signal(members: list[psutil.Process], number: signal.Signals) -> None:
