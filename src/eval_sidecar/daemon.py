@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +20,18 @@ from typing import Any, Callable, Optional
 import psutil
 
 import eval_sidecar
-from eval_sidecar.errors import DaemonError
+from eval_sidecar.errors import DaemonError, UsageError
 from eval_sidecar.files import write_json, write_text
-from eval_sidecar.process import ProcessIdentity, end_family
+from eval_sidecar.process import ProcessIdentity, end_family, wait_for_end
 
 #: How often to look while waiting for a process, in seconds.
 _LOOK_EVERY = 0.05
+#: What of an instance's name cannot be in a file's name as it is: it is percent-encoded there.
+_UNSAFE = re.compile(r"^[.-]|[^\w .+=@,:-]")
+#: Longest name of a file in bytes is 255 nearly everywhere; some of it is for the endings.
+_LONGEST_STEM = 200
+#: Seconds by which the clock of a file system may be behind that of the processes.
+_CLOCK_SLACK = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,29 @@ class Instance:
     """A name, and the files that belong to it.
 
     Attributes:
-        name: As the user gave it; it may hold anything.
+        name: As the user gave it; it may hold anything that fits into a file's name.
         folder: ``MANAGER_DIR``.
+
+    Raises:
+        UsageError: where the name is empty, too long, or no text.
     """
 
     name: str
     folder: Path
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("--instance is empty: give a name, such as cb64")
+        try:
+            length = len(self._stem.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError(f"--instance {self.name!r}: is no valid text") from error
+        if length > _LONGEST_STEM:
+            raise UsageError(f"--instance {self.name[:40]}…: is too long for a file's name ({length} bytes)")
+
     @property
     def _stem(self) -> str:
-        return urllib.parse.quote(self.name, safe=" ") or "%"
+        return _UNSAFE.sub(lambda found: urllib.parse.quote(found[0], safe="").replace(".", "%2E"), self.name)
 
     @property
     def pid_file(self) -> Path:
@@ -79,16 +101,34 @@ def find_process(instance: Instance) -> Optional[ProcessIdentity]:
     file without a record (an older script's) counts where the process is a sidecar by its command line.
     """
     record = read_record(instance)
+    if other_host(record) is not None:
+        return None
     if "pid" in record and "started" in record:
         identity = ProcessIdentity.from_json(record)
         return identity if identity.is_running() else None
     try:
         pid = int(instance.pid_file.read_text().split()[0])
-        command = " ".join(psutil.Process(pid).cmdline())
+        process = psutil.Process(pid)
+        wrote_the_file = process.create_time() <= instance.pid_file.stat().st_mtime + _CLOCK_SLACK
+        found = wrote_the_file and _is_sidecar(process.cmdline())
     except (OSError, ValueError, IndexError, psutil.Error):
         return None
-    is_sidecar = "eval_wandb_sidecar" in command or "eval_sidecar" in command
-    return ProcessIdentity.of(pid) if is_sidecar else None
+    return ProcessIdentity.of(pid) if found else None
+
+
+def _is_sidecar(command: Sequence[str]) -> bool:
+    """Whether a command line is a sidecar's own, and not, say, an editor's with a sidecar's file in it."""
+    if len(command) < 2 or not Path(command[0]).name.startswith(("python", "pypy")):
+        return False
+    return any(Path(word).name == "eval_wandb_sidecar.py" for word in command[1:]) or (
+        "-m" in command and command[command.index("-m") + 1 :][:1] == ["eval_sidecar"]
+    )
+
+
+def other_host(record: dict[str, Any]) -> Optional[str]:
+    """The machine on which an instance was started, where that is another one than this."""
+    host = record.get("host")
+    return host if isinstance(host, str) and host != socket.gethostname() else None
 
 
 def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain JSON
@@ -105,7 +145,7 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
         )
     identity = ProcessIdentity.of(os.getpid())
     assert identity is not None
-    write_json(instance.record_file, {**identity.to_json(), **record})
+    write_json(instance.record_file, {**identity.to_json(), "host": socket.gethostname(), **record})
     write_text(instance.pid_file, f"{os.getpid()}\n")
 
 
@@ -124,13 +164,12 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
         timeout: How long to wait for the first pass; one that takes longer counts as started.
 
     Raises:
-        DaemonError: where it runs already, or died before that; with the last lines of its log.
+        DaemonError: where it runs already, or ended before that; with the last lines of its log.
     """
     running = find_process(instance)
     if running is not None:
         raise DaemonError(f"instance {instance.name}: runs already (pid {running.pid}); nothing was started")
     instance.folder.mkdir(parents=True, exist_ok=True)
-    instance.record_file.unlink(missing_ok=True)
     package_root = str(Path(eval_sidecar.__file__).parent.parent)
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     with instance.log_file.open("ab") as log:
@@ -152,7 +191,8 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
                 f"instance {instance.name}: ended at once with exit code {child.returncode};"
                 f" the end of its log {instance.log_file}:\n{last}"
             )
-        if read_record(instance).get("ready"):
+        record = read_record(instance)
+        if record.get("ready") and record.get("pid") == child.pid:
             break
         time.sleep(_LOOK_EVERY)
     return child.pid
@@ -163,20 +203,23 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
 
     It gets SIGTERM, ends its evaluations and finishes what it is sending. After the timeout it is
     killed with everything it has started.
+
+    Raises:
+        DaemonError: where it was started on another machine and has not said that it ended.
     """
     identity = find_process(instance)
+    host = other_host(read_record(instance))
+    if host is not None and instance.pid_file.exists():
+        raise DaemonError(f"instance {instance.name}: was started on {host}; stop it there")
     if identity is None:
         instance.pid_file.unlink(missing_ok=True)
         return None
     process = identity.find()
     if process is not None:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself in this moment
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout)
-        except psutil.TimeoutExpired:
+        if not wait_for_end([process], timeout):
             end_family(identity, grace_seconds=5.0)
-        except psutil.NoSuchProcess:
-            pass  # ended by itself in this moment
     instance.pid_file.unlink(missing_ok=True)
     return identity.pid
 
@@ -187,12 +230,15 @@ def follow_log(
     """Yield the end of the log, then what is added to it for as long as the instance runs.
 
     Raises:
-        DaemonError: where there is no log.
+        DaemonError: where there is none.
     """
     try:
         file = instance.log_file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
-        raise DaemonError(f"instance {instance.name}: has no log at {instance.log_file}") from error
+        raise DaemonError(
+            f"instance {instance.name}: has no log at {instance.log_file}; was it started from another"
+            " folder, or with another MANAGER_DIR?"
+        ) from error
     with file:
         yield from file.read().splitlines(keepends=True)[-last_lines:]
         while True:
