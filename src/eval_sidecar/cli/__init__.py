@@ -49,7 +49,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if words:
+            click.echo(f"eval-sidecar: {_in_one_line(error)}", err=True)
+        else:
+            error.show()  # nothing was asked for: the help
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
@@ -59,4 +62,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         code = 1
+    except OSError as error:  # a disk or a permission, at a place where nobody expected it
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"eval-sidecar: {where}{error.strerror or error}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_one_line(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f" ({context.command_path} --help lists what there is)" if context else ""
+    return " ".join(error.format_message().split()) + hint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ _common = (
 
 
 def _step(text: str) -> int:
-    step = step_of(text) if not text.isdigit() else int(text)
+    step = step_of(text) if not text.isdecimal() else int(text)
     if step is None:
         raise UsageError(f"{text!r}: give a step, such as 500 or checkpoint-500")
     return step
@@ -135,13 +137,14 @@ def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequen
         raise UsageError(
             f"{model_dir}: there is no ledger of it in {state_folder(state_dir, Path(repo_root))}"
         )
-    for path in paths:
-        ledger = load(path, keep_corrupt=True)
-        if ledger is None:
-            continue
-        unknown = [number for number in numbers if number not in ledger.entries]
-        if unknown:
-            raise UsageError(f"{path}: knows nothing of step {', '.join(map(str, unknown))}")
+    ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
+    unknown = [number for number in numbers if not any(number in ledger.entries for _, ledger in ledgers)]
+    if unknown:
+        raise UsageError(
+            f"step {', '.join(map(str, unknown))}: no ledger knows it"
+            f" (looked at {', '.join(map(str, paths))}); nothing was cleared"
+        )
+    for path, ledger in ledgers:
         cleared = [
             entry.name for entry in ledger.steps() if entry.failure and (not numbers or entry.step in numbers)
         ]
@@ -149,7 +152,15 @@ def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequen
             with open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store:
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
-            leave_request(path.with_suffix(".retry"), numbers)
+            _ask_holder(path.with_suffix(".retry"), numbers)
             click.echo("the running sidecar takes it from here")
         click.echo(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
     return 0
+
+
+def _ask_holder(request: Path, numbers: list[int]) -> None:
+    """Leave a request, together with one that has not been taken yet. An empty one means every step."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        waiting = json.loads(request.read_bytes())
+        numbers = sorted({*waiting, *numbers}) if waiting and numbers else []
+    leave_request(request, numbers)

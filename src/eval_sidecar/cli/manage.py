@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,9 +16,12 @@ from eval_sidecar import daemon
 from eval_sidecar.cli import show
 from eval_sidecar.cli.watch import manager_folder
 from eval_sidecar.daemon import Instance
-from eval_sidecar.errors import StateError
+from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.launchers.base import ENDED
+from eval_sidecar.launchers.local import LocalLauncher
+from eval_sidecar.ledger import Ledger
 from eval_sidecar.status import describe
-from eval_sidecar.store import load
+from eval_sidecar.store import load, open_store
 
 _instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
 #: Flags that commands of the first scripts were given and that mean nothing to these.
@@ -37,8 +42,37 @@ def start(instance: str, arguments: Sequence[str]) -> None:
 @_instance_option
 def stop(instance: str) -> None:
     """End an instance with its evaluations; their checkpoints stay pending."""
-    pid = daemon.stop(Instance(instance, manager_folder()))
+    chosen = Instance(instance, manager_folder())
+    pid = daemon.stop(chosen)
     click.echo(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
+    for name in _end_orphans(chosen):
+        click.echo(f"ended the evaluation of {name}, which a killed sidecar had left behind")
+
+
+def _end_orphans(instance: Instance) -> list[str]:
+    """End evaluations whose sidecar was killed; return their checkpoints, which stay pending."""
+    ended = []
+    launcher = LocalLauncher(())
+    for path in _state_files(instance):
+        ledger = load(path, keep_corrupt=True)
+        left = [entry for entry in ledger.steps() if entry.running] if ledger else []
+        if ledger is None or not left:
+            continue
+        # Where another sidecar holds the ledger, they are that one's.
+        with (
+            contextlib.suppress(LockedError),
+            open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store,
+        ):
+            for entry in left:
+                if entry.running and launcher.poll(entry.running.handle).phase != ENDED:
+                    launcher.cancel(entry.running.handle)
+                    store.update(partial(Ledger.interrupted, step=entry.step))
+                    ended.append(entry.name)
+    return ended
+
+
+def _state_files(instance: Instance) -> list[Path]:
+    return [Path(path) for path in daemon.read_record(instance).get("state_files", [])]
 
 
 @click.command(context_settings=_LENIENT)
@@ -64,7 +98,7 @@ def _state(instance: Instance) -> dict[str, Any]:
     process = daemon.find_process(instance)
     record = daemon.read_record(instance)
     models = []
-    for path in map(Path, record.get("state_files", [])):
+    for path in _state_files(instance):
         try:
             ledger = load(path, keep_corrupt=True)
         except StateError as error:
@@ -75,7 +109,10 @@ def _state(instance: Instance) -> dict[str, Any]:
     return {
         "instance": instance.name,
         "running": process is not None,
+        "known": bool(record) or instance.log_file.exists(),
+        "host": record.get("host"),
         "pid": process.pid if process else None,
+        "elsewhere": daemon.other_host(record) if instance.pid_file.exists() else None,
         "since": process.started if process else None,
         "log": str(instance.log_file),
         "models": models,
@@ -86,8 +123,16 @@ def _print_state(state: dict[str, Any]) -> None:
     if state["running"]:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
         click.secho(f"{state['instance']}: running (pid {state['pid']}) since {since}", fg="green")
+    elif not state["known"]:
+        where = Path(state["log"]).parent
+        click.secho(
+            f"{state['instance']}: not running, and was never started from here ({where})", fg="yellow"
+        )
+        return
     else:
-        click.secho(f"{state['instance']}: not running", fg="yellow")
+        host = state["elsewhere"]
+        there = f" here; it was started on {host}, ask there" if host else ""
+        click.secho(f"{state['instance']}: not running{there}", fg="yellow")
     for model in state["models"]:
         if "problem" in model:
             click.secho(f"  {model['problem']}", fg="red")
@@ -95,7 +140,8 @@ def _print_state(state: dict[str, Any]) -> None:
         click.echo(f"  {model['model']}: {show.counts_line(model)}")
         for job in model["running"]:
             took = max(0, time.time() - job["started_at"])
-            click.echo(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}")
+            alone = "" if state["running"] else " (left behind: start goes on with it, stop ends it)"
+            click.echo(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}{alone}")
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
             click.echo(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")

@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 import click
 
+from eval_sidecar.checkpoints import step_of
 from eval_sidecar.errors import UsageError
 from eval_sidecar.launchers.local import split_devices
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, run_key
@@ -108,6 +109,8 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
     model_dir = find_path(flags["sft_root"], repo_root)
     _require_folder(model_dir, "--sft-root")
+    if step_of(model_dir.name) is not None:
+        raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
     eval_script = find_path(flags["eval_script"], repo_root)
     _require_file(eval_script, "--eval-script", f"--repo-root is {repo_root}")
     data = Path("data") / flags["category"]

@@ -24,7 +24,7 @@ def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Op
     """
     if disabled or given == "disabled":
         return None, None
-    if importlib.util.find_spec("wandb") is None:
+    if not _has_wandb():
         raise UsageError(
             "wandb is not installed for this Python: pip install 'eval-sidecar[wandb]', or add"
             " --disable-wandb and deliver later"
@@ -37,6 +37,12 @@ def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Op
         "no W&B key is configured (WANDB_API_KEY or `wandb login`): reporting offline;"
         " a later pass with a key delivers everything"
     )
+
+
+def _has_wandb() -> bool:
+    """Whether the client can be imported. The folder ``./wandb`` that its runs leave is not it."""
+    found = importlib.util.find_spec("wandb")
+    return found is not None and found.origin is not None
 
 
 def has_key() -> bool:

@@ -162,6 +162,14 @@ def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Op
         click.echo(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
 
 
+def waiting(ledger: Ledger) -> None:
+    """Print which checkpoints still have no result, and why."""
+    for entry in ledger.steps():
+        if entry.is_pending and not entry.running:
+            facts = "; ".join(entry.evidence)
+            click.echo(f"WAITING      {entry.name}: {entry.verdict or 'not looked at yet'} ({facts})")
+
+
 def problems(lines: Sequence[str]) -> None:
     """Print what is not done, last, so that it is what remains on the screen."""
     for line in lines:

@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 import click
 
-from eval_sidecar.checkpoints import OWN_FOLDER
+from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
@@ -62,13 +62,21 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
         stack.enter_context(_registered(instance if not flags["once"] else None, path))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
-        _run(plan, store, courier, instance)
-    return _report(plan, store, mode)
+        log.info("%s", _greeting(plan.config.model_dir))
+        interrupted = _run(plan, store, courier, instance)
+    return _report(plan, store, mode, interrupted)
+
+
+def _greeting(model_dir: Path) -> str:
+    found = len(list_checkpoints(model_dir))
+    names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
+    return f"watching {model_dir}: {names}"
 
 
 def _run(
     plan: WatchPlan, store: LedgerStore, courier: Optional[Courier], instance: Optional[Instance]
-) -> None:
+) -> bool:
+    """Do the work; return whether a signal ended it."""
     once = plan.flags["once"]
     wake, stop = threading.Event(), threading.Event()
     sidecar = Sidecar(plan.config, store, LocalLauncher(plan.device_lists))
@@ -107,15 +115,19 @@ def _run(
                     deliver_rest=once and not asked_to_stop and sys.exc_info()[0] is None,
                     timeout=_LAST_SESSION_SECONDS if asked_to_stop else None,
                 )
+    return asked_to_stop
 
 
-def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str]) -> int:
+def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:
     ledger = store.ledger
     show.results_table(ledger)
     show.places(ledger, plan.config.results_root / ledger.model_dir, store.path, plan.config.log_dir, mode)
     left = unfinished(ledger, expects_delivery=mode is not None, expects_confirmation=mode == "online")
+    show.waiting(ledger)
     show.problems(left)
-    return 1 if left and plan.flags["once"] else 0
+    if not plan.flags["once"]:
+        return 0
+    return 130 if interrupted else 1 if left else 0
 
 
 def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:
@@ -175,8 +187,11 @@ def _stopping(stop: threading.Event, wake: threading.Event) -> Iterator[None]:
         stop.set()
         wake.set()
 
+    # A hang-up or Ctrl-C that was turned off (nohup, a script's background job) stays so.
     previous = {
-        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        number: signal.signal(number, ask)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
