@@ -7,24 +7,26 @@ Where this Python lacks what eval-sidecar needs, the one that ``scripts/setup`` 
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
+ROOT = Path(__file__).resolve().parent
 NEEDED = ("click", "filelock", "psutil", "rich", "watchfiles")
 
 
-def main():
+def main() -> None:
     """Hand over to the package."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    own_python = os.path.join(ROOT, ".venv", "bin", "python")
-    if missing and os.path.exists(own_python) and os.path.realpath(sys.prefix) != os.path.join(ROOT, ".venv"):
-        os.execv(own_python, [own_python, os.path.abspath(__file__), *sys.argv[1:]])
+    own = ROOT / ".venv"
+    own_python = own / "bin" / "python"
+    if missing and own_python.exists() and Path(sys.prefix).resolve() != own.resolve():
+        os.execv(str(own_python), [str(own_python), str(Path(__file__).resolve()), *sys.argv[1:]])
     if missing:
         sys.exit(
             "eval-sidecar: {} has no {}: run scripts/setup in {}, or `pip install {}` there".format(
                 sys.executable, ", ".join(missing), ROOT, ROOT
             )
         )
-    sys.path.insert(0, os.path.join(ROOT, "src"))
+    sys.path.insert(0, str(ROOT / "src"))
     from eval_sidecar.cli import main as run
 
     run()
