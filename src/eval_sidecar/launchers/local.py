@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -112,8 +113,11 @@ class LocalLauncher:
             return JobState(LOST, reason=f"its exit file is unreadable ({error})")
         if alive:
             return JobState(RUNNING)
-        if code is not None:
+        if code is not None and code >= 0:
             return JobState(ENDED, code)
+        if code is not None:
+            # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
+            return JobState(LOST, reason=f"its process was killed ({signal.Signals(-code).name})")
         return JobState(
             LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
         )
