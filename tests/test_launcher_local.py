@@ -1,0 +1,267 @@
+"""Evaluations as real processes: exit codes that outlive the sidecar, and nothing left after a cancel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eval_sidecar.errors import LaunchError, UsageError
+from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
+from eval_sidecar.launchers.local import LocalLauncher, split_devices
+from eval_sidecar.process import end_family, family
+from eval_sidecar.types import Handle, Job
+
+MARKER = "EVAL_SIDECAR_JOB"
+
+
+@pytest.fixture
+def job(tmp_path) -> Iterator[Job]:
+    """A job that ends at once; whatever a test starts under its token is killed in the end."""
+    token = uuid.uuid4().hex
+    log = tmp_path / "logs" / "checkpoint-495.log"
+    yield Job(step=495, token=token, argv=("true",), env={}, cwd=tmp_path, log=log)
+    end_family(None, (MARKER, token), 0.0)
+
+
+@pytest.fixture
+def launcher() -> LocalLauncher:
+    return LocalLauncher(["0"], grace_seconds=30.0)
+
+
+def bash(job: Job, script: str) -> Job:
+    return replace(job, argv=("bash", "-c", script))
+
+
+def waiting(job: Job, before: str = "") -> Job:
+    """A job that tells through a pipe that it is up (`wait_until_up`), and stays until it is ended."""
+    os.mkfifo(job.cwd / "up")
+    return bash(job, f"{before} echo up > up; while :; do read -r line < hold || exit 9; done")
+
+
+def wait_until_up(job: Job) -> None:
+    os.mkfifo(job.cwd / "hold") if not (job.cwd / "hold").exists() else None
+    assert (job.cwd / "up").read_text() == "up\n"
+
+
+def wait_for_end(handle: Handle) -> None:
+    """Wait until the job's process has ended; the launcher is its parent, or nobody is."""
+    process = psutil.Process(handle["pid"])
+    psutil.wait_procs([process], timeout=60) if os.getpid() != process.ppid() else os.waitid(
+        os.P_PID, handle["pid"], os.WEXITED | os.WNOWAIT
+    )
+
+
+def has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+# -- starting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 3, 137])
+def test_the_exit_code_of_the_command_is_reported(launcher, job, code):
+    handle = launcher.submit(bash(job, f"exit {code}"), [])
+    wait_for_end(handle)
+    assert launcher.poll(handle) == JobState(ENDED, code)
+
+
+def test_a_command_that_a_signal_ended_is_reported_with_128_and_the_signal(launcher, job):
+    handle = launcher.submit(bash(job, "kill -9 $$"), [])
+    wait_for_end(handle)
+    assert launcher.poll(handle) == JobState(ENDED, 128 + signal.SIGKILL)
+
+
+def test_output_and_errors_go_to_the_jobs_log_after_what_is_there(launcher, job):
+    job.log.parent.mkdir(parents=True)
+    job.log.write_text("first attempt\n")
+    handle = launcher.submit(bash(job, "echo out; echo error >&2"), [])
+    wait_for_end(handle)
+    assert job.log.read_text() == "first attempt\nout\nerror\n"
+
+
+def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkeypatch):
+    monkeypatch.setenv("KEPT", "kept")
+    monkeypatch.setenv("CATEGORY", "overruled")
+    script = 'echo "$PWD $KEPT $CATEGORY $CUDA_LIST"; ! read -r line'
+    handle = launcher.submit(replace(bash(job, script), env={"CATEGORY": "Toys", "CUDA_LIST": "9"}), [])
+    wait_for_end(handle)
+    assert job.log.read_text() == f"{job.cwd} kept Toys 0\n"
+    assert launcher.poll(handle) == JobState(ENDED, 0), "its input is empty, not the terminal"
+
+
+def test_arguments_reach_the_command_as_they_are(launcher, job):
+    arguments = ("a b", "$HOME", "'quoted'", "", "*")
+    handle = launcher.submit(replace(job, argv=("printf", "<%s>", *arguments)), [])
+    wait_for_end(handle)
+    assert job.log.read_text() == "".join(f"<{argument}>" for argument in arguments)
+
+
+def test_a_command_that_is_not_there_ends_with_its_reason_in_the_log(launcher, job):
+    handle = launcher.submit(replace(job, argv=("/no/such/script",)), [])
+    wait_for_end(handle)
+    assert launcher.poll(handle) == JobState(ENDED, 127)
+    assert "/no/such/script" in job.log.read_text()
+
+
+@pytest.mark.parametrize("broken", ["cwd", "log"])
+def test_a_job_that_cannot_be_started_is_an_error_that_names_the_checkpoint(launcher, job, tmp_path, broken):
+    (tmp_path / "file").write_text("")
+    path = {"cwd": tmp_path / "nowhere", "log": tmp_path / "file" / "x.log"}[broken]
+    with pytest.raises(LaunchError, match="checkpoint-495: the evaluation could not be started"):
+        launcher.submit(replace(job, **{broken: path}), [])
+
+
+def test_a_second_attempt_does_not_inherit_the_first_ones_exit_code(launcher, job):
+    wait_for_end(launcher.submit(bash(job, "exit 3"), []))
+    up = waiting(job)
+    handle = launcher.submit(up, [])
+    assert launcher.poll(handle) == JobState(RUNNING)
+    wait_until_up(up)
+    launcher.cancel(handle)
+
+
+# -- after a restart -------------------------------------------------------------------------------------
+
+
+def test_another_launcher_finds_a_running_job_by_its_handle_from_json(launcher, job):
+    up = waiting(job)
+    handle = json.loads(json.dumps(launcher.submit(up, [])))
+    wait_until_up(up)
+    assert LocalLauncher(["0"]).poll(handle) == JobState(RUNNING)
+    launcher.cancel(handle)
+
+
+def test_another_launcher_learns_the_exit_code_of_a_job_that_is_not_its_child(launcher, job):
+    handle = launcher.submit(bash(job, "exit 3"), [])
+    wait_for_end(handle)
+    assert LocalLauncher(["0"]).poll(handle) == JobState(ENDED, 3)
+
+
+def test_another_launcher_ends_a_job_that_is_not_its_child(launcher, job):
+    up = waiting(job)
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    LocalLauncher(["0"], grace_seconds=30.0).cancel(handle)
+    assert family(None, (MARKER, job.token)) == []
+
+
+def test_a_job_of_which_only_the_token_is_known_is_lost_and_can_be_cancelled(launcher, job):
+    up = waiting(job)
+    launcher.submit(up, [])
+    wait_until_up(up)
+    handle = {"token": job.token}
+    assert LocalLauncher(["0"]).poll(handle) == JobState(LOST, reason="its start was cut short")
+    LocalLauncher(["0"], grace_seconds=30.0).cancel(handle)
+    assert family(None, (MARKER, job.token)) == []
+
+
+def test_a_job_whose_process_is_gone_without_an_exit_code_is_lost(launcher, job):
+    handle = launcher.submit(job, [])
+    wait_for_end(handle)
+    Path(handle["exit_file"]).unlink()
+    assert LocalLauncher(["0"]).poll(handle).phase == LOST
+
+
+def test_a_process_that_got_the_jobs_pid_later_is_not_the_job(launcher, job):
+    handle = {**launcher.submit(job, []), "pid": os.getpid()}
+    handle["exit_file"] += "-never-written"
+    assert LocalLauncher(["0"]).poll(handle).phase == LOST
+
+
+# -- ending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "setsid "], ids=["in its group", "in a session of its own"])
+def test_a_cancel_ends_grandchildren_wherever_they_went(launcher, job, how):
+    up = waiting(job, f"{how}sleep 600 & echo $! > grandchild;")
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    grandchild = int((job.cwd / "grandchild").read_text())
+    assert not has_ended(grandchild)
+    launcher.cancel(handle)
+    assert has_ended(grandchild)
+    assert not psutil.pid_exists(handle["pid"]), "it is collected, not left as a zombie"
+
+
+def test_a_cancelled_job_is_never_reported_as_a_success(launcher, job):
+    up = waiting(job)
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    launcher.cancel(handle)
+    state = launcher.poll(handle)
+    assert state.phase != RUNNING
+    assert state.exit_code != 0
+
+
+def test_cancelling_twice_is_the_same_as_once(launcher, job):
+    handle = launcher.submit(job, [])
+    wait_for_end(handle)
+    launcher.cancel(handle)
+    launcher.cancel(handle)
+    assert launcher.poll(handle) == JobState(ENDED, 0)
+
+
+def test_a_job_whose_wrapper_was_killed_is_lost_although_its_command_goes_on(launcher, job):
+    up = waiting(job, "echo $$ > command;")
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    os.kill(handle["pid"], signal.SIGKILL)
+    wait_for_end(handle)
+    state = launcher.poll(handle)
+    assert (state.phase, state.exit_code) == (LOST, None)
+    assert "SIGKILL" in state.reason
+    launcher.cancel(handle)
+    assert has_ended(int((job.cwd / "command").read_text()))
+
+
+# -- devices ---------------------------------------------------------------------------------------------
+
+
+def test_jobs_side_by_side_get_lists_that_nobody_else_has(job):
+    launcher = LocalLauncher(["0 1", "2 3"])
+    taken = {"devices": "0 1"}
+    assert launcher.submit(job, [taken])["devices"] == "2 3"
+    assert launcher.submit(job, [{"devices": "2 3"}])["devices"] == "0 1"
+
+
+def test_there_are_as_many_slots_as_lists_and_never_less_than_none():
+    launcher = LocalLauncher(["0", "1"])
+    assert [launcher.free_slots([{}] * running) for running in range(4)] == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("cuda_list", "gpus_per_eval", "lists"),
+    [
+        ("0", 0, ("0",)),
+        ("0 1 2 3", 0, ("0 1 2 3",)),
+        ("0,1, 2", 0, ("0 1 2",)),
+        ("0 1 2 3", 1, ("0", "1", "2", "3")),
+        ("0 1 2 3", 2, ("0 1", "2 3")),
+        ("3 1 2 0", 4, ("3 1 2 0",)),
+    ],
+)
+def test_the_whole_list_goes_to_one_evaluation_unless_it_is_split(cuda_list, gpus_per_eval, lists):
+    assert split_devices(cuda_list, gpus_per_eval) == lists
+
+
+@pytest.mark.parametrize(
+    ("cuda_list", "gpus_per_eval", "said"),
+    [
+        ("", 0, "--cuda-list"),
+        (" , ", 1, "--cuda-list"),
+        ("0 1 2", 2, "3 GPUs"),
+        ("0", 2, "1 GPUs"),
+        ("0", -1, "-1"),
+    ],
+)
+def test_a_list_that_cannot_be_split_is_a_usage_error(cuda_list, gpus_per_eval, said):
+    with pytest.raises(UsageError, match=said):
+        split_devices(cuda_list, gpus_per_eval)
