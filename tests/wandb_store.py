@@ -401,7 +401,8 @@ class Store:
 
     @staticmethod
     def _history_keys(run: Run) -> dict[str, Any]:
-        return {"lastStep": max((row["_step"] for row in run.shown()), default=-1), "keys": {}, "sets": []}
+        last = max((int(row["_step"]) for row in run.shown()), default=-1)
+        return {"lastStep": last, "keys": {}, "sets": []}
 
     def _do_RunParquetHistory(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "runName")

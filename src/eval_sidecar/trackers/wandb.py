@@ -56,7 +56,8 @@ class WandbSettings:
         init_timeout: Seconds that the client may try to open a run.
         request_timeout: Seconds that one request to the server may take.
         retries: How often the client tries a request again.
-        retry_wait: Seconds before the first of these; the longest wait is ten times that.
+        retry_wait: Seconds before the first of these, twice as long before each further one, up to ten
+            times that. Whole: the client cuts fractions off, and takes none for its own default.
     """
 
     log: Path
@@ -69,7 +70,7 @@ class WandbSettings:
     init_timeout: float = 30.0
     request_timeout: float = 30.0
     retries: int = 6
-    retry_wait: float = 1.0
+    retry_wait: int = 1
 
 
 class WandbTracker:
