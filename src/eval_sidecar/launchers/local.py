@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -117,7 +116,7 @@ class LocalLauncher:
             return JobState(ENDED, code)
         if code is not None:
             # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
-            return JobState(LOST, reason=f"its process was killed ({signal.Signals(-code).name})")
+            return JobState(LOST, reason=f"its process was killed by signal {-code}")
         return JobState(
             LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
         )
