@@ -120,8 +120,8 @@ class Entry:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it stays without a result until somebody clears its failure."""
-        return self.failure is not None and self.failure.final and not self.processed
+        """Whether it is not tried again until somebody clears its failure."""
+        return self.failure is not None and self.failure.final
 
     @property
     def is_pending(self) -> bool:

@@ -43,6 +43,7 @@ class ModelSpec:
         run_id: W&B run id; the same id is resumed for ever.
         run_name: W&B run name.
         group: W&B group, or None.
+        num_train_epochs: Epochs of the training; None where they are not known.
     """
 
     model_dir: str
@@ -57,6 +58,7 @@ class ModelSpec:
     run_id: str
     run_name: str
     group: Optional[str] = None
+    num_train_epochs: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class Point:
         metrics: Metric name (``HR@10``, without a prefix) to value.
         metrics_path: Where the numbers come from.
         revision: 0 for the first delivery, then 1, 2, … each time the result has changed.
+        checkpoint_index: Rank of the checkpoint among the model's, from 1; None where nobody asks.
+        epoch_progress: Epochs trained so far, taking the model's last checkpoint for the end of the
+            training; None where nobody asks.
     """
 
     step: int
@@ -93,6 +98,8 @@ class Point:
     metrics: Mapping[str, float]
     metrics_path: str
     revision: int = 0
+    checkpoint_index: Optional[int] = None
+    epoch_progress: Optional[float] = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import click
 import eval_sidecar
 from eval_sidecar.cli.checkpoints import explain, retry
 from eval_sidecar.cli.manage import start, status, stop, tail
+from eval_sidecar.cli.upload import prepare_manifest, receipt, upload, verify
 from eval_sidecar.cli.watch import watch
 from eval_sidecar.errors import SidecarError, UsageError
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """Evaluate every checkpoint of a training once, on one W&B curve per model."""
 
 
-for _command in (watch, start, stop, status, tail, explain, retry):
+for _command in (watch, upload, prepare_manifest, verify, receipt, start, stop, status, tail, explain, retry):
     cli.add_command(_command)
 
 
@@ -40,7 +41,8 @@ def resolve(arguments: Sequence[str]) -> list[str]:
     name = words.pop(0) if not words[0].startswith("-") else "run"
     if name not in _EITHER:
         return [name, *words]
-    return ["watch", *(["--once"] if name == "once" else []), *words]
+    watches = any(word == "--sft-root" or word.startswith("--sft-root=") for word in words)
+    return ["watch" if watches else "upload", *(["--once"] if name == "once" else []), *words]
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 
+from eval_sidecar.delivery import Report
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.status import HEADLINE, describe
@@ -174,3 +175,37 @@ def problems(lines: Sequence[str]) -> None:
     """Print what is not done, last, so that it is what remains on the screen."""
     for line in lines:
         click.secho(f"NOT DONE     {line}", fg="red", err=True)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar while something is done so many times; yields what to call with each name done."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
+def outcome(model: str, report: Report, left: Sequence[str]) -> None:
+    """Print what became of one model, in one line."""
+    counts = (
+        (report.sent, "sent"),
+        (report.confirmed, "confirmed"),
+        (report.already, "already there"),
+        (report.unconfirmed, "unconfirmed"),
+        (report.undelivered, "not delivered"),
+    )
+    said = ", ".join(f"{count} {words}" for count, words in counts if count) or "nothing new"
+    failed = f"; failed: {report.problem or left[0]}" if left else ""
+    click.secho(f"{model}: {said}{failed}", fg="red" if left else None)

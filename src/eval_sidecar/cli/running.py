@@ -1,0 +1,60 @@
+"""What every command that runs for long has in common: its instance, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from eval_sidecar.daemon import Instance, register, unregister
+
+log = logging.getLogger(__name__)
+
+
+def manager_folder() -> Path:
+    """``MANAGER_DIR``: where instances have their logs and pid files."""
+    return Path(os.path.abspath(os.environ.get("MANAGER_DIR") or "log/eval_sidecar"))
+
+
+def instance_of(flags: Mapping[str, Any]) -> Optional[Instance]:
+    """The instance that a command runs as; one that ends by itself is none."""
+    return Instance(flags["instance"], manager_folder()) if flags["instance"] and not flags["once"] else None
+
+
+@contextlib.contextmanager
+def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[None]:
+    """Be the instance for the length of a ``with`` block, not ready yet."""
+    if instance is None:
+        yield
+        return
+    register(instance, state_files=state_files, job=job, ready=False)
+    try:
+        yield
+    finally:
+        unregister(instance)
+
+
+@contextlib.contextmanager
+def stopping(stop: threading.Event, wake: threading.Event) -> Iterator[None]:
+    """Turn the first signal into a request to stop; a second one interrupts at once."""
+
+    def ask(number: int, _frame: object) -> None:
+        log.info("%s: ending; what is not done stays to be done", signal.Signals(number).name)
+        for other in previous:
+            signal.signal(other, signal.default_int_handler)
+        stop.set()
+        wake.set()
+
+    previous = {
+        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,261 @@
+"""The two-machine way: ``prepare-manifest``, ``upload``, ``verify`` and ``receipt``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional, TypeVar
+
+import click
+
+from eval_sidecar.cli import show
+from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.cli.running import instance_of, registered, stopping
+from eval_sidecar.daemon import register
+from eval_sidecar.errors import StateError, TrackerError, UsageError
+from eval_sidecar.ledger import Ledger
+from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
+from eval_sidecar.notices import watch_folders
+from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.receipt import write_receipt
+from eval_sidecar.results import stamp
+from eval_sidecar.store import load
+from eval_sidecar.trackers.base import Tracker
+from eval_sidecar.types import ModelSpec
+from eval_sidecar.uploading import Outcome, Uploader, choose_models
+from eval_sidecar.verifying import Comparison
+
+log = logging.getLogger(__name__)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SOURCE = (
+    click.option("--results-root", default="./results", show_default=True),
+    click.option("--manifest-path", help=f"[default: RESULTS_ROOT/{FILE_NAME}]"),
+    click.option("--manifest-overrides", help="Overrides on top of the manifest, as for prepare-manifest."),
+    click.option("--state-dir", default="state/wandb_eval_uploader", show_default=True, help="Where the ledgers are."),
+    click.option("--model-filter", multiple=True, help="Only these models; repeat it, or separate names by commas."),
+)  # fmt: skip
+_REPORTING = (
+    click.option("--wandb-mode", type=click.Choice(["online", "offline", "disabled"]), default="online", show_default=True),
+    click.option("--wandb-resume", envvar="WANDB_RESUME", default="allow", show_default=True),
+    click.option("--wandb-job-type", envvar="WANDB_JOB_TYPE", default="eval", show_default=True),
+    click.option("--confirm-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="How long a server may take to show a point before it counts as not delivered."),
+    click.option("--workers", type=click.IntRange(min=1), default=8, show_default=True, help="Models at a time."),
+)  # fmt: skip
+
+
+def _with(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[_F], _F]:
+    def decorate(command: _F) -> _F:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.command("prepare-manifest")
+@click.option("--results-root", default="./results", show_default=True)
+@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{FILE_NAME}]")
+@click.option("--overrides", help="JSON file that changes what is inferred from a model dir's name.")
+@click.option("--default-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True)
+@click.option("--default-entity", envvar="WANDB_ENTITY")
+@click.option("--default-eval-split", default="test", show_default=True)
+@click.option("--run-id-prefix", default="eval", show_default=True)
+def prepare_manifest(
+    results_root: str,
+    output_manifest: Optional[str],
+    overrides: Optional[str],
+    default_project: str,
+    default_entity: Optional[str],
+    default_eval_split: str,
+    run_id_prefix: str,
+) -> int:
+    """Write down which models there are in results, and which run each belongs to."""
+    root = Path(results_root)
+    defaults = Defaults(default_project, default_entity or None, default_eval_split, run_id_prefix)
+    path = write_manifest(
+        root,
+        Path(output_manifest) if output_manifest else root / FILE_NAME,
+        overrides=Path(overrides) if overrides else None,
+        defaults=defaults,
+    )
+    click.echo(f"{len(load_manifest(path))} models in {path}")
+    return 0
+
+
+@click.command()
+@_with(_SOURCE, _REPORTING)
+@click.option("--once", is_flag=True, help="Upload what there is now, then end.")
+@click.option("--poll-interval-seconds", type=click.FloatRange(min=0.05), default=60.0, show_default=True)
+@click.option("--disable-wandb", is_flag=True, help="Take results into the ledgers, deliver nothing.")
+@click.option("--instance", envvar="INSTANCE", help="Name for `status`, `tail` and `stop`.")
+def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
+    """Upload the results of a manifest's models: what is new or has changed, each point once."""
+    mode, _ = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
+    source = _Source(flags)
+    source.load()
+    show.set_up_logging()
+    with _tracker(flags, mode) as tracker:
+        uploader = _uploader(flags, tracker, mode)
+        wake, stop = threading.Event(), threading.Event()
+        instance = instance_of(flags)
+        with registered(instance, [], "upload"), stopping(stop, wake):
+            if not flags["once"]:
+                own = {uploader.state_dir, source.receipt.parent}
+                watch_folders([source.results_root], lambda path: path.parent in own, wake, stop)
+            while True:
+                wake.clear()
+                outcomes = _one_pass(source, uploader, stop)
+                if instance is not None:
+                    files = [str(uploader.state_file(outcome.spec)) for outcome in outcomes]
+                    register(instance, state_files=files, job="upload", ready=True)
+                if flags["once"] or stop.is_set():
+                    break
+                wake.wait(flags["poll_interval_seconds"])
+                if stop.is_set():
+                    break
+    left = [f"{outcome.spec.model_dir}: {line}" for outcome in outcomes for line in outcome.left]
+    show.problems(left)
+    return 1 if left and flags["once"] else 0
+
+
+def _one_pass(source: _Source, uploader: Uploader, stop: threading.Event) -> list[Outcome]:
+    models = source.load()
+    with show.counting("uploading", len(models)) as advance:
+        outcomes = uploader.run_pass(models, stop, lambda outcome: advance(outcome.spec.model_dir))
+    for outcome in outcomes:
+        show.outcome(outcome.spec.model_dir, outcome.report, outcome.left)
+    source.write_receipt(uploader)
+    return outcomes
+
+
+@click.command()
+@_with(_SOURCE, _REPORTING)
+@click.option("--repair", is_flag=True, help="Send what the server lacks, or has with other numbers.")
+def verify(**flags: Any) -> int:  # noqa: ANN401 - one an option
+    """Compare ledgers and server, point by point. Exit code 1 where anything differs."""
+    mode, _ = choose_mode(flags["wandb_mode"], False)
+    if mode != "online":
+        raise UsageError(f"--wandb-mode {flags['wandb_mode']}: only a server can be verified against")
+    models = _Source(flags).load()
+    show.set_up_logging()
+    with _tracker(flags, mode) as tracker:
+        uploader = _uploader(flags, tracker, mode)
+        before = [_verified(uploader, spec) for spec in models]
+        differing = [spec for spec, found in zip(models, before) if not found]
+        if flags["repair"] and differing:
+            for outcome in uploader.repair(differing, threading.Event()):
+                show.outcome(outcome.spec.model_dir, outcome.report, outcome.left)
+            differing = [spec for spec in differing if not _verified(uploader, spec)]
+    return 1 if differing else 0
+
+
+def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
+    """Print one model's comparison; whether it agrees."""
+    try:
+        found = uploader.verify(spec)
+    except (TrackerError, StateError) as error:
+        click.secho(f"{spec.model_dir}: {error}", fg="red")
+        return False
+    click.secho(f"{spec.model_dir}: {_in_words(found)}", fg=None if found.agrees else "red")
+    return found.agrees
+
+
+def _in_words(found: Comparison) -> str:
+    parts = [f"{len(found.confirmed)} confirmed"]
+    for steps, words in (
+        (found.missing, "missing there"),
+        (found.unknown, "there but unknown here"),
+        (found.different, "with different values"),
+        (found.doubled, "there more than once"),
+    ):
+        parts += [f"{len(steps)} {words}: {', '.join(map(str, steps))}"] if steps else []
+    return "; ".join(parts)
+
+
+@click.command()
+@_with(_SOURCE)
+@click.option("--output", help=f"[default: RESULTS_ROOT/{RECEIPT_NAME}]")
+def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one an option
+    """Write what is confirmed, for `pack --incremental` on the training machine."""
+    source = _Source(flags, output)
+    models = source.load()
+    source.write_receipt(_uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None))
+    click.echo(f"{len(models)} models in {source.receipt}")
+    return 0
+
+
+class _Source:
+    """The manifest as it is now, read again when it has changed."""
+
+    def __init__(self, flags: dict[str, Any], output: Optional[str] = None) -> None:
+        self.results_root = Path(os.path.abspath(flags["results_root"]))
+        if not self.results_root.is_dir():
+            raise UsageError(f"--results-root {self.results_root}: there is no such folder")
+        given = flags["manifest_path"]
+        self.path = Path(given) if given else self.results_root / FILE_NAME
+        self.receipt = Path(output) if output else self.results_root / RECEIPT_NAME
+        self._overrides = Path(flags["manifest_overrides"]) if flags["manifest_overrides"] else None
+        self._filters = flags["model_filter"]
+        self._all: list[ModelSpec] = []
+        self._models: Optional[list[ModelSpec]] = None
+        self._stamps: object = None
+
+    def load(self) -> list[ModelSpec]:
+        """The models to work on.
+
+        Raises:
+            UsageError: where the manifest is wrong; where it has become wrong since, that is logged and
+                the last good one goes on to be used.
+        """
+        stamps = [stamp(path) for path in (self.path, self._overrides) if path is not None]
+        if self._models is None or stamps != self._stamps:
+            try:
+                everything = load_manifest(self.path, self._overrides)
+                self._models = choose_models(everything, self._filters)
+                self._all = everything
+            except UsageError as error:
+                if self._models is None:
+                    raise
+                log.error("%s; the manifest read before stays in use", error)
+            self._stamps = stamps
+        return self._models
+
+    def write_receipt(self, uploader: Uploader) -> None:
+        """Write what the ledgers of all of the manifest's models say is confirmed."""
+        ledgers = [
+            ledger for spec in self._all if (ledger := _readable(uploader.state_file(spec))) is not None
+        ]
+        write_receipt(ledgers, self.receipt)
+
+
+def _readable(path: Path) -> Optional[Ledger]:
+    try:
+        return load(path, keep_corrupt=True)
+    except StateError:
+        return None  # its model's own outcome says so
+
+
+def _uploader(flags: dict[str, Any], tracker: Optional[Tracker], mode: Optional[str]) -> Uploader:
+    return Uploader(
+        results_root=Path(os.path.abspath(flags["results_root"])),
+        state_dir=Path(os.path.abspath(flags["state_dir"])),
+        tracker=tracker,
+        confirms=mode == "online",
+        settle_seconds=flags["confirm_seconds"],
+        workers=flags["workers"],
+    )
+
+
+@contextlib.contextmanager
+def _tracker(flags: dict[str, Any], mode: Optional[str]) -> Iterator[Optional[Tracker]]:
+    tracker = open_tracker(flags, mode, Path(os.path.abspath(flags["state_dir"])) / "wandb.log")
+    try:
+        yield tracker
+    finally:
+        if tracker is not None:
+            tracker.close()

@@ -1,0 +1,200 @@
+"""Results that were evaluated elsewhere, brought to the tracker: the models of a manifest, in parallel.
+
+Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delivery` does the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.checkpoints import list_checkpoints
+from eval_sidecar.delivery import Report, deliver
+from eval_sidecar.errors import ResultError, SidecarError, UsageError
+from eval_sidecar.ledger import Failure, Ledger
+from eval_sidecar.results import metrics_path, read_result, stamp
+from eval_sidecar.status import unfinished
+from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
+from eval_sidecar.trackers.base import Tracker
+from eval_sidecar.types import ModelSpec
+from eval_sidecar.verifying import Comparison, compare, mark_for_repair
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model in a pass.
+
+    Attributes:
+        spec: The model and its run.
+        report: What delivery did.
+        left: What should have been done and is not, one line each.
+    """
+
+    spec: ModelSpec
+    report: Report
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Uploader:
+    """Everything that a pass needs.
+
+    Attributes:
+        results_root: Where the results are.
+        state_dir: Where the ledgers are.
+        tracker: Where points go, or None to take results into the ledgers only.
+        confirms: Whether the tracker can be read back.
+        settle_seconds: How long a server may take to show a row that it has.
+        workers: Models at a time.
+    """
+
+    results_root: Path
+    state_dir: Path
+    tracker: Optional[Tracker]
+    confirms: bool
+    settle_seconds: float = 60.0
+    workers: int = 8
+
+    def state_file(self, spec: ModelSpec) -> Path:
+        """A model's ledger."""
+        return state_path(self.state_dir, spec.model_dir, spec.run_id)
+
+    def run_pass(
+        self,
+        models: Sequence[ModelSpec],
+        stop: threading.Event,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> list[Outcome]:
+        """Deliver what is new or changed of every model; one model's failure does not stop the others.
+
+        Returns:
+            An outcome for each model, in the order of the models.
+        """
+        return self._for_each(models, lambda spec: self._deliver(spec, stop), on_outcome)
+
+    def _for_each(
+        self,
+        models: Sequence[ModelSpec],
+        work: Callable[[ModelSpec], Outcome],
+        on_outcome: Callable[[Outcome], None],
+    ) -> list[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        with ThreadPoolExecutor(max_workers=max(1, min(self.workers, len(models)))) as pool:
+            futures = [pool.submit(_guarded, work, spec) for spec in models]
+            for future in as_completed(futures):
+                outcome = future.result()
+                outcomes[outcome.spec.model_dir] = outcome
+                on_outcome(outcome)
+        return [outcomes[spec.model_dir] for spec in models]
+
+    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
+        with self._open(spec) as store:
+            take_results(store, self.results_root)
+            report = Report(where=store.ledger.where)
+            if self.tracker is not None and not stop.is_set():
+                report = deliver(
+                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                )
+            return Outcome(spec, report, self._left(store))
+
+    def _left(self, store: LedgerStore) -> tuple[str, ...]:
+        expected = self.tracker is not None
+        confirms = expected and self.confirms
+        return tuple(unfinished(store.ledger, expects_delivery=expected, expects_confirmation=confirms))
+
+    def _open(self, spec: ModelSpec) -> AbstractContextManager[LedgerStore]:
+        return open_store(self.state_file(spec), spec.model_dir, spec.run_id, spec.run_name)
+
+    # -- verify -------------------------------------------------------------------------------------
+
+    def verify(self, spec: ModelSpec) -> Comparison:
+        """Compare one model's ledger with the server, point by point.
+
+        Raises:
+            TrackerError: where the server cannot be read.
+            StateError: where the ledger cannot be.
+        """
+        assert self.tracker is not None
+        with self._open(spec) as store:
+            take_results(store, self.results_root)
+            return compare(store.ledger, self.tracker.read(spec))
+
+    def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[Outcome]:
+        """Send what the server lacks, or has with other numbers."""
+
+        def work(spec: ModelSpec) -> Outcome:
+            assert self.tracker is not None
+            with self._open(spec) as store:
+                view = self.tracker.read(spec)
+                store.update(lambda ledger: mark_for_repair(ledger, view))
+                report = deliver(
+                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                )
+                return Outcome(spec, report, self._left(store))
+
+        return self._for_each(models, work, lambda outcome: None)
+
+
+def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
+    try:
+        return work(spec)
+    except SidecarError as error:
+        return Outcome(spec, Report(problem=str(error)), (str(error),))
+
+
+def take_results(store: LedgerStore, results_root: Path) -> None:
+    """Take every result of the ledger's model that is new or has changed into the ledger.
+
+    One that cannot be read becomes a failure with its reason; what was known before is kept.
+    """
+    model = store.ledger.model_dir
+    changed, broken = [], []
+    for checkpoint in list_checkpoints(results_root / model):
+        entry = store.ledger.entry(checkpoint.step)
+        path = metrics_path(results_root, model, checkpoint.step)
+        found = stamp(path)
+        if found is None or (entry.result is not None and entry.result.stamp == found and not entry.failure):
+            continue
+        try:
+            changed.append((entry, read_result(path)))
+        except ResultError as error:
+            failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
+            if entry.failure is None or entry.failure.error != str(error):
+                log.error("%s %s: %s", model, entry.name, error)
+                broken.append(failed)
+
+    def take(ledger: Ledger) -> Ledger:
+        for entry, result in changed:
+            ledger = ledger.evaluated(entry.step, result)
+        return ledger.with_entries(broken)
+
+    store.update(take)
+
+
+def choose_models(models: Sequence[ModelSpec], filters: Iterable[str]) -> list[ModelSpec]:
+    """The models that a filter names; all where there is no filter.
+
+    Args:
+        models: All of the manifest.
+        filters: Names, each entry possibly several, separated by commas.
+
+    Raises:
+        UsageError: where a name matches nothing, with close ones.
+    """
+    wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
+    known = {spec.model_dir for spec in models}
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
+            near = f"; close to it: {', '.join(close)}" if close else f"; there are {len(known)} models in it"
+            raise UsageError(f"--model-filter {name}: the manifest has no such model{near}")
+    return [spec for spec in models if not wanted or spec.model_dir in wanted]

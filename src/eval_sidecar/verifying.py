@@ -1,0 +1,77 @@
+"""Compares a ledger with what a server shows, point by point, and marks what has to be sent again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from eval_sidecar.delivery import same_numbers
+from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery, Ledger
+from eval_sidecar.trackers.base import ServerRow, ServerView
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model's ledger against its run.
+
+    Attributes:
+        confirmed: Steps that both have, with the same numbers.
+        missing: Steps that the server lacks.
+        unknown: Steps that the server has and the ledger does not know.
+        different: Steps whose numbers differ.
+        doubled: Steps that the server has more than once in the same revision.
+    """
+
+    confirmed: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    unknown: tuple[int, ...] = ()
+    different: tuple[int, ...] = ()
+    doubled: tuple[int, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether ledger and server say the same."""
+        return not (self.missing or self.unknown or self.different or self.doubled)
+
+
+def newest_rows(view: ServerView) -> dict[int, ServerRow]:
+    """The row that counts of each step: that of the highest revision."""
+    newest: dict[int, ServerRow] = {}
+    for row in sorted(view.rows, key=lambda row: (row.revision, row.index)):
+        newest[row.step] = row
+    return newest
+
+
+def compare(ledger: Ledger, view: ServerView) -> Comparison:
+    """Compare every result of a ledger, however it came to be delivered, with a look-up."""
+    rows = newest_rows(view)
+    results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
+    known = {entry.step for entry in ledger.steps() if entry.result or entry.listed}
+    on_both = sorted(results.keys() & rows.keys())
+    same = [step for step in on_both if same_numbers(results[step], rows[step].metrics)]
+    counts = Counter((row.step, row.revision) for row in view.rows)
+    return Comparison(
+        confirmed=tuple(same),
+        missing=tuple(sorted(results.keys() - rows.keys())),
+        unknown=tuple(sorted(rows.keys() - known)),
+        different=tuple(step for step in on_both if step not in same),
+        doubled=tuple(sorted({step for (step, _), count in counts.items() if count > 1})),
+    )
+
+
+def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
+    """Make everything due that the server lacks or has with other numbers, and confirm the rest."""
+    rows = newest_rows(view)
+    changed = []
+    for entry in ledger.steps():
+        if entry.result is None:
+            continue
+        row = rows.get(entry.step)
+        if row is None:
+            delivery = Delivery(PENDING)
+        elif same_numbers(entry.result.metrics, row.metrics):
+            delivery = Delivery(CONFIRMED, row.revision, entry.result.digest, row.index)
+        else:
+            delivery = Delivery(PENDING, row.revision + 1)
+        changed.append(replace(entry, delivery=delivery))
+    return ledger.with_entries(changed)
