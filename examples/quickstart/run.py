@@ -91,7 +91,7 @@ class Quickstart:
         """Start a process of its own session, so that Ctrl-C reaches it through :meth:`stop` only."""
         process = subprocess.Popen(
             command,
-            cwd=REPO,
+            cwd=self.folder,  # W&B writes its own files into the working directory
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -113,6 +113,8 @@ class Quickstart:
     def start_training(self, lock: IO[str]) -> subprocess.Popen[bytes]:
         """Start the training, or continue it; it holds ``lock`` as long as it lives."""
         self.training_log.parent.mkdir(parents=True, exist_ok=True)
+        # The sidecar starts at the same time, and takes a folder that is missing for a typing error.
+        self.model_dir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(REPO / "examples/quickstart/train.py"), str(self.folder)]
         with self.training_log.open("wb") as output:
             return self.start(command, output, keep_open=(lock.fileno(),))
@@ -137,7 +139,7 @@ class Quickstart:
         """Return what the sidecar says about the model, or None while it does not know it yet."""
         answer = subprocess.run(
             [*[sys.executable, "-m", "eval_sidecar", "status"], "--instance", INSTANCE, "--json"],
-            cwd=REPO,
+            cwd=self.folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -214,7 +216,7 @@ def wait_for_evaluations(quickstart: Quickstart, sidecar: subprocess.Popen[bytes
 
 
 def run(quickstart: Quickstart, lock: IO[str]) -> None:
-    """Train and evaluate, with both processes stopped at the end whatever happens."""
+    """Train and evaluate; both processes are stopped at the end, and the sidecar then prints its table."""
     try:
         say(f"training {MODEL_NAME} for {MAX_STEPS} steps, a checkpoint every {SAVE_STEPS}, two of them kept")
         training = quickstart.start_training(lock)
@@ -245,11 +247,11 @@ def main() -> int:
             trained = last is not None and last.name == f"checkpoint-{MAX_STEPS}"
             if trained and quickstart.evaluated() == STEPS:
                 say(f"all {len(STEPS)} checkpoints are trained and evaluated already")
-            else:
-                quickstart.make_data()
-                run(quickstart, lock)
-                say(f"{len(STEPS)} checkpoints trained and evaluated in {time.monotonic() - started:.0f} s")
-            return quickstart.start(quickstart.sidecar_command("once")).wait()
+                return quickstart.start(quickstart.sidecar_command("once")).wait()
+            quickstart.make_data()
+            run(quickstart, lock)
+            say(f"{len(STEPS)} checkpoints trained and evaluated in {time.monotonic() - started:.0f} s")
+            return 0
         except BlockingIOError:
             say(f"another quickstart, or a training that it left behind, still works in {folder}")
         except QuickstartError as error:

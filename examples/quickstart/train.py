@@ -148,7 +148,10 @@ def train(folder: Path, model_dir: Path) -> None:
         processing_class=tokenizer,
         callbacks=[Progress()],
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(model_dir))
+    last = last_complete_checkpoint(model_dir)
+    if last is not None:
+        print(f"training: continuing from {last.name}", flush=True)
+    trainer.train(resume_from_checkpoint=last)
 
 
 def main() -> None:
