@@ -24,7 +24,7 @@ from eval_sidecar.files import held_lock
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.trackers.base import ServerRow, ServerView, Session, Tracker, plan_rows
-from eval_sidecar.types import ModelSpec, Result
+from eval_sidecar.types import ModelSpec, Point, Result
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,9 @@ class _Delivery:
         if not entries:
             return False
         ledger = self.store.ledger
-        points = [entry.point(due.revision) for entry in entries if (due := entry.due())]
+        points = _positioned(
+            [entry.point(due.revision) for entry in entries if (due := entry.due())], ledger, self.spec
+        )
         last_index = view.last_index if view else _last_known_index(ledger)
         rows = plan_rows(points, last_index)
         intents = {
@@ -196,7 +198,9 @@ class _Delivery:
         marked = self.store.update(lambda now: _with_deliveries(replace(now, session_open=True), intents))
         start = view.last_index + 1 if view else None
         try:
-            receipt = self.tracker.send(Session(self.spec, start, rows, marked.points()))
+            receipt = self.tracker.send(
+                Session(self.spec, start, rows, _positioned(marked.points(), marked, self.spec))
+            )
         except StaleView:
             # Nothing was sent: everything is as it was.
             undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
@@ -276,6 +280,22 @@ def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool
     common = ours.keys() & theirs.keys()
     return bool(common) and all(
         math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common
+    )
+
+
+def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tuple[Point, ...]:
+    """Say where each point stands in its training, so that models of different length can be laid over
+    each other; nothing where the number of epochs is not known.
+    """
+    if spec.num_train_epochs is None:
+        return tuple(points)
+    steps = [entry.step for entry in ledger.steps() if entry.processed]
+    epochs_a_step = spec.num_train_epochs / max(steps[-1], 1)
+    return tuple(
+        replace(
+            point, checkpoint_index=steps.index(point.step) + 1, epoch_progress=point.step * epochs_a_step
+        )
+        for point in points
     )
 
 

@@ -115,7 +115,7 @@ class WandbTracker:
             "summary": content.summary_of(session.table),
             "table": {
                 "key": content.TABLE,
-                "columns": content.TABLE_COLUMNS,
+                "columns": content.table_columns_of(session.table),
                 "rows": content.table_rows_of(session.table),
             },
         }

@@ -6,7 +6,7 @@ Pure: no W&B import and no I/O.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 from eval_sidecar.trackers.base import ServerRow
@@ -18,6 +18,8 @@ REVISION = "eval/revision"
 TABLE = "eval/checkpoint_table"
 TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")
 TABLE_COLUMNS = (STEP, "checkpoint_name", *TABLE_METRICS, "metrics_path")
+#: Where a checkpoint stands in its training; only for models whose number of epochs is known.
+POSITION = ("checkpoint_index", "epoch_progress")
 #: Metrics that the summary follows.
 SUMMARY_METRICS = ("HR@10", "NDCG@10")
 #: Names below `PREFIX` that are not metrics, whatever a metrics.json calls its numbers.
@@ -47,6 +49,8 @@ def row_of(point: Point) -> dict[str, Scalar]:
             row[PREFIX + name] = value
     row[PREFIX + "checkpoint_name"] = point.checkpoint_name
     row[PREFIX + "metrics_path"] = point.metrics_path
+    if point.checkpoint_index is not None and point.epoch_progress is not None:
+        row.update(zip(POSITION, (point.checkpoint_index, point.epoch_progress)))
     if point.revision > 0:
         row[REVISION] = point.revision
     return row
@@ -81,17 +85,24 @@ def summary_of(points: Iterable[Point]) -> dict[str, float]:
     return summary
 
 
-def table_rows_of(points: Iterable[Point]) -> list[list[Optional[Scalar]]]:
-    """One row for each checkpoint, in the order of `TABLE_COLUMNS`."""
-    return [
+def table_columns_of(points: Iterable[Point]) -> tuple[str, ...]:
+    """The columns of the table."""
+    positioned = any(point.checkpoint_index is not None for point in points)
+    return TABLE_COLUMNS + (POSITION if positioned else ())
+
+
+def table_rows_of(points: Sequence[Point]) -> list[list[Optional[Scalar]]]:
+    """One row for each checkpoint, in the order of `table_columns_of`."""
+    width = len(table_columns_of(points))
+    rows: list[list[Optional[Scalar]]] = [
         [
-            point.step,
-            point.checkpoint_name,
+            *(point.step, point.checkpoint_name),
             *(point.metrics.get(name) for name in TABLE_METRICS),
-            point.metrics_path,
+            *(point.metrics_path, point.checkpoint_index, point.epoch_progress),
         ]
         for point in latest_of(points)
     ]
+    return [row[:width] for row in rows]
 
 
 def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
