@@ -61,7 +61,8 @@ class Instance:
 
     @property
     def _stem(self) -> str:
-        return _UNSAFE.sub(lambda found: urllib.parse.quote(found[0], safe="").replace(".", "%2E"), self.name)
+        # Not with quote(), which leaves a dash and a dot as they are.
+        return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), self.name)
 
     @property
     def pid_file(self) -> Path:
