@@ -78,6 +78,8 @@ class Readiness:
             The checkpoint to evaluate, or None where it may not be evaluated yet, or is gone.
         """
         if pinned is not None and not (present is not None and is_outdated(pinned, present)):
+            if not entry.pinned:  # the ledger was lost
+                self._note(entry, judge(pinned, quiet_seconds=0.0, unchanged_seconds=0.0), pinned=True)
             return pinned
         if pinned is not None:
             log.info("%s: was written anew since it was pinned", entry.name)
@@ -117,12 +119,15 @@ class Readiness:
         )
 
     def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
+        # How long it has been quiet changes with every look, and is not worth a write.
+        is_news = entry.verdict != verdict.name or entry.pinned or pinned
+
         def transition(ledger: Ledger) -> Ledger:
             known = ledger.entry(entry.step)
             changed = replace(
                 known,
                 verdict=verdict.name,
-                evidence=verdict.evidence if known.verdict != verdict.name or pinned else known.evidence,
+                evidence=verdict.evidence if is_news else known.evidence,
                 first_seen=known.first_seen or now_text(),
                 pinned=pinned,
             )
