@@ -1,0 +1,70 @@
+"""A launcher that starts nothing: the test says how each job stands. Keeps the contract and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from eval_sidecar.errors import LaunchError
+from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
+from eval_sidecar.types import Handle, Job
+
+
+class FakeLauncher:
+    """Jobs in memory.
+
+    Attributes:
+        slots: How many jobs may run at a time.
+        jobs: Every job submitted, in order.
+        cancelled: Tokens of the jobs that were cancelled, in order.
+        refusal: Why the next `submit` fails, or None.
+    """
+
+    def __init__(self, slots: int = 1) -> None:
+        self.slots = slots
+        self.jobs: list[Job] = []
+        self.cancelled: list[str] = []
+        self.refusal: Optional[str] = None
+        self._states: dict[str, JobState] = {}
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of every job submitted, in order."""
+        return [job.step for job in self.jobs]
+
+    def running(self) -> list[int]:
+        """The steps that are being evaluated now."""
+        return [job.step for job in self.jobs if self._states[job.token].phase == RUNNING]
+
+    def newest(self, step: int) -> Job:
+        """The newest job of a step."""
+        return next(job for job in reversed(self.jobs) if job.step == step)
+
+    def end(self, step: int, exit_code: int = 0) -> None:
+        """Let a step's newest job end."""
+        self._states[self.newest(step).token] = JobState(ENDED, exit_code)
+
+    def lose(self, step: int) -> None:
+        """Let a step's newest job vanish without a trace."""
+        self._states[self.newest(step).token] = JobState(LOST, reason="no trace of it")
+
+    def free_slots(self, running: Sequence[Handle]) -> int:
+        return max(0, self.slots - len(running))
+
+    def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
+        assert self.free_slots(running) > 0, "submitted without a free slot"
+        if self.refusal is not None:
+            reason, self.refusal = self.refusal, None
+            raise LaunchError(reason)
+        self.jobs.append(job)
+        self._states[job.token] = JobState(RUNNING)
+        return {"token": job.token, "pid": len(self.jobs)}
+
+    def poll(self, handle: Handle) -> JobState:
+        if "pid" not in handle:
+            return JobState(LOST, reason="its start was cut short")
+        return self._states.get(handle["token"], JobState(LOST, reason="never heard of it"))
+
+    def cancel(self, handle: Handle) -> None:
+        self.cancelled.append(handle["token"])
+        self._states[handle["token"]] = JobState(LOST, reason="cancelled")
