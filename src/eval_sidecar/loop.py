@@ -43,8 +43,10 @@ def run_loop(
     limit = sidecar.config.max_pending
     cycle_began, started = monotonic(), 0
     first = True
-    while not stop.is_set():
+    while True:
         wake.clear()
+        if stop.is_set():  # only now: a stop that came before would have woken nobody
+            break
         if (steps := read_request(retry_request)) is not None:
             sidecar.clear_failures(steps or None)
         if not once and monotonic() - cycle_began >= poll_seconds:
