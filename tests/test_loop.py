@@ -1,0 +1,247 @@
+"""Passes one after the other: when they end, what wakes them, and what a stop leaves behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+
+from eval_sidecar.errors import StateError
+from eval_sidecar.files import leave_request
+from eval_sidecar.loop import run_loop
+from watching import World
+
+POLL_SECONDS = 60.0
+
+
+class Wake(threading.Event):
+    """An event for which waiting takes no time: the world's clock moves on, and the script goes on.
+
+    Args:
+        world: Whose time passes.
+        script: What happens during each wait, in order; after the last one the loop is asked to stop.
+        stop: The event that asks it to.
+    """
+
+    def __init__(self, world: World, script: list[Callable[[], object]], stop: threading.Event) -> None:
+        super().__init__()
+        self.world = world
+        self.script = list(script)
+        self.stop = stop
+        self.waits: list[float] = []
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        assert len(self.waits) < 100, "the loop does not end"
+        self.waits.append(timeout or 0.0)
+        self.world.now += timeout or 0.0
+        if self.script:
+            self.script.pop(0)()
+        else:
+            self.stop.set()
+        return self.is_set()
+
+
+class Courier:
+    """Counts how often it is told; raises what is in ``broken``."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.broken: Optional[BaseException] = None
+
+    def notify(self) -> None:
+        self.told += 1
+        if self.broken is not None:
+            raise self.broken
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+def request_file(world: World) -> Path:
+    return world.state_file.with_suffix(".retry")
+
+
+def run(world: World, *script: Callable[[], object], once: bool = False, **options) -> Wake:
+    """Run the loop until it ends; the script says what happens while it waits."""
+    stop = options.pop("stop", None) or threading.Event()
+    wake = Wake(world, list(script), stop)
+    run_loop(
+        *(world.sidecar, options.pop("courier", None)),
+        once=once,
+        poll_seconds=POLL_SECONDS,
+        retry_request=request_file(world),
+        wake=wake,
+        stop=stop,
+        monotonic=lambda: world.now,
+        **options,
+    )
+    return wake
+
+
+def nothing() -> None:
+    """Nothing happens during this wait."""
+
+
+# -- once ------------------------------------------------------------------------------------------------
+
+
+def test_once_ends_at_once_where_there_is_nothing_to_do(world):
+    assert run(world, once=True).waits == []
+
+
+def test_once_ends_when_everything_that_was_ready_is_evaluated(world):
+    world.write(10)
+    world.write(20)
+    wake = run(world, lambda: world.finish(10), nothing, lambda: world.finish(20), once=True)
+    assert [entry.step for entry in world.store.ledger.steps() if entry.result] == [10, 20]
+    assert len(wake.waits) == 3
+
+
+def test_once_takes_what_appears_while_it_evaluates(world):
+    world.write(10)
+
+    def appear() -> None:
+        world.write(20)
+        world.finish(10)
+
+    run(world, appear, lambda: world.finish(20), once=True)
+    assert world.launcher.steps == [10, 20]
+
+
+def test_once_tries_a_failed_evaluation_again_and_then_ends(world):
+    world.write(10)
+    run(world, lambda: world.fail(10), lambda: world.fail(10), once=True)
+    assert world.launcher.steps == [10, 10]
+    assert world.entry(10).has_failed
+
+
+def test_once_does_not_wait_for_a_checkpoint_that_is_still_written(world):
+    world.write(10, {"config.json": b"{}"})
+    assert run(world, once=True).waits == []
+
+
+def test_once_evaluates_no_more_than_its_budget_and_ends_when_those_have_ended(tmp_path):
+    world = World(tmp_path, max_pending=2)
+    for step in (10, 20, 30):
+        world.write(step)
+    run(world, lambda: world.finish(10), lambda: world.finish(20), once=True)
+    assert world.launcher.steps == [10, 20]
+    assert world.launcher.running() == []
+
+
+# -- watching --------------------------------------------------------------------------------------------
+
+
+def test_it_goes_on_when_there_is_nothing_to_do_and_polls(world):
+    assert run(world, nothing, nothing).waits == [POLL_SECONDS] * 3
+
+
+def test_it_looks_more_often_while_something_is_evaluated(world):
+    world.write(10)
+    wake = run(world, nothing, lambda: world.finish(10), nothing)
+    assert wake.waits[0] == wake.waits[1] < 1
+    assert wake.waits[2:] == [POLL_SECONDS] * 2
+
+
+def test_a_cycle_starts_no_more_than_its_budget_and_the_next_goes_on(tmp_path):
+    world = World(tmp_path, max_pending=1)
+    for step in (10, 20):
+        world.write(step)
+    started: list[list[int]] = []
+    script = [lambda: world.finish(10), lambda: started.append(world.launcher.steps)]
+    run(world, *script, nothing)
+    assert started == [[10]], "10 has ended, but the cycle's one evaluation is used up"
+    assert world.launcher.steps == [10, 20]
+
+
+def test_the_courier_is_told_after_every_pass(world):
+    courier = Courier()
+    run(world, nothing, nothing, courier=courier)
+    assert courier.told == 3
+
+
+def test_a_courier_that_is_broken_ends_the_loop_with_its_error(world):
+    courier = Courier()
+    courier.broken = StateError("the disk is full")
+    with pytest.raises(StateError, match="the disk is full"):
+        run(world, nothing, courier=courier)
+
+
+def test_the_first_pass_and_no_other_is_announced(world):
+    passes = []
+    world.write(10)
+    run(world, nothing, nothing, on_first_pass=lambda: passes.append(world.launcher.steps))
+    assert passes == [[10]]
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+
+def fail_for_good(world: World, *steps: int) -> None:
+    for step in steps:
+        world.write(step)
+        for _ in range(2):
+            world.tick()
+            world.fail(step)
+        world.tick()
+
+
+@pytest.mark.parametrize(("requested", "started"), [([20], [20]), ([], [10])])
+def test_a_request_to_retry_is_taken_while_the_loop_runs(world, requested, started):
+    fail_for_good(world, 10, 20)
+    tried = len(world.launcher.steps)
+    run(world, lambda: leave_request(request_file(world), requested), nothing)
+    assert world.launcher.steps[tried:] == started, "no steps mean all of them"
+    assert not request_file(world).exists()
+
+
+def test_a_request_that_cannot_be_read_is_kept_aside_and_ends_nothing(world):
+    fail_for_good(world, 10)
+    request_file(world).write_text("{")
+    run(world, nothing)
+    assert world.entry(10).has_failed
+    assert request_file(world).with_name(request_file(world).name + ".unreadable").read_text() == "{"
+
+
+# -- stopping --------------------------------------------------------------------------------------------
+
+
+def test_a_stop_ends_the_evaluation_and_leaves_its_checkpoint_pending(world):
+    world.write(10)
+    run(world)
+    assert world.launcher.cancelled == [world.launcher.jobs[0].token]
+    assert world.entry(10).is_pending
+    assert json.loads(world.state_file.read_text())["failed_steps"] == {}
+
+
+def test_a_stop_before_the_first_pass_starts_nothing(world):
+    world.write(10)
+    stop = threading.Event()
+    stop.set()
+    assert run(world, stop=stop).waits == []
+    assert world.launcher.jobs == []
+
+
+def test_once_that_is_stopped_ends_the_evaluation_too(world):
+    world.write(10)
+    run(world, once=True)
+    assert world.launcher.cancelled == [world.launcher.jobs[0].token]
+
+
+def test_a_stop_just_before_the_loop_forgets_who_woke_it_is_not_lost(world):
+    class StoppedWhileClearing(Wake):
+        def clear(self) -> None:
+            self.stop.set()
+            self.set()
+            super().clear()
+
+    stop = threading.Event()
+    wake = StoppedWhileClearing(world, [], stop)
+    options = {"once": False, "poll_seconds": POLL_SECONDS, "retry_request": request_file(world)}
+    run_loop(world.sidecar, None, **options, wake=wake, stop=stop, monotonic=lambda: world.now)
+    assert wake.waits == []
