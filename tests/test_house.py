@@ -1,0 +1,159 @@
+"""The rules of the house, read off the sources: one way for imports, one place to print, small files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "eval_sidecar"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+#: What knows contracts only.
+CORE = ("sidecar", "readiness", "delivery", "courier", "loop")
+#: What each leaf may import of ours.
+LEAVES = {
+    "errors": set(),
+    "types": set(),
+    "files": {"errors"},
+    "process": {"errors"},
+    "checkpoints": {"errors", "types"},
+    "completeness": {"errors", "types"},
+    "pinning": {"errors", "types", "checkpoints"},
+    "results": {"errors", "types"},
+    "ledger": {"errors", "types"},
+    "daemon": {"errors", "files", "process", "__init__"},
+}
+#: The members of a folder of adapters, and what all of them may import beside their own base.
+ADAPTER_LEAVES = {"errors", "types", "files", "process"}
+
+
+def module_of(name: str) -> str:
+    """The module of ours that an imported name comes from, without the package's name."""
+    own = name.partition("eval_sidecar")[2].lstrip(".")
+    while own and own not in MODULES and f"{own}.__init__" not in MODULES:
+        own = own.rpartition(".")[0]
+    return own if own in MODULES else f"{own}.__init__".lstrip(".")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module of ours that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they lead"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (module_of(name) for name in names if name.partition(".")[0] == "eval_sidecar")
+
+
+IMPORTS = {module: set(imports_of(path)) for module, path in MODULES.items()}
+
+
+def is_in(module: str, folder: str) -> bool:
+    return module == folder or module.startswith(f"{folder}.")
+
+
+def in_folder(folder: str) -> list[str]:
+    found = [module for module in MODULES if is_in(module, folder)]
+    assert found, f"nothing is called {folder} any more: adapt the rule"
+    return found
+
+
+def importers(folder: str) -> set[str]:
+    """Modules outside a folder that import from it."""
+    in_folder(folder)
+    return {
+        module
+        for module, imported in IMPORTS.items()
+        if not is_in(module, folder) and any(is_in(name, folder) for name in imported)
+    }
+
+
+@pytest.mark.parametrize(("module", "allowed"), LEAVES.items(), ids=LEAVES)
+def test_leaves_import_only_the_leaves_below_them(module, allowed):
+    assert IMPORTS[module] <= allowed
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_knows_contracts_and_no_adapter(module):
+    adapters = {name for name in IMPORTS[module] if name.startswith(("launchers.", "trackers."))}
+    assert adapters <= {"launchers.base", "trackers.base"}
+
+
+@pytest.mark.parametrize("folder", ["launchers", "trackers"])
+def test_adapters_import_their_own_base_and_the_leaves(folder):
+    for module in in_folder(folder):
+        family = module.partition("_")[0]  # trackers.wandb and its trackers.wandb_*
+        own = {name for name in IMPORTS[module] if name.partition("_")[0] == family}
+        package = {f"{folder}.__init__", f"{folder}.base", *ADAPTER_LEAVES}
+        assert IMPORTS[module] - own <= package, module
+
+
+@pytest.mark.parametrize("folder", ["launchers", "trackers"])
+def test_only_the_command_line_chooses_an_adapter(folder):
+    adapters = [name for name in in_folder(folder) if name not in (f"{folder}.__init__", f"{folder}.base")]
+    for module, imported in IMPORTS.items():
+        if imported & set(adapters):
+            assert is_in(module, "cli") or is_in(module, folder), module
+
+
+def test_nobody_but_the_entry_point_imports_the_command_line():
+    assert importers("cli") <= {"__main__"}
+
+
+def test_the_evaluator_imports_nothing_but_itself():
+    for module in in_folder("genrec"):
+        assert {name for name in IMPORTS[module] if not is_in(name, "genrec")} == set(), module
+
+
+def test_nothing_imports_the_evaluator():
+    assert importers("genrec") == set()
+
+
+def test_imports_form_no_circle():
+    seen: dict[str, str] = {}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in seen:
+            for imported in IMPORTS[module] - {"__init__"}:
+                visit(imported, (*path, module))
+            seen[module] = "done"
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def prints(path: Path) -> Iterator[str]:
+    """Calls in a file that write to a person's terminal."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("print", "sys.stdout.write") or called.startswith(("click.echo", "click.secho")):
+                yield f"{path.name}:{node.lineno}: {called}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not is_in(module, "cli")])
+def test_only_the_command_line_prints(module):
+    assert list(prints(MODULES[module])) == []
+
+
+def test_the_command_line_does_print():
+    assert any(list(prints(MODULES[module])) for module in in_folder("cli"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_over_400_lines_is_two_modules(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) < 400
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_opens_with_what_it_is_for(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
