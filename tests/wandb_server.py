@@ -29,6 +29,7 @@ from wandb_store import GraphQLRefusal, Key, Run, Store, now
 HISTORY_QUERIES = ("RunParquetHistory", "HistoryPage", "SampledHistoryPage", "RunHistoryKeys")
 _FILE_STREAM = re.compile(r"^/files/([^/]+)/([^/]+)/([^/]+)/file_stream$")
 _OPERATION = re.compile(r"(?:query|mutation)\s+(\w+)")
+_FIRST_FIELD = re.compile(r"{\s*(\w+)")
 
 
 @dataclass
@@ -261,8 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._under_fault("file_stream", "file_stream", key[2], lambda: self._file_stream(key, payload))
             return
         request = json.loads(body)
-        found = _OPERATION.search(request["query"])
-        operation = request.get("operationName") or (found.group(1) if found else "anonymous")
+        found = _OPERATION.search(request["query"]) or _FIRST_FIELD.search(request["query"])
+        operation = request.get("operationName") or (found.group(1) if found else "")
         variables = request.get("variables") or {}
         run_id = next((variables[name] for name in ("name", "run", "runName") if variables.get(name)), None)
         self._under_fault(operation, "graphql", run_id, lambda: self._graphql(operation, variables))

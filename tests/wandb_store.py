@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Optional
 
-Key = tuple[str, str, str]
+from wandb_answers import Key, WandbAnswers
 
 
 class GraphQLRefusal(Exception):
@@ -108,10 +108,11 @@ class Run:
         return lines[: len(lines) - self.stale_now]
 
 
-class Store:
+class Store(WandbAnswers):
     """All runs, kept in memory and, where a file is given, in SQLite."""
 
     def __init__(self, entity: str, path: Optional[str] = None) -> None:
+        super().__init__()
         self.entity = entity
         self.runs: dict[Key, Run] = {}
         self.lock = threading.RLock()
@@ -120,7 +121,6 @@ class Store:
         self.unknown: list[str] = []
         self.base_url = ""
         self._uploads: dict[str, tuple[Key, str]] = {}
-        self._owners: dict[str, Key] = {}
         self._database = sqlite3.connect(path, check_same_thread=False) if path else None
         if self._database:
             self._database.execute("pragma synchronous = off")
@@ -210,6 +210,8 @@ class Store:
     def _do_Viewer(self, variables: dict[str, Any]) -> Any:
         names = [{"node": {"name": self.entity}}]
         return {
+            # Older clients derive from this what the server can do.
+            "serverInfo": {"cliVersionInfo": {"max_cli_version": "0.99.0"}, "latestLocalVersionInfo": None},
             "viewer": {
                 "id": "viewer",
                 "entity": self.entity,
@@ -220,16 +222,10 @@ class Store:
                 "flags": "{}",
                 "teams": {"edges": names},
                 "apiKeys": {"edges": []},
-            }
+            },
         }
 
-    _do_GetDefaultEntity = _do_GetViewer = _do_Viewer
-
-    def _do_ServerFeaturesQuery(self, variables: dict[str, Any]) -> Any:
-        return {"serverInfo": {"features": []}}
-
-    def _do_OrganizationCoreWeaveOrganizationID(self, variables: dict[str, Any]) -> Any:
-        return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+    _do_GetDefaultEntity = _do_GetViewer = _do_viewer = _do_Viewer
 
     def _do_RunResumeStatus(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "name")
@@ -305,63 +301,6 @@ class Store:
 
     def _do_MarkRunFilesUploaded(self, variables: dict[str, Any]) -> Any:
         return {"markRunFilesUploaded": {"success": True}}
-
-    # -- artifacts -----------------------------------------------------------------------------------
-
-    def _do_ArtifactType(self, variables: dict[str, Any]) -> Any:
-        return {"project": {"artifact": None}}
-
-    def _do_ClientIDMapping(self, variables: dict[str, Any]) -> Any:
-        return {"clientIDMapping": None}
-
-    def _do_XXHashDigestsEnabled(self, variables: dict[str, Any]) -> Any:
-        return {"entity": {"xxhashDigestsEnabled": False}}
-
-    def _do_FetchArtifactDigestAlgorithm(self, variables: dict[str, Any]) -> Any:
-        return {"project": {"artifactType": {"artifactCollection": None}}}
-
-    def _do_CreateArtifact(self, variables: dict[str, Any]) -> Any:
-        given = variables["input"]
-        artifact_id = f"artifact-{len(self._owners)}"
-        self._owners[artifact_id] = (given["entityName"], given["projectName"], given["runName"])
-        artifact = {
-            "id": artifact_id,
-            "state": "PENDING",
-            "artifactSequence": {"id": f"sequence-{artifact_id}", "latestArtifact": None},
-        }
-        return {"createArtifact": {"artifact": artifact}}
-
-    def _do_CreateArtifactManifest(self, variables: dict[str, Any]) -> Any:
-        key = self._owners[variables["artifactID"]]
-        file = {"id": "manifest", "uploadUrl": None, "uploadHeaders": []}
-        if variables.get("includeUpload"):
-            file["uploadUrl"] = self.upload_url(key, "wandb_manifest.json")
-        return {"createArtifactManifest": {"artifactManifest": {"id": variables["artifactID"], "file": file}}}
-
-    def _do_UpdateArtifactManifest(self, variables: dict[str, Any]) -> Any:
-        key = self._owners[variables["artifactManifestID"]]
-        file = {"id": "manifest", "uploadUrl": None, "uploadHeaders": []}
-        if variables.get("includeUpload"):
-            file["uploadUrl"] = self.upload_url(key, "wandb_manifest.json")
-        manifest = {"id": variables["artifactManifestID"], "file": file}
-        return {"updateArtifactManifest": {"artifactManifest": manifest}}
-
-    def _do_CreateArtifactFiles(self, variables: dict[str, Any]) -> Any:
-        edges = []
-        for spec in variables["input"]["artifactFiles"]:
-            key = self._owners[spec["artifactID"]]
-            node = {
-                "storagePath": spec["name"],
-                "uploadUrl": self.upload_url(key, spec["name"]),
-                "uploadHeaders": [],
-                "uploadMultipartUrls": None,
-                "artifact": {"id": spec["artifactID"]},
-            }
-            edges.append({"node": node})
-        return {"createArtifactFiles": {"files": {"edges": edges}}}
-
-    def _do_CommitArtifact(self, variables: dict[str, Any]) -> Any:
-        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "0"}}}
 
     # -- look-ups ------------------------------------------------------------------------------------
 

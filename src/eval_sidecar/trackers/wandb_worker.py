@@ -199,22 +199,21 @@ def _session(client: Client, request: Request, folder: str, online: bool) -> Ans
 
 def _log(client: Client, run: Run, request: Request) -> None:
     # W&B's own summary takes the row logged last, which may be a late checkpoint's: switched off. These
-    # definitions are not carried over to the next session.
+    # definitions are not carried over from one session to the next.
     run.define_metric("checkpoint_step", hidden=True, summary="none")
     run.define_metric("eval/*", step_metric="checkpoint_step", summary="none")
     rows, given = request["rows"], request["table"]
     for index, row in rows[:-1]:
         run.log(row, step=index)
-    table = client.wandb.Table(columns=given["columns"], data=given["rows"], allow_mixed_types=True)
     for index, row in rows[-1:]:
         try:
+            table = client.wandb.Table(columns=given["columns"], data=given["rows"], allow_mixed_types=True)
             run.log({**row, given["key"]: table}, step=index)
+            # The page finds the table through the summary. A table that was logged is not stored again.
+            run.summary.update({given["key"]: table})
         except Exception as error:  # noqa: BLE001 - a table that cannot be stored must not cost the point
             sys.stderr.write(f"{request['run_id']}: the table was not stored: {error}\n")
             run.log(row, step=index)
-        else:
-            # The page finds the table through the summary. A table that was logged is not stored again.
-            run.summary.update({given["key"]: table})
     run.summary.update(request["summary"])
 
 
