@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import click
+from click.core import ParameterSource
 
 import eval_sidecar
 from eval_sidecar.cli.checkpoints import explain, retry
@@ -72,6 +73,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 def _in_one_line(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
+    context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f" ({context.command_path} --help lists what there is)" if context else ""
+    option = error.param if isinstance(error, click.BadParameter) else None
+    source = context.get_parameter_source(option.name) if context and option and option.name else None
+    if option and source is ParameterSource.ENVIRONMENT:
+        hint = f" (from the variable {option.envvar})"
     return " ".join(error.format_message().split()) + hint
