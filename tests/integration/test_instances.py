@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import psutil
 import pytest
 
+from eval_sidecar.daemon import Instance, find_process, list_instances, stop
 from toolbox import Repository, assert_refused, finish_checkpoint, wait_until
 
 
@@ -154,9 +156,9 @@ def test_an_instance_of_another_machine_is_left_to_it(repository: Repository) ->
 
 
 @contextmanager
-def stranger(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+def stranger(*command: str, cwd: Optional[Path] = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has nothing to do with us, until the end of the block."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         yield process
         process.kill()
 
@@ -184,20 +186,21 @@ def test_a_reused_pid_is_recognised_by_its_start(repository: Repository) -> None
     "command",
     [
         ["cat"],
-        ["tail", "-f", "log/eval_sidecar/cb64.log"],
+        ["tail", "-f", "eval_sidecar.log"],
         ["tail", "-f", "eval_wandb_sidecar.py"],
         [sys.executable, "-c", "input()", "log/eval_sidecar"],
     ],
     ids=["cat", "tail of its log", "tail of the script", "python in its folder"],
 )
-def test_a_pid_file_of_an_older_script_never_points_at_a_stranger(
-    repository: Repository, command: list[str]
-) -> None:
-    repository.manager.mkdir(parents=True)
-    (repository.manager / "cb64.log").touch()
-    with working_in(repository.root), stranger(*command) as process:
-        (repository.manager / "cb64.pid").write_text(str(process.pid))
-        assert_left_alone(repository, process)
+def test_a_pid_file_of_an_older_script_never_points_at_a_stranger(tmp_path: Path, command: list[str]) -> None:
+    for name in ("eval_sidecar.log", "eval_wandb_sidecar.py"):
+        (tmp_path / name).touch()
+    instance = Instance("cb64", tmp_path)
+    with stranger(*command, cwd=tmp_path) as process:
+        instance.pid_file.write_text(str(process.pid))
+        assert find_process(instance) is None
+        assert stop(instance) is None
+        assert process.poll() is None
 
 
 def test_an_older_scripts_sidecar_is_found_by_its_pid_file(repository: Repository) -> None:
@@ -215,51 +218,47 @@ def test_an_older_scripts_sidecar_is_found_by_its_pid_file(repository: Repositor
         assert process.wait() == -signal.SIGTERM
 
 
-@contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 @pytest.mark.parametrize("content", ["", "-1", "0", "99999999999999999999", "none\n"])
-def test_a_senseless_pid_file_is_no_obstacle(repository: Repository, content: str) -> None:
-    repository.manager.mkdir(parents=True)
-    (repository.manager / "cb64.pid").write_text(content)
-    (repository.manager / "cb64.json").write_text("{")
-    assert repository.sidecar("status", "--instance", "cb64").returncode == 3
-    assert repository.sidecar("stop", "--instance", "cb64").returncode == 0
+def test_a_senseless_pid_file_is_nobodys(tmp_path: Path, content: str) -> None:
+    instance = Instance("cb64", tmp_path)
+    instance.pid_file.write_text(content)
+    instance.record_file.write_text("{")
+    assert find_process(instance) is None
 
 
 # -- names ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["../../x", "/etc/passwd", "..", "-rf", 'it\'s "me" $HOME `id`\n%2F;#*', "模型 甲"]
-)
-def test_any_name_stays_in_the_manager_folder(repository: Repository, name: str) -> None:
+NAMES = ["../../x", "/etc/passwd", "..", "-rf", 'it\'s "me" $HOME `id`\n%2F;#*', "模型 甲", "a.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_of_any_name_are_in_the_manager_folder(tmp_path: Path, name: str) -> None:
+    instance = Instance(name, tmp_path)
+    for path in (instance.pid_file, instance.record_file, instance.log_file):
+        assert path.parent == tmp_path and path.resolve().parent == tmp_path.resolve()
+        assert not path.name.startswith(("-", "."))
+    instance.pid_file.touch()
+    assert list_instances(tmp_path) == [instance]
+    assert Instance("模型 甲", tmp_path).log_file.name == "模型 甲.log"
+
+
+@pytest.mark.parametrize("name", ["../../x", '-rf it\'s "me" $HOME `id`\n%2F;#* 模型'])
+def test_an_instance_of_any_name_is_started_found_and_stopped(repository: Repository, name: str) -> None:
+    before = {path.name for path in repository.root.iterdir()}
     pid = repository.start(instance=name)
-    stems = {path.name.rpartition(".")[0] for path in repository.manager.glob("*.pid")}
-    assert len(stems) == 1 and not stems.pop().startswith(("-", "."))
     record = repository.sidecar("status", "--json")
     assert [(state["instance"], state["pid"]) for state in json.loads(record.stdout)] == [(name, pid)]
     assert repository.sidecar("stop", "--instance", name).returncode == 0
-    written = {path.name for path in repository.root.iterdir()} - {"commands"}
-    assert written == {
-        *("eval_wandb_sidecar.py", "eval_wandb_sidecar.sh", "evaluate_sft_3b.sh", "src", "control", "home"),
-        *("data", "saves", "log", "state", "results"),
-    }
+    written = {path.name for path in repository.root.iterdir()} - before
+    assert written == {"commands", "log", "state", "results"}
     assert {path.name for path in repository.manager.parent.iterdir()} == {"eval_sidecar"}
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300])
 def test_a_name_that_cannot_be_a_file_is_refused(repository: Repository, name: str) -> None:
-    for command in ("start", "stop", "status", "tail"):
-        if name or command != "status":
-            assert_refused(repository.sidecar(command, "--instance", name, *repository.flags), "--instance")
+    for command in ("start", "stop"):
+        assert_refused(repository.sidecar(command, "--instance", name, *repository.flags), "--instance")
 
 
 # -- stop ----------------------------------------------------------------------------------------------
@@ -424,7 +423,7 @@ def test_gpus_are_shared_out_among_evaluations_at_a_time(repository: Repository)
 # -- the foreground ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_foreground_run_in_order(repository: Repository, number: signal.Signals) -> None:
     repository.checkpoint(100)
     repository.block(100)
@@ -432,7 +431,7 @@ def test_a_signal_ends_a_foreground_run_in_order(repository: Repository, number:
     repository.wait_for_call(100)
     command.signal(number)
     assert command.wait() == 0
-    assert f"{number.name}: ending evaluations" in command.errors
+    assert f"{number.name}: ending" in command.errors
     assert "WAITING      checkpoint-100" in command.output
     assert "Traceback" not in command.output
     assert repository.processes() == []
