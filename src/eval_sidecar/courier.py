@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Callable, Optional
 
-from eval_sidecar.delivery import Report, deliver
+from eval_sidecar.delivery import deliver
 from eval_sidecar.ledger import PENDING
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.trackers.base import Tracker
@@ -65,28 +65,31 @@ class Courier:
         if any(due.status == PENDING for entry in self._store.ledger.due() if (due := entry.due())):
             self._wanted.set()
 
-    def finish(self, *, deliver_rest: bool, timeout: Optional[float] = None) -> Report:
-        """End the thread.
+    def deliver_rest(self, stop: threading.Event) -> None:
+        """Deliver what is still due, now and in this thread, unless asked to stop meanwhile."""
+        self._end_thread(None)
+        if not stop.is_set():
+            self._deliver(stop.wait)
+
+    def close(self, timeout: float) -> None:
+        """End, and leave nothing running.
 
         Args:
-            deliver_rest: Deliver what is still due, however long the server takes; else only the
-                session under way is waited for.
-            timeout: Seconds for that session; afterwards the tracker is closed over its head, and what
-                became of it is looked up the next time.
+            timeout: Seconds for a session under way; afterwards the tracker is closed over its head, and
+                what became of it is looked up the next time.
         """
+        try:
+            self._end_thread(timeout)
+        finally:
+            self._tracker.close()
+
+    def _end_thread(self, timeout: Optional[float]) -> None:
         self._ending.set()
         self._wanted.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
         if self._broken is not None:
             raise self._broken
-        report = Report(where=self._store.ledger.where)
-        if deliver_rest:
-            report = deliver(
-                self._store, self._tracker, self._spec, settle_seconds=self._settle_seconds, clock=self._clock
-            )
-        self._tracker.close()
-        return report
 
     def _run(self) -> None:
         try:
@@ -94,16 +97,16 @@ class Courier:
                 self._wanted.wait(self._retry_seconds())
                 self._wanted.clear()
                 if not self._ending.is_set():
-                    self._deliver()
+                    self._deliver(self._ending.wait)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
             self._broken = error
 
-    def _deliver(self) -> None:
+    def _deliver(self, pause: Callable[[float], bool]) -> None:
         known = self._store.ledger.problem
         report = deliver(
             *(self._store, self._tracker, self._spec),
             settle_seconds=self._settle_seconds,
-            pause=self._ending.wait,
+            pause=pause,
             clock=self._clock,
         )
         self._failures = self._failures + 1 if report.problem else 0

@@ -14,7 +14,7 @@ import click
 
 from eval_sidecar import daemon
 from eval_sidecar.cli import show
-from eval_sidecar.cli.watch import manager_folder
+from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.daemon import Instance
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.launchers.base import ENDED

@@ -40,18 +40,21 @@ def registered(instance: Optional[Instance], state_files: list[str], job: str) -
 
 
 @contextlib.contextmanager
-def stopping(stop: threading.Event, wake: threading.Event) -> Iterator[None]:
-    """Turn the first signal into a request to stop; a second one interrupts at once."""
+def stopping(stop: threading.Event, wake: threading.Event, saying: str) -> Iterator[None]:
+    """Turn the first signal into a request to stop, and say so; a second one interrupts at once."""
 
     def ask(number: int, _frame: object) -> None:
-        log.info("%s: ending; what is not done stays to be done", signal.Signals(number).name)
+        log.info("%s: %s", signal.Signals(number).name, saying)
         for other in previous:
             signal.signal(other, signal.default_int_handler)
         stop.set()
         wake.set()
 
+    # A hang-up or Ctrl-C that was turned off (nohup, a script's background job) stays so.
     previous = {
-        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        number: signal.signal(number, ask)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield

@@ -103,7 +103,10 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
         uploader = _uploader(flags, tracker, mode)
         wake, stop = threading.Event(), threading.Event()
         instance = instance_of(flags)
-        with registered(instance, [], "upload"), stopping(stop, wake):
+        with (
+            registered(instance, [], "upload"),
+            stopping(stop, wake, "ending; the next upload goes on from here"),
+        ):
             if not flags["once"]:
                 own = {uploader.state_dir, source.receipt.parent}
                 watch_folders([source.results_root], lambda path: path.parent in own, wake, stop)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,8 +18,9 @@ from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.cli.running import instance_of, manager_folder, registered, stopping
 from eval_sidecar.courier import Courier
-from eval_sidecar.daemon import Instance, register, unregister
+from eval_sidecar.daemon import Instance, register
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
 from eval_sidecar.launchers.local import LocalLauncher
@@ -37,11 +36,6 @@ log = logging.getLogger(__name__)
 _LAST_SESSION_SECONDS = 20.0
 
 
-def manager_folder() -> Path:
-    """``MANAGER_DIR``: where instances have their logs and pid files."""
-    return Path(os.path.abspath(os.environ.get("MANAGER_DIR") or "log/eval_sidecar"))
-
-
 @click.command()
 @watch_options
 def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
@@ -50,7 +44,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
     show.set_up_logging()
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
-    instance = Instance(flags["instance"], manager_folder()) if flags["instance"] else None
+    instance = instance_of(flags)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(
             open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
@@ -60,7 +54,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         if reason:
             log.warning("%s", reason)
         courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
-        stack.enter_context(_registered(instance if not flags["once"] else None, path))
+        stack.enter_context(registered(instance, **_record(path)))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
         interrupted = _run(plan, store, courier, instance)
@@ -83,10 +77,10 @@ def _run(
     request = store.path.with_suffix(".retry")
 
     def mark_ready() -> None:
-        if instance is not None and not once:
+        if instance is not None:
             register(instance, **_record(store.path), ready=True)
 
-    with _stopping(stop, wake), show.progress(store):
+    with stopping(stop, wake, "ending evaluations; their checkpoints stay pending"), show.progress(store):
         if not once:
             folders = [plan.config.model_dir, store.path.parent]
             watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake, stop)
@@ -102,20 +96,21 @@ def _run(
                 stop=stop,
                 on_first_pass=mark_ready,
             )
+            if courier is not None and once:
+                courier.deliver_rest(stop)
         except BaseException:
             # A second signal, or a ledger that cannot be saved: no evaluation is left behind.
             with contextlib.suppress(StateError):
                 sidecar.cancel()
             raise
         finally:
-            asked_to_stop = stop.is_set()
-            stop.set()
             if courier is not None:
-                courier.finish(
-                    deliver_rest=once and not asked_to_stop and sys.exc_info()[0] is None,
-                    timeout=_LAST_SESSION_SECONDS if asked_to_stop else None,
-                )
-    return asked_to_stop
+                courier.close(_LAST_SESSION_SECONDS)
+    return stop.is_set()
+
+
+def _record(state_file: Path) -> dict[str, Any]:
+    return {"state_files": [str(state_file)], "job": "watch"}
 
 
 def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:
@@ -142,22 +137,6 @@ def _writer(flags: dict[str, Any]) -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
 
 
-def _record(state_file: Path) -> dict[str, Any]:
-    return {"state_files": [str(state_file)], "job": "watch"}
-
-
-@contextlib.contextmanager
-def _registered(instance: Optional[Instance], state_file: Path) -> Iterator[None]:
-    if instance is None:
-        yield
-        return
-    register(instance, **_record(state_file), ready=False)
-    try:
-        yield
-    finally:
-        unregister(instance)
-
-
 @contextlib.contextmanager
 def _only_one(model_dir: Path) -> Iterator[None]:
     """Keep a second sidecar off this model dir, even one with another state folder."""
@@ -174,27 +153,3 @@ def _only_one(model_dir: Path) -> Iterator[None]:
         except StateError as error:
             log.warning("%s: nothing keeps a second sidecar off this folder", error)
         yield
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event, wake: threading.Event) -> Iterator[None]:
-    """Turn the first signal into a request to stop; a second one interrupts at once."""
-
-    def ask(number: int, _frame: object) -> None:
-        log.info("%s: ending evaluations; their checkpoints stay pending", signal.Signals(number).name)
-        for other in previous:
-            signal.signal(other, signal.default_int_handler)
-        stop.set()
-        wake.set()
-
-    # A hang-up or Ctrl-C that was turned off (nohup, a script's background job) stays so.
-    previous = {
-        number: signal.signal(number, ask)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
