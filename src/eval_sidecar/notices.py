@@ -39,8 +39,9 @@ def _watch(
     def is_foreign(_change: watchfiles.Change, path: str) -> bool:
         return not is_ours(Path(path))
 
+    is_first = True
     try:
-        for _ in watchfiles.watch(
+        for changes in watchfiles.watch(
             *folders,
             watch_filter=is_foreign,
             debounce=200,
@@ -48,7 +49,11 @@ def _watch(
             stop_event=stop,
             rust_timeout=1000,
             raise_interrupt=False,
+            yield_on_timeout=True,
         ):
-            wake.set()
+            # The first time also where nothing is reported: what came while the watch was being set up.
+            if changes or is_first:
+                wake.set()
+            is_first = False
     except (OSError, RuntimeError) as error:
         log.warning("no file notifications here (%s): new checkpoints are noticed by polling", error)
