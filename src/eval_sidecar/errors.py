@@ -37,6 +37,10 @@ class DaemonError(SidecarError):
     """A background instance could not be started, found or stopped."""
 
 
+class BundleError(SidecarError):
+    """A bundle of results cannot be made, found, trusted or brought in."""
+
+
 class TrackerError(SidecarError):
     """Delivery to a tracker failed, or its outcome is unknown.
 

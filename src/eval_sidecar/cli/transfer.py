@@ -1,0 +1,248 @@
+"""``pack`` and ``unpack``: results carried from a machine without internet to one with it."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import click
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest import Defaults, write_manifest
+from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.transfer import (
+    PackPlan,
+    PackReport,
+    Rules,
+    UnpackReport,
+    find_bundle,
+    pack,
+    unpack,
+)
+from eval_sidecar.transfer.changes import is_result
+from eval_sidecar.transfer.index import parse_size, shown
+from eval_sidecar.transfer.scan import UNWANTED
+
+Notify = Callable[[int, int], None]
+_QUIET_SECONDS = 2.0
+_MANY = 5
+
+
+class _Size(click.ParamType):
+    """Bytes, as ``500K``, ``10M`` or ``2G``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:  # noqa: ANN401
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("pack")
+@click.option("--results-root", default="./results", show_default=True)
+@click.option("--output-dir", default=".", show_default=True, help="Where the archive goes.")
+@click.option("--name", help="[default: results_sync_<time of the newest result>_<hash>.tar.gz]")
+@click.option(
+    "--exclude-name",
+    multiple=True,
+    default=UNWANTED,
+    show_default=True,
+    help="Leave out files of this name; repeatable.",
+)
+@click.option(
+    "--max-file-size", type=_Size(), default="10M", show_default=True, help="Leave out larger files."
+)
+@click.option(
+    "--chunk-size",
+    type=_Size(),
+    default="90M",
+    show_default=True,
+    help="Cut a larger archive into parts of this size; 0 never does.",
+)
+@click.option("--incremental", is_flag=True, help="Only what the receipt does not confirm.")
+@click.option("--receipt", help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT_NAME}]")
+@click.option("--no-manifest", is_flag=True, help="Take the manifest that is there, instead of making it.")
+@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{MANIFEST_NAME}]")
+@click.option("--overrides", help="JSON file with fields of the manifest for some models.")
+@click.option("--default-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True)
+@click.option("--default-entity", envvar="WANDB_ENTITY")
+@click.option("--default-eval-split", default="test", show_default=True)
+@click.option("--run-id-prefix", default="eval", show_default=True)
+def pack_command(**flags: Any) -> int:  # noqa: ANN401 - one an option
+    """Make one file of the results and their manifest, to be carried to a machine with internet."""
+    root = Path(flags["results_root"])
+    manifest = Path(flags["output_manifest"] or root / MANIFEST_NAME)
+    plan = PackPlan(
+        results_root=root,
+        manifest=manifest,
+        output_dir=Path(flags["output_dir"]),
+        name=flags["name"],
+        rules=Rules(tuple(flags["exclude_name"]), flags["max_file_size"]),
+        chunk_size=flags["chunk_size"],
+        receipt=_receipt(flags, root) if flags["incremental"] else None,
+    )
+    with _progress("packing") as notify:
+        report = pack(plan, None if flags["no_manifest"] else lambda: _prepare(flags, root, manifest), notify)
+    return _show_packed(plan, report)
+
+
+def _receipt(flags: dict[str, Any], root: Path) -> Optional[Path]:
+    path = Path(flags["receipt"] or root / RECEIPT_NAME)
+    if path.is_file():
+        return path
+    if flags["receipt"]:
+        raise UsageError(f"--receipt {path}: there is no such file")
+    click.echo(f"no receipt   {path} is not there, so everything is packed")
+    return None
+
+
+def _prepare(flags: dict[str, Any], root: Path, manifest: Path) -> None:
+    write_manifest(
+        root,
+        manifest,
+        overrides=Path(flags["overrides"]) if flags["overrides"] else None,
+        defaults=Defaults(
+            flags["default_project"],
+            flags["default_entity"] or None,
+            flags["default_eval_split"],
+            flags["run_id_prefix"],
+        ),
+    )
+
+
+def _show_packed(plan: PackPlan, report: PackReport) -> int:
+    if not report.archive:
+        click.echo(f"nothing new  the receipt {plan.receipt} confirms every result; no archive was made")
+    for path in report.archive:
+        click.echo(f"archive      {path}")
+    if report.archive:
+        parts = f" in {len(report.archive)} parts; carry all of them" if len(report.archive) > 1 else ""
+        click.echo(f"size         {_readable(report.size)}{parts}")
+        what = f"{report.results} results of {report.models} models"
+        click.echo(f"files        {report.files} ({what}{', manifest' if report.has_manifest else ''})")
+        if not report.has_manifest:
+            click.echo(f"no manifest  {plan.manifest} is not there; the archive is without one")
+    for line in _left_out(plan, report):
+        click.echo(f"left out     {line}")
+    for name in report.unusable[:_MANY]:
+        click.echo(f"left out     {shown(name)}: its metrics.json holds no numbers that can be uploaded")
+    if len(report.unusable) > _MANY:
+        click.echo(f"left out     {len(report.unusable) - _MANY} more such results")
+    for name, reason in sorted(report.skipped.items()):
+        click.secho(f"NOT DONE     {shown(name)}: {reason}; it is not in the archive", fg="red", err=True)
+    return 1 if report.skipped else 0
+
+
+def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
+    counts = report.left_out.counts
+    words = {
+        "name": f"named {', '.join(plan.rules.exclude_names)}",
+        "size": f"over {_readable(plan.rules.max_file_size)}",
+        "temporary": "temporary files",
+        "bundle": "archives in the results root",
+        "special": "neither files nor folders",
+    }
+    for reason, meaning in words.items():
+        if counts[reason]:
+            yield f"{counts[reason]} {meaning}"
+    if report.left_out.links:
+        names = ", ".join(map(shown, sorted(report.left_out.links)[:_MANY]))
+        yield f"{counts['link']} links, which are not followed: {names}"
+
+
+@click.command("unpack")
+@click.argument("archive", nargs=-1)
+@click.option("--results-root", default="./results", show_default=True)
+@click.option("--mirror", is_flag=True, help="Remove results that the archive, a full one, does not have.")
+@click.option("--force", is_flag=True, help="Take the archive's files even where those here are newer.")
+def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, force: bool) -> int:
+    """Bring an archive of `pack` into the results; running it again changes nothing.
+
+    ARCHIVE is a file, any of its parts, or how its name begins. Without it, the newest result*.tar.gz in
+    ~/Downloads or here is taken. A result that is newer here than in the archive is kept.
+    """
+    found = find_bundle(archive, [Path.home() / "Downloads", Path()])
+    older = f" (the newest of {found.passed_over + 1})" if found.passed_over else ""
+    click.echo(f"archive      {found.name}{older}")
+    with _progress("unpacking") as notify:
+        report = unpack(found, Path(results_root), mirror=mirror, force=force, notify=notify)
+    _show_unpacked(report, results_root)
+    return 0
+
+
+def _show_unpacked(report: UnpackReport, results_root: str) -> None:
+    changes = f"{len(report.new)} new, {len(report.changed)} changed, {report.same} there already"
+    results = sum(is_result(name) is not None for name in report.new + report.changed)
+    click.echo(f"files        {report.files}: {changes}; {results} results to upload")
+    if report.index is None:
+        click.echo("unchecked    the archive is of the older layout, without checksums")
+    if report.ignored:
+        click.echo(f"left out     {report.ignored} hidden files")
+    for name in report.kept[:_MANY]:
+        click.echo(
+            f"kept         {shown(name)} is newer here than in the archive (--force takes the archive's)"
+        )
+    if len(report.kept) > _MANY:
+        click.echo(f"kept         {len(report.kept) - _MANY} more that are newer here")
+    if report.removed:
+        click.echo(f"removed      {len(report.removed)} files that the archive does not have")
+    root = shlex.quote(results_root)
+    if report.has_manifest:
+        manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST_NAME}")
+        click.echo(
+            f"next         {_upload()} --results-root {root} --manifest-path {manifest} --wandb-mode online"
+        )
+    else:
+        click.echo(
+            f"next         there is no manifest in {root}: make one with prepare-manifest, then upload"
+        )
+
+
+def _upload() -> str:
+    """The upload, called as this program was."""
+    script = Path(sys.argv[0]).name == "eval_wandb_sidecar.py"
+    return "bash eval_wandb_sidecar.sh once" if script else "eval-sidecar upload --once"
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Optional[Notify]]:
+    """A bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=None)
+    begun = time.monotonic()
+
+    def notify(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total or None)
+        if time.monotonic() - begun > _QUIET_SECONDS and not bar.live.is_started:
+            bar.start()
+
+    try:
+        yield notify
+    finally:
+        bar.stop()
+
+
+def _readable(size: int) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1024:
+            return f"{size} bytes" if unit == "bytes" else f"{size:.4g} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.4g} GB"

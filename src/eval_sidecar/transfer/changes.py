@@ -1,0 +1,231 @@
+"""Which results a receipt does not confirm, at the cost of one look at each file's size and time.
+
+The hash of a result's numbers is kept from one packing to the next in ``.pack_cache.json``, beside what the
+file was when it was read. Without the cache everything is read again; nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from eval_sidecar.checkpoints import step_of
+from eval_sidecar.errors import StateError, UsageError
+from eval_sidecar.files import write_text
+from eval_sidecar.results import digest
+from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
+
+log = logging.getLogger(__name__)
+
+CACHE_NAME = ".pack_cache.json"
+_METRICS = "metrics.json"
+_LARGEST = 1 << 30
+_CACHE_VERSION = 1
+_RECEIPT_VERSION = 1
+#: A file that was written this shortly before it was read may be written again without a change of its time.
+_RACY_NS = 2 * 10**9
+
+
+class Confirmed(NamedTuple):
+    """What a receipt says of one model.
+
+    Attributes:
+        run_id: The run that has its points; None where the receipt does not say.
+        digests: Step, as text, to the hash of its numbers.
+    """
+
+    run_id: Optional[str]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known to have arrived.
+
+    Attributes:
+        identity: Names this receipt.
+        models: By model dir.
+    """
+
+    identity: str
+    models: Mapping[str, Confirmed]
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read what the uploading machine has written.
+
+    Raises:
+        UsageError: where the file is missing, damaged, or from a newer version.
+    """
+    try:
+        data = path.read_bytes()
+        value = json.loads(data)
+        if value["version"] > _RECEIPT_VERSION:
+            raise UsageError(
+                f"{path}: is of version {value['version']}, this eval-sidecar knows {_RECEIPT_VERSION};"
+                " install a newer one"
+            )
+        models = {
+            name: Confirmed(
+                model.get("run_id"),
+                {step: point["digest"] for step, point in model["confirmed"].items()},
+            )
+            for name, model in value["models"].items()
+        }
+    except OSError as error:
+        raise UsageError(f"{path}: the receipt cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is no receipt ({type(error).__name__}: {error}); without it everything is packed"
+        ) from error
+    return Receipt(hashlib.sha256(data).hexdigest()[:12], models)
+
+
+def without_moved(receipt: Receipt, manifest: Path) -> Receipt:
+    """The receipt without models that the manifest now gives another run: that run has nothing yet."""
+    try:
+        listed = json.loads(manifest.read_bytes())["models"]
+        runs = {model["model_dir"]: model["wandb_run_id"] for model in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return receipt  # whoever uploads will say what is wrong with it
+    models = {
+        name: model
+        for name, model in receipt.models.items()
+        if None in (model.run_id, runs.get(name)) or model.run_id == runs[name]
+    }
+    return Receipt(receipt.identity, models)
+
+
+class Digests:
+    """The hash of every result's numbers, from the cache where its file is as it was.
+
+    Args:
+        path: The cache.
+        now_ns: The time, in ns since 1970.
+    """
+
+    def __init__(self, path: Path, now_ns: Optional[int] = None) -> None:
+        self._path = path
+        self._now_ns = time.time_ns() if now_ns is None else now_ns
+        self._known = _load(path)
+        self._seen: dict[str, dict[str, list[Any]]] = {}
+        self._changed = False
+
+    def of_read(self, model: str, step: str, read: Read) -> Optional[str]:
+        """The hash of a result that was just read; None where it is no result."""
+        stamp = [len(read.data), read.mtime_ns, read.ctime_ns]
+        entry = self._seen.get(model, {}).get(step) or self._known.get(model, {}).get(step)
+        if entry is None or entry[:3] != stamp:
+            entry = [*stamp, digest_of(read.data)]
+            self._changed = True
+        if max(read.mtime_ns, read.ctime_ns) + _RACY_NS < self._now_ns:
+            self._seen.setdefault(model, {})[step] = entry
+        return entry[3]  # type: ignore[no-any-return]
+
+    def of_file(self, model: str, step: str, path: str) -> Optional[str]:
+        """The hash of a result; None where it is no result, or one that is being written.
+
+        Raises:
+            FileNotFoundError: where there is none.
+        """
+        status = os.lstat(path)
+        entry = self._known.get(model, {}).get(step)
+        if entry is not None and entry[:3] == [status.st_size, status.st_mtime_ns, status.st_ctime_ns]:
+            self._seen.setdefault(model, {})[step] = entry
+            return entry[3]  # type: ignore[no-any-return]
+        read = read_whole(path, _LARGEST)
+        return None if read is None else self.of_read(model, step, read)
+
+    def save(self) -> None:
+        """Keep what was seen; a folder that cannot be written costs the next packing time, nothing else."""
+        if not self._changed and self._seen.keys() == self._known.keys():
+            return
+        value = {"version": _CACHE_VERSION, "models": self._seen}
+        try:
+            write_text(self._path, json.dumps(value, separators=(",", ":")))
+        except StateError as error:
+            log.warning("%s", error)
+
+
+def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != _CACHE_VERSION:
+            return {}
+        models = value["models"]
+        sound = all(len(entry) == 4 for steps in models.values() for entry in steps.values())
+        return models if sound else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def digest_of(data: bytes) -> Optional[str]:
+    """The hash that `results.read_result` gives a file of this content; None where it would refuse it."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+        if not isinstance(value, dict):
+            return None
+        metrics = {
+            key: float(number)
+            for key, number in value.items()
+            if isinstance(number, (int, float)) and not isinstance(number, bool)
+        }
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if not metrics or not all(map(math.isfinite, metrics.values())):
+        return None
+    return digest(metrics)
+
+
+def is_result(name: str) -> Optional[tuple[str, str]]:
+    """Model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
+    parts = name.split("/")
+    if len(parts) != 3 or parts[2] != _METRICS:
+        return None
+    step = step_of(parts[1])
+    return None if step is None else (parts[0], str(step))
+
+
+class Change(NamedTuple):
+    """One checkpoint that is not confirmed: its folder, ending in ``/``, and whether its result is usable."""
+
+    folder: str
+    usable: bool
+
+
+def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftOut) -> Iterator[Change]:
+    """The checkpoints whose result a receipt does not confirm, in no order.
+
+    Raises:
+        OSError: where the root cannot be listed.
+    """
+    nothing = Confirmed(None, {})
+    for model in os.scandir(root):
+        if model.name.startswith(".") or not model.is_dir(follow_symlinks=False):
+            continue
+        confirmed = receipt.models.get(model.name, nothing).digests
+        try:
+            checkpoints = list(os.scandir(model.path))
+        except OSError as error:
+            left_out.unreadable[f"{model.name}/"] = error.strerror or str(error)
+            continue
+        for checkpoint in checkpoints:
+            step = step_of(checkpoint.name)
+            if step is None or not checkpoint.is_dir(follow_symlinks=False):
+                continue
+            try:
+                found = digests.of_file(model.name, str(step), f"{checkpoint.path}/{_METRICS}")
+            except FileNotFoundError:
+                continue  # not evaluated yet
+            except OSError:
+                found = None
+            if found is None or confirmed.get(str(step)) != found:
+                yield Change(f"{model.name}/{checkpoint.name}/", found is not None)

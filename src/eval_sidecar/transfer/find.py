@@ -1,0 +1,185 @@
+"""Which archive to unpack: a file, a part, the beginning of a name, a pattern, or nothing at all."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from eval_sidecar.errors import BundleError, UsageError
+from eval_sidecar.transfer.index import shown
+from eval_sidecar.transfer.parts import Part, check_part, name_of_part, part_name, read_part
+
+_PATTERN = "result*.tar.gz"
+_SUFFIX = ".tar.gz"
+_PART_MARK = ".part-"
+
+
+class Found(NamedTuple):
+    """An archive, all of it there and each part as it was packed.
+
+    Attributes:
+        paths: The file, or the parts in their order.
+        name: What to call it.
+        passed_over: How many older archives there were to choose from.
+    """
+
+    paths: tuple[Path, ...]
+    name: str
+    passed_over: int
+
+
+class _File(NamedTuple):
+    """A file that may be an archive or a part of one."""
+
+    path: Path
+    part: Optional[Part]
+    start: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What files of the same archive have in common."""
+        if self.part is None:
+            return ("file", str(self.path))
+        return ("parts", f"{self.part.identity} {self.part.of}")
+
+
+def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
+    """The archive that is meant; of several, the one whose file is the newest.
+
+    Args:
+        arguments: Files, parts, folders, patterns, or beginnings of a path; a shell may have made several
+            of one. Empty to look for ``result*.tar.gz``.
+        folders: Where to look then.
+
+    Raises:
+        UsageError: where there is nothing of that name.
+        BundleError: where a part is missing or damaged.
+    """
+    paths = [path for text in arguments for path in _paths_of(text)]
+    if not arguments:
+        paths = [path for folder in folders for path in _matching(folder / "result")]
+        if not paths:
+            places = " or ".join(shown(str(folder)) for folder in folders)
+            raise UsageError(f"there is no {_PATTERN} in {places}; name the archive")
+    files = [_look(path) for path in dict.fromkeys(paths)]
+    groups: dict[tuple[str, str], list[_File]] = {}
+    for file in files:
+        groups.setdefault(file.key, []).append(file)
+    _adopt_damaged(groups)
+    newest = max(groups.values(), key=lambda group: max(file.path.stat().st_mtime_ns for file in group))
+    passed_over = len(groups) - 1
+    if newest[0].part is None:
+        _refuse_damaged(newest[0])
+        return Found((newest[0].path,), shown(str(newest[0].path)), passed_over)
+    return _complete(newest, passed_over)
+
+
+def _paths_of(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = _matching(path / "result")
+    elif glob.has_magic(text):
+        patterns = (text, f"{text}{_PART_MARK}*")
+        found = [Path(name) for pattern in patterns for name in glob.glob(pattern)]  # noqa: PTH207
+        found = [path for path in found if path.is_file()]
+    else:
+        found = _matching(path)
+    if not found:
+        raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins so")
+    return found
+
+
+def _matching(beginning: Path) -> list[Path]:
+    """The archives and parts in a folder whose names begin so."""
+    try:
+        names = sorted(path.name for path in beginning.parent.iterdir())
+    except OSError:
+        return []
+    paths = [beginning.parent / name for name in names if name.startswith(beginning.name)]
+    return [path for path in paths if _is_archive_name(path.name) and path.is_file()]
+
+
+def _is_archive_name(name: str) -> bool:
+    return name.endswith(_SUFFIX) or f"{_SUFFIX}{_PART_MARK}" in name
+
+
+def _look(path: Path) -> _File:
+    try:
+        found = read_part(path)
+    except OSError as error:
+        raise BundleError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
+    return _File(path, *found) if found else _File(path, None, 0)
+
+
+def _adopt_damaged(groups: dict[tuple[str, str], list[_File]]) -> None:
+    """Drop parts whose beginning is damaged where other parts of that archive will name them as such."""
+    known = {
+        part_name(file.part.archive, number, file.part.of)
+        for group in groups.values()
+        for file in group
+        if file.part
+        for number in range(1, file.part.of + 1)
+    }
+    for key, group in list(groups.items()):
+        if key[0] == "file" and group[0].path.name in known:
+            del groups[key]
+
+
+def _refuse_damaged(file: _File) -> None:
+    named = name_of_part(file.path.name)
+    if named:
+        raise BundleError(
+            f"part {named[1]} of {named[2]} ({shown(str(file.path))}) is damaged at its beginning;"
+            " carry it again"
+        )
+
+
+def _complete(given: Sequence[_File], passed_over: int) -> Found:
+    """All parts of an archive: those given, and those that lie beside them."""
+    first = given[0].part
+    assert first is not None
+    folders = list(dict.fromkeys(file.path.parent for file in given))
+    beside = [path for folder in folders for path in _parts_in(folder)]
+    candidates = [*given, *(_look(path) for path in beside if path not in {file.path for file in given})]
+    chosen = []
+    for number in range(1, first.of + 1):
+        name = part_name(first.archive, number, first.of)
+        same = [
+            file
+            for file in candidates
+            if file.key == given[0].key and file.part and file.part.number == number
+        ]
+        chosen.append(_intact(same, candidates, name, f"part {number} of {first.of}", folders))
+    return Found(tuple(chosen), shown(f"{first.archive} in {first.of} parts"), passed_over)
+
+
+def _intact(
+    same: Sequence[_File], candidates: Iterable[_File], name: str, which: str, folders: Sequence[Path]
+) -> Path:
+    """The first copy of a part that matches its SHA-256."""
+    problem = None
+    for file in same:
+        assert file.part is not None
+        try:
+            check_part(file.path, file.part, file.start)
+        except BundleError as error:
+            problem = problem or error
+        else:
+            return file.path
+    if problem:
+        raise problem
+    for file in candidates:
+        if file.path.name == name:
+            state = "belongs to another archive" if file.part else "is damaged at its beginning"
+            raise BundleError(f"{which} ({shown(str(file.path))}) {state}; carry it again")
+    places = " and ".join(shown(str(folder)) for folder in folders)
+    raise BundleError(f"{which} is missing: there is no {shown(name)} in {places}")
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if _PART_MARK in path.name)
+    return [path for path in paths if path.is_file()]

@@ -1,0 +1,152 @@
+"""Which files of the results are carried, and reading one of them in one piece."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+#: Written by evaluations beside their numbers, large, and read by nobody later.
+UNWANTED = ("final_result.json", "rollout.json")
+_LARGEST = 10 * 1024**2
+_TEMPORARY = (".tmp", ".swp", "~")
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is left out.
+
+    Attributes:
+        exclude_names: File names.
+        max_file_size: Larger files are left out, in bytes.
+    """
+
+    exclude_names: tuple[str, ...] = UNWANTED
+    max_file_size: int = _LARGEST
+
+
+@dataclass
+class LeftOut:
+    """What was left out, and why.
+
+    Attributes:
+        counts: ``name``, ``size``, ``link``, ``temporary``, ``special``, ``bundle`` to a number of files.
+        links: The links among them, as their targets are missed most easily.
+        unreadable: Folders that could not be listed, with the reason.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    links: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class Seen(NamedTuple):
+    """One file.
+
+    Attributes:
+        name: Relative to the results root, with ``/`` between its parts.
+        path: Where it is.
+    """
+
+    name: str
+    path: str
+
+
+def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> list[Seen]:
+    """The files to carry below a folder, in no order, whatever their size.
+
+    Links are not followed, and hidden names are passed by.
+
+    Args:
+        root: The results root.
+        rules: What to leave out.
+        left_out: Gets what was left out.
+        under: A folder in the root, as a name that ends in ``/``; empty for all.
+
+    Raises:
+        OSError: where the root cannot be listed.
+    """
+    found: list[Seen] = []
+    waiting = [under]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(f"{root}/{folder}") as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{folder}{entry.name}/")
+                    elif reason := _reason(entry, rules, top=not folder):
+                        left_out.counts[reason] += 1
+                        left_out.links += [folder + entry.name] if reason == "link" else []
+                    else:
+                        found.append(Seen(folder + entry.name, entry.path))
+        except OSError as error:
+            if not folder:
+                raise
+            if not isinstance(error, FileNotFoundError):
+                left_out.unreadable[folder] = error.strerror or str(error)
+    return found
+
+
+def _reason(entry: os.DirEntry[str], rules: Rules, *, top: bool) -> Optional[str]:
+    if entry.name in rules.exclude_names:
+        return "name"
+    if not entry.is_file(follow_symlinks=False):
+        return "link" if entry.is_symlink() else "special"
+    if entry.name.endswith(_TEMPORARY):
+        return "temporary"
+    return "bundle" if top and entry.name.startswith("result") and ".tar.gz" in entry.name else None
+
+
+class Read(NamedTuple):
+    """A file's content and what it was when it was read.
+
+    Attributes:
+        data: The content.
+        mtime_ns: In ns since 1970.
+        ctime_ns: The same of the last change of any kind.
+    """
+
+    data: bytes
+    mtime_ns: int
+    ctime_ns: int
+
+
+def read_whole(path: str, most: int) -> Optional[Read]:
+    """Read a file that nobody writes to meanwhile; None where it changed each time it was tried.
+
+    Args:
+        path: The file.
+        most: Its largest size, in bytes.
+
+    Raises:
+        OSError: where it is gone, became a link, or cannot be read; with ``EFBIG`` where it is larger.
+    """
+    for _ in range(_ATTEMPTS):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            before = os.fstat(descriptor)
+            if before.st_size > most:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            data = _read(descriptor, before.st_size)
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        unchanged = before.st_mtime_ns == after.st_mtime_ns and before.st_size == after.st_size
+        if unchanged and len(data) == before.st_size:
+            return Read(data, after.st_mtime_ns, after.st_ctime_ns)
+    return None
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """The content up to one byte more than it should have, so that growth shows."""
+    data = os.read(descriptor, size + 1)
+    while 0 < len(data) < size and (piece := os.read(descriptor, size + 1 - len(data))):
+        data += piece
+    return data

@@ -1,0 +1,176 @@
+"""Bringing files into the results: first all of them beside, then one rename each.
+
+Each file of the results is its old self or its new one at any moment. A process that is killed leaves a
+staging folder, which the next one removes, and files that its next run finds identical.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from eval_sidecar.errors import BundleError
+from eval_sidecar.transfer.index import MANIFEST_NAME, shown
+
+#: In the results root: hidden, so that nobody takes it for a model, and on the same file system.
+STAGING_NAME = ".unpack"
+#: Above this many files, one sync of everything is cheaper than one of each.
+_MANY = 100
+
+
+class Staged(NamedTuple):
+    """A file that waits to be renamed.
+
+    Attributes:
+        name: Relative to the results root.
+        path: Where it waits.
+    """
+
+    name: str
+    path: Path
+
+
+@contextlib.contextmanager
+def staging_folder(root: Path) -> Iterator[Path]:
+    """An empty folder in the results root; gone afterwards, with what is left in it."""
+    folder = root / STAGING_NAME
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_places(root: Path, names: Iterable[str]) -> None:
+    """Look whether files of these names can be put into the results, before any is.
+
+    Raises:
+        BundleError: naming the first that cannot: its folder is a file, a link, or may not be written.
+    """
+    known: set[str] = set()
+    for name in names:
+        folder, _, _ = name.rpartition("/")
+        if folder not in known:
+            _check_folder(root, folder)
+            known.add(folder)
+        status = _status(root / name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            what = "a link" if stat.S_ISLNK(status.st_mode) else "no plain file"
+            raise BundleError(
+                f"member {shown(name)} cannot be unpacked: {shown(str(root / name))} is {what} here"
+            )
+
+
+def _check_folder(root: Path, folder: str) -> None:
+    deepest = root
+    for part in filter(None, folder.split("/")):
+        path = deepest / part
+        status = _status(path)
+        if status is None:
+            break
+        if not stat.S_ISDIR(status.st_mode):
+            what = "a link" if stat.S_ISLNK(status.st_mode) else "a file"
+            raise BundleError(
+                f"member {shown(folder)}/ cannot be unpacked: {shown(str(path))} is {what} here; move it away"
+            )
+        deepest = path
+    if not os.access(deepest, os.W_OK | os.X_OK):
+        raise BundleError(f"{shown(str(deepest))}: may not be written to")
+
+
+def _status(path: Path) -> Optional[os.stat_result]:
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BundleError(f"{shown(str(path))}: cannot be looked at ({error.strerror})") from error
+
+
+def write_staged(path: Path, pieces: Iterable[bytes], mtime_ns: int) -> None:
+    """Write a file with this content and this time.
+
+    Raises:
+        OSError: where the disk is full, and the like.
+    """
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+    set_time(path, mtime_ns)
+
+
+def set_time(path: Path, mtime_ns: int) -> None:
+    """Give a file the time at which its content was written where it comes from."""
+    with contextlib.suppress(OverflowError):  # a time that this system has no number for
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
+    """Rename files into the results, the manifest last: it never names what is not there yet.
+
+    Raises:
+        BundleError: where a rename fails; those before it are done, all others as they were.
+    """
+    _sync([entry.path for entry in staged])
+    folders = set()
+    for number, entry in enumerate(
+        sorted(staged, key=lambda entry: (entry.name == MANIFEST_NAME, entry.name))
+    ):
+        target = root / entry.name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            entry.path.replace(target)
+        except OSError as error:
+            raise BundleError(
+                f"{shown(str(target))}: cannot be replaced ({error.strerror}); {number} of {len(staged)}"
+                " files are new, the others as they were; unpack the same archive again"
+            ) from error
+        folders.add(target.parent)
+    _sync(list(folders))
+
+
+def remove_files(root: Path, names: Iterable[str]) -> None:
+    """Remove files of the results, and folders that are empty then.
+
+    Raises:
+        BundleError: naming what cannot be removed.
+    """
+    for name in names:
+        try:
+            (root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise BundleError(
+                f"{shown(str(root / name))}: cannot be removed ({error.strerror}); run it again"
+            ) from error
+        folder = name
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            try:
+                (root / folder).rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise BundleError(
+                        f"{shown(str(root / folder))}: cannot be removed ({error.strerror}); run it again"
+                    ) from error
+                break
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    """Have files or folders on the disk, so that a power cut cannot leave a name without its content."""
+    if len(paths) > _MANY:
+        os.sync()
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
