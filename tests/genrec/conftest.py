@@ -1,8 +1,12 @@
 """One small checkpoint with its index and test set, shared by the tests that only read it."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
+
+# As the evaluator's command line does, and for the same reason; torch reads it when it is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 #: Cache slots of a batch for each unit of ``--batch-size``. ``generate()`` at the same batch size holds
 #: ``batch_size * num_beams`` whole prompts, several times as much.
-SLOTS_PER_ROW = 2048
+SLOTS_PER_ROW = 1024
 
 #: Logits of a level for each unit of ``--batch-size`` (numbers, not bytes).
 LOGITS_PER_ROW = 1 << 26

@@ -96,15 +96,17 @@ class Evaluator:
             log.info(
                 "%s: %d of %d targets are not in the index and count as misses", title, outside, len(rows)
             )
+        ready = time.monotonic()
         with show_progress(title, len(rows)) as advance:
             ranked = self._ranker.rank(checkpoint, prompts, items, advance)
+        loading = self._ranker.load_seconds
+        searching = max(time.monotonic() - ready - loading, 1e-9)
         metrics = compute_metrics(ranked, targets, self._num_beams)
         predictions = [[index.items[place] for place in row] for row in ranked]
         folder = write_results(self._output_root, checkpoint, rows, predictions, metrics)
-        seconds, loading = time.monotonic() - started, self._ranker.load_seconds
-        pace = len(rows) / max(seconds - loading, 1e-9)
-        log.info("%s: %d rows in %.1f s", title, len(rows), seconds)
-        log.info("%s: model loaded in %.1f s, then %.1f rows/s; results in %s", title, loading, pace, folder)
+        log.info("%s: prompts ready in %.1f s, model in %.1f s", title, ready - started, loading)
+        log.info("%s: %d rows in %.1f s, %.1f a second", title, len(rows), searching, len(rows) / searching)
+        log.info("%s: results in %s", title, folder)
         return metrics
 
     def _encode(self, checkpoint: Path) -> tuple[Prompts, list[list[int]]]:

@@ -93,7 +93,9 @@ def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts
     The padding rule: the reference pads every prompt on the left, with the end-of-sequence token, to the
     longest prompt of the whole test set, and the repetition penalty does not tell padding from text. So
     end of sequence counts as present in every prompt that is shorter than the longest one (after the
-    cut). That is a property of the test set alone: batches and devices do not change it.
+    cut). That is a property of the test set alone: batches and devices do not change it. (Newer versions
+    of ``generate()`` leave padding out of the penalty. Where the template itself writes the end of
+    sequence, as Qwen's does, the two agree.)
 
     Raises:
         EvaluationError: The template fails on a row, or gives no tokens.

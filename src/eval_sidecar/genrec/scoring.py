@@ -10,8 +10,8 @@ from eval_sidecar.genrec.prompts import Prompts
 #: ``generate()`` applies to log-probabilities in beam search: these are negative, so it multiplies.
 REPETITION_PENALTY = 1.1
 
-#: Scores that are held in float32 at a time (numbers, not bytes): 256 MiB.
-CHUNK = 1 << 26
+#: Scores that are held in float32 at a time (numbers, not bytes). Small: fresh memory is slow on a CPU.
+CHUNK = 1 << 23
 
 
 class Presence:

@@ -57,43 +57,42 @@ def build_trie(items: Sequence[Sequence[int]], eos: int) -> Trie:
     """Build the trie of distinct items; one item may be a prefix of another.
 
     Args:
-        items: Token ids of each item, without the end of sequence; an end-of-sequence edge leads to the
-            item's place in this list.
+        items: Token ids of each item, without the end of sequence, which must not occur in them; an
+            end-of-sequence edge leads to the item's place in this list.
         eos: Token id that ends an item.
     """
+    depth = max(len(ids) for ids in items)
+    table = torch.tensor([[*ids, eos] + [eos] * (depth - len(ids)) for ids in items])
+    span = int(table.max()) + 1
+    # The items that go on at the present depth, and the node that each is at.
+    passing = torch.arange(len(items))
+    nodes = torch.zeros_like(passing)
+    count = 1
     levels: list[TrieLevel] = []
-    # The nodes of the present depth, each as the items that pass through it.
-    nodes = [list(range(len(items)))]
-    while nodes:
-        depth = len(levels)
-        edges: list[list[tuple[int, int, bool]]] = []
-        following: list[list[int]] = []
-        for passing in nodes:
-            branches: dict[int, list[int]] = {}
-            row: list[tuple[int, int, bool]] = []
-            for item in passing:
-                if len(items[item]) == depth:
-                    row.append((eos, item, True))
-                else:
-                    branches.setdefault(items[item][depth], []).append(item)
-            for token, members in branches.items():
-                row.append((token, len(following), False))
-                following.append(members)
-            edges.append(row)
-        levels.append(_pad(edges))
-        nodes = following
+    while len(passing):
+        tokens = table[passing, len(levels)]
+        edges, edge_of_item = torch.unique(nodes * span + tokens, return_inverse=True)
+        tails, ends = edges // span, edges % span == eos
+        heads = torch.cumsum(~ends, dim=0) - 1  # what does not end gets the nodes of the next depth
+        ending = tokens == eos
+        heads[edge_of_item[ending]] = passing[ending]
+        levels.append(_tabulate(tails, edges % span, heads, ends, count))
+        count = int((~ends).sum())
+        passing, nodes = passing[~ending], heads[edge_of_item[~ending]]
     return Trie(tuple(levels))
 
 
-def _pad(edges: list[list[tuple[int, int, bool]]]) -> TrieLevel:
-    """Turn the edges of each node, as (token, head, ends), into tables."""
-    width = max(len(row) for row in edges)
-    padding = [(0, 0, False)]
-    table = torch.tensor([row + padding * (width - len(row)) for row in edges], dtype=torch.long)
-    counts = torch.tensor([len(row) for row in edges])
-    return TrieLevel(
-        tokens=table[..., 0].contiguous(),
-        heads=table[..., 1].contiguous(),
-        allowed=torch.arange(width) < counts[:, None],
-        ends=table[..., 2].bool(),
-    )
+def _tabulate(
+    tails: torch.Tensor, tokens: torch.Tensor, heads: torch.Tensor, ends: torch.Tensor, nodes: int
+) -> TrieLevel:
+    """Turn a list of edges, sorted by the node that each leaves, into tables of one row a node."""
+    widths = torch.bincount(tails, minlength=nodes)
+    columns = torch.arange(len(tails)) - (torch.cumsum(widths, dim=0) - widths)[tails]
+    shape = (nodes, int(widths.max()))
+
+    def fill(values: torch.Tensor) -> torch.Tensor:
+        table = torch.zeros(shape, dtype=values.dtype)
+        table[tails, columns] = values
+        return table
+
+    return TrieLevel(fill(tokens), fill(heads), fill(torch.ones_like(ends)), fill(ends))
