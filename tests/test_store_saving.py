@@ -127,6 +127,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_ledger(path):
         [sys.executable, "-c", HOLDER, str(path), MODEL, RUN, "name"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     with holder:
         assert holder.stdout.readline() == b"held\n"
