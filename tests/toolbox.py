@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 MODEL = "Instruments-grec-sft-qwen4B-4-64-dsz0"
 
 #: How long anything may take that is waited for, in seconds.
-DEADLINE = 40.0
+DEADLINE = 60.0
 
 #: The variables of the evaluation script, as the first document lists them.
 SCRIPT_VARIABLES = (

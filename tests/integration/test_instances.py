@@ -264,7 +264,7 @@ def test_a_name_that_cannot_be_a_file_is_refused(repository: Repository, name: s
 # -- stop ----------------------------------------------------------------------------------------------
 
 LEAVES_CHILDREN = """
-setsid bash -c 'echo $$ >control/grandchild; while :; do sleep 0.1; done' &
+(setsid bash -c 'echo $$ >control/grandchild; while :; do sleep 0.1; done' &)
 bash -c 'while :; do sleep 0.1; done' &
 while [ ! -e control/grandchild ]; do sleep 0.02; done
 """
