@@ -101,6 +101,12 @@ def wandb_on(
             tracker.close()
 
 
+def still_running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that do not end in a moment; zombies do not count."""
+    alive = psutil.wait_procs(list(processes), timeout=10)[1]
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
 def descendants() -> list[psutil.Process]:
     """Processes started from here that still run."""
     children = psutil.Process().children(recursive=True)
