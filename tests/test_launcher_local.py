@@ -16,7 +16,7 @@ import pytest
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
 from eval_sidecar.launchers.local import LocalLauncher, split_devices
-from eval_sidecar.process import end_family, family
+from eval_sidecar.process import end_family, family, wait_for_end
 from eval_sidecar.types import Handle, Job
 
 MARKER = "EVAL_SIDECAR_JOB"
@@ -51,12 +51,9 @@ def wait_until_up(job: Job) -> None:
     assert (job.cwd / "up").read_text() == "up\n"
 
 
-def wait_for_end(handle: Handle) -> None:
-    """Wait until the job's process has ended; the launcher is its parent, or nobody is."""
-    process = psutil.Process(handle["pid"])
-    psutil.wait_procs([process], timeout=60) if os.getpid() != process.ppid() else os.waitid(
-        os.P_PID, handle["pid"], os.WEXITED | os.WNOWAIT
-    )
+def wait_until_ended(handle: Handle) -> None:
+    """Wait until the job's process has ended, without collecting it: that is the launcher's."""
+    assert wait_for_end([psutil.Process(handle["pid"])], 60)
 
 
 def has_ended(pid: int) -> bool:
@@ -69,13 +66,13 @@ def has_ended(pid: int) -> bool:
 @pytest.mark.parametrize("code", [0, 3, 137])
 def test_the_exit_code_of_the_command_is_reported(launcher, job, code):
     handle = launcher.submit(bash(job, f"exit {code}"), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert launcher.poll(handle) == JobState(ENDED, code)
 
 
 def test_a_command_that_a_signal_ended_is_reported_with_128_and_the_signal(launcher, job):
     handle = launcher.submit(bash(job, "kill -9 $$"), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert launcher.poll(handle) == JobState(ENDED, 128 + signal.SIGKILL)
 
 
@@ -83,7 +80,7 @@ def test_output_and_errors_go_to_the_jobs_log_after_what_is_there(launcher, job)
     job.log.parent.mkdir(parents=True)
     job.log.write_text("first attempt\n")
     handle = launcher.submit(bash(job, "echo out; echo error >&2"), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert job.log.read_text() == "first attempt\nout\nerror\n"
 
 
@@ -92,7 +89,7 @@ def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkey
     monkeypatch.setenv("CATEGORY", "overruled")
     script = 'echo "$PWD $KEPT $CATEGORY $CUDA_LIST"; ! read -r line'
     handle = launcher.submit(replace(bash(job, script), env={"CATEGORY": "Toys", "CUDA_LIST": "9"}), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert job.log.read_text() == f"{job.cwd} kept Toys 0\n"
     assert launcher.poll(handle) == JobState(ENDED, 0), "its input is empty, not the terminal"
 
@@ -100,13 +97,13 @@ def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkey
 def test_arguments_reach_the_command_as_they_are(launcher, job):
     arguments = ("a b", "$HOME", "'quoted'", "", "*")
     handle = launcher.submit(replace(job, argv=("printf", "<%s>", *arguments)), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert job.log.read_text() == "".join(f"<{argument}>" for argument in arguments)
 
 
 def test_a_command_that_is_not_there_ends_with_its_reason_in_the_log(launcher, job):
     handle = launcher.submit(replace(job, argv=("/no/such/script",)), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert launcher.poll(handle) == JobState(ENDED, 127)
     assert "/no/such/script" in job.log.read_text()
 
@@ -120,7 +117,7 @@ def test_a_job_that_cannot_be_started_is_an_error_that_names_the_checkpoint(laun
 
 
 def test_a_second_attempt_does_not_inherit_the_first_ones_exit_code(launcher, job):
-    wait_for_end(launcher.submit(bash(job, "exit 3"), []))
+    wait_until_ended(launcher.submit(bash(job, "exit 3"), []))
     up = waiting(job)
     handle = launcher.submit(up, [])
     assert launcher.poll(handle) == JobState(RUNNING)
@@ -141,7 +138,7 @@ def test_another_launcher_finds_a_running_job_by_its_handle_from_json(launcher, 
 
 def test_another_launcher_learns_the_exit_code_of_a_job_that_is_not_its_child(launcher, job):
     handle = launcher.submit(bash(job, "exit 3"), [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     assert LocalLauncher(["0"]).poll(handle) == JobState(ENDED, 3)
 
 
@@ -165,7 +162,7 @@ def test_a_job_of_which_only_the_token_is_known_is_lost_and_can_be_cancelled(lau
 
 def test_a_job_whose_process_is_gone_without_an_exit_code_is_lost(launcher, job):
     handle = launcher.submit(job, [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     Path(handle["exit_file"]).unlink()
     assert LocalLauncher(["0"]).poll(handle).phase == LOST
 
@@ -203,7 +200,7 @@ def test_a_cancelled_job_is_never_reported_as_a_success(launcher, job):
 
 def test_cancelling_twice_is_the_same_as_once(launcher, job):
     handle = launcher.submit(job, [])
-    wait_for_end(handle)
+    wait_until_ended(handle)
     launcher.cancel(handle)
     launcher.cancel(handle)
     assert launcher.poll(handle) == JobState(ENDED, 0)
@@ -214,7 +211,7 @@ def test_a_job_whose_wrapper_was_killed_is_lost_although_its_command_goes_on(lau
     handle = launcher.submit(up, [])
     wait_until_up(up)
     os.kill(handle["pid"], signal.SIGKILL)
-    wait_for_end(handle)
+    wait_until_ended(handle)
     state = launcher.poll(handle)
     assert (state.phase, state.exit_code) == (LOST, None)
     assert "signal 9" in state.reason

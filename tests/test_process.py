@@ -9,11 +9,12 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 
-from eval_sidecar.process import ProcessIdentity, end_family, family
+from eval_sidecar.process import ProcessIdentity, end_family, family, wait_for_end
 
 MARKER = "EVAL_SIDECAR_TEST"
 
@@ -77,6 +78,22 @@ def test_another_process_with_the_same_pid_is_not_taken_for_it():
     assert not ProcessIdentity(mine.pid, mine.started - 60).is_running()
 
 
+def test_a_clock_that_was_set_does_not_make_it_another_process():
+    mine = ProcessIdentity.of(os.getpid())
+    if mine.since_boot is None:
+        pytest.skip("this system does not tell the start within the boot")
+    assert replace(mine, started=mine.started - 3600).is_running()
+    assert not replace(mine, since_boot=f"{mine.since_boot}0").is_running()
+
+
+def test_a_wait_says_whether_all_of_them_have_ended(marker):
+    root, _ = start_tree(marker)
+    assert not wait_for_end([psutil.Process(root.pid)], 0.0)
+    root.kill()
+    assert wait_for_end([psutil.Process(root.pid)], 60.0)
+    root.wait()
+
+
 def test_a_process_that_has_ended_has_no_identity_and_is_not_running():
     child = subprocess.Popen(["true"])
     identity = ProcessIdentity.of(child.pid)
@@ -90,7 +107,8 @@ def test_a_zombie_has_ended():
     identity = ProcessIdentity.of(child.pid)
     assert identity.is_running()
     child.stdin.close()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert wait_for_end([psutil.Process(child.pid)], 60)
+    assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
     assert not identity.is_running()
     child.wait()
 
