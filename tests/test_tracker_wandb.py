@@ -482,7 +482,8 @@ def test_an_offline_session_is_kept_in_the_folder_it_names_and_no_server_is_aske
         with pytest.raises(ReadBackUnsupported, match="offline"):
             tracker.read(spec)
         where = Path(tracker.send(session_of(spec, None, points_of(100, 200))).where)
+        (transaction_log,) = where.glob("*.wandb")
+        # Before the client is stopped: what is not on disk by now would be lost with it.
+        assert b"checkpoint-200" in transaction_log.read_bytes()
     assert where.parent == tmp_path / "offline" / "wandb"
-    (transaction_log,) = where.glob("*.wandb")
-    assert b"checkpoint-200" in transaction_log.read_bytes()
     assert sum(server.requests.values()) == asked

@@ -89,10 +89,20 @@ class Client:
         quiet = {name: value for name, value in quiet_settings(timeouts).items() if name in known}
         self.settings = wandb.Settings(**quiet)
         wandb.setup(settings=self.settings)
+        #: Held by offline sessions, which end the client's process.
+        self.alone = threading.Lock()
         self._timeout = max(1, int(timeouts["request"]))
         self._api: Any = None
         self._loaded: set[str] = set()
         self._lock = threading.Lock()
+
+    def write_out(self) -> None:
+        """Wait until finished sessions are on disk: finishing an offline one does not.
+
+        The client's process writes them before it ends; the next session starts a new one.
+        """
+        self.wandb.teardown()
+        self.wandb.setup(settings=self.settings)
 
     def run(self, path: str) -> Run:
         """Look a run up, never from the client's cache."""
@@ -120,7 +130,12 @@ def read(client: Client, request: Request) -> Answer:
     count = getattr(run, "historyLineCount", None) or 0
     if count and getattr(run, "historyKeys", None) is None:
         # The client would take this for a run without rows.
-        return {"unsupported": f"the server has {count} rows of {path} and does not say up to which step"}
+        return {
+            "unsupported": f"the server has {count} rows of {path} and cannot show them",
+            "count": count,
+            "delivered": run.summary.get(request["delivered_key"]),
+            "writer": _writer_of(run),
+        }
     rows = list(_rows_of(run))
     return {"exists": True, "rows": rows, "writer": _writer_of(run)}
 
@@ -155,17 +170,20 @@ def _writer_of(run: Run) -> Optional[str]:
 
 def send(client: Client, request: Request) -> Answer:
     """Append rows in one session, or nothing where the run does not stand where it should."""
-    online = request["mode"] == "online"
-    folder = tempfile.mkdtemp(dir=request["scratch"]) if online else request["directory"]
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return _session(client, request, folder, online)
-    finally:
-        if online:
+    if request["mode"] == "online":
+        folder = tempfile.mkdtemp(dir=request["scratch"])
+        try:
+            return _session(client, request, folder, online=True)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
+    Path(request["directory"]).mkdir(parents=True, exist_ok=True)
+    with client.alone:
+        answer = _session(client, request, request["directory"], online=False)
+        client.write_out()
+    return answer
 
 
-def _session(client: Client, request: Request, folder: str, online: bool) -> Answer:
+def _session(client: Client, request: Request, folder: str, *, online: bool) -> Answer:
     resume = {"resume": request["resume"]} if online else {}
     run = client.wandb.init(
         project=request["project"],
