@@ -449,6 +449,9 @@ def test_once_that_is_interrupted_does_not_claim_success(repository: Repository)
     assert "WAITING      checkpoint-100" in command.output
 
 
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="PyPy does not tell which signals were ignored at its start"
+)
 def test_nohup_protects_from_a_closed_terminal(repository: Repository) -> None:
     root = shlex.join(["bash", "eval_wandb_sidecar.sh", "run", *repository.flags])
     command = repository.spawn("bash", "-c", f"exec nohup {root}")
