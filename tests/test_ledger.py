@@ -119,6 +119,11 @@ def test_the_same_numbers_again_are_not_due():
     assert confirmed(EMPTY.evaluated(10, result(a=1.0)), 10).evaluated(10, result(a=1.0)).due() == []
 
 
+def test_what_is_confirmed_without_a_digest_is_not_due():
+    ledger = EMPTY.evaluated(10, result(a=1.0)).with_delivery(10, Delivery(CONFIRMED))
+    assert ledger.due() == []
+
+
 def test_nothing_is_due_of_a_checkpoint_without_a_result():
     assert EMPTY.with_entry(10, delivery=Delivery(SENT)).due() == []
 
@@ -131,7 +136,8 @@ def test_numbers_found_for_what_an_older_script_delivered_are_not_due():
 
 
 def test_more_metrics_than_an_older_script_kept_are_not_due_where_its_own_agree():
-    carried = CARRIED_ON.with_entry(10, result=result(a=1.0)).evaluated(10, result(a=1.0, b=2.0))
+    old = Delivery(CONFIRMED, digest=result(a=1.0).digest, via=CARRIED)
+    carried = EMPTY.with_entry(10, result=result(a=1.0), delivery=old).evaluated(10, result(a=1.0, b=2.0))
     assert carried.due() == []
     assert carried.entry(10).result.metrics == {"a": 1.0, "b": 2.0}
 

@@ -50,8 +50,9 @@ def test_each_headline_metric_has_a_best_of_its_own():
 
 
 def test_the_last_error_is_the_newest_failure_with_its_log():
-    ledger = EMPTY.failed(20, Failure("2026-01-01", "older", None)).failed(10, OOM)
-    assert last_error(ledger) == "checkpoint-10: out of memory; log: x.log"
+    older = Failure("2026-01-01", "older", None)
+    ledger = EMPTY.failed(10, older).failed(20, OOM).failed(30, older)
+    assert last_error(ledger) == "checkpoint-20: out of memory; log: x.log"
 
 
 def test_a_delivery_that_failed_is_the_last_error_where_no_evaluation_has():
