@@ -34,16 +34,11 @@ _QUIET_SECONDS = 2.0
 _MANY = 5
 
 
-class _Size(click.ParamType):
-    """Bytes, as ``500K``, ``10M`` or ``2G``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:  # noqa: ANN401
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _bytes(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command("pack")
@@ -58,11 +53,11 @@ class _Size(click.ParamType):
     help="Leave out files of this name; repeatable.",
 )
 @click.option(
-    "--max-file-size", type=_Size(), default="10M", show_default=True, help="Leave out larger files."
+    "--max-file-size", callback=_bytes, default="10M", show_default=True, help="Leave out larger files."
 )
 @click.option(
     "--chunk-size",
-    type=_Size(),
+    callback=_bytes,
     default="90M",
     show_default=True,
     help="Cut a larger archive into parts of this size; 0 never does.",
@@ -181,7 +176,7 @@ def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, forc
 def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     changes = f"{len(report.new)} new, {len(report.changed)} changed, {report.same} there already"
     results = sum(is_result(name) is not None for name in report.new + report.changed)
-    click.echo(f"files        {report.files}: {changes}; {results} results to upload")
+    click.echo(f"files        {report.files}: {changes} ({results} results new or changed)")
     if report.index is None:
         click.echo("unchecked    the archive is of the older layout, without checksums")
     if report.ignored:

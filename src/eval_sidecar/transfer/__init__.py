@@ -5,8 +5,8 @@ Nothing here prints, and nothing here knows how a manifest is made.
 """
 
 from eval_sidecar.transfer.find import Found, find_bundle
-from eval_sidecar.transfer.pack import PackPlan, PackReport, pack
+from eval_sidecar.transfer.packing import PackPlan, PackReport, pack
 from eval_sidecar.transfer.scan import Rules
-from eval_sidecar.transfer.unpack import UnpackReport, unpack
+from eval_sidecar.transfer.unpacking import UnpackReport, unpack
 
 __all__ = ["Found", "PackPlan", "PackReport", "Rules", "UnpackReport", "find_bundle", "pack", "unpack"]

@@ -110,9 +110,15 @@ def _is_archive_name(name: str) -> bool:
 def _look(path: Path) -> _File:
     try:
         found = read_part(path)
+        size = path.stat().st_size
     except OSError as error:
         raise BundleError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
-    return _File(path, *found) if found else _File(path, None, 0)
+    if found is None:
+        return _File(path, None, 0)
+    part, start = found
+    # Parts that somebody put together are an archive, which begins as its first part does.
+    together = part.number == 1 and size > start + part.size and name_of_part(path.name) is None
+    return _File(path, None if together else part, start)
 
 
 def _adopt_damaged(groups: dict[tuple[str, str], list[_File]]) -> None:

@@ -22,9 +22,11 @@ _LEVEL = 3
 _MOST_WAITING = 4
 #: magic, method, flags, time, extra flags, system (255: unknown)
 _FIXED = struct.Struct("<2sBBIBB")
-_EXTRA = struct.Struct("<H2sH")
+#: length of all, name of the field, its length, checksum of its text
+_EXTRA = struct.Struct("<H2sHI")
 _HAS_EXTRA = 4
 _FIELD = b"ES"
+_NOTE = _FIXED.pack(b"\x1f\x8b", 8, _HAS_EXTRA, 0, 0, 255)
 _EMPTY = b"\x03\x00" + bytes(8)
 
 
@@ -84,24 +86,22 @@ class BlockWriter:
 def note(value: dict[str, Any]) -> bytes:
     """A gzip member that unpacks to nothing and carries a JSON value in its header's extra field."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    extra = _EXTRA.pack(len(text) + 4, _FIELD, len(text)) + text
-    return _FIXED.pack(b"\x1f\x8b", 8, _HAS_EXTRA, 0, 0, 255) + extra + _EMPTY
+    extra = _EXTRA.pack(len(text) + 8, _FIELD, len(text) + 4, zlib.crc32(text)) + text
+    return _NOTE + extra + _EMPTY
 
 
 def read_note(file: BinaryIO) -> Optional[tuple[Any, int]]:
-    """The value of a `note` at a file's beginning and the note's length; None where there is none."""
-    head = file.read(_FIXED.size + _EXTRA.size)
-    if len(head) < _FIXED.size + _EXTRA.size:
+    """The value of a `note` at a file's beginning and the note's length; None where no sound one is there."""
+    head = file.read(len(_NOTE) + _EXTRA.size)
+    if len(head) < len(_NOTE) + _EXTRA.size or not head.startswith(_NOTE):
         return None
-    magic, method, flags, *_ = _FIXED.unpack_from(head)
-    _, field, length = _EXTRA.unpack_from(head, _FIXED.size)
-    if (magic, method, flags, field) != (b"\x1f\x8b", 8, _HAS_EXTRA, _FIELD):
-        return None
-    text = file.read(length)
-    if file.read(len(_EMPTY)) != _EMPTY:
+    whole, field, length, checksum = _EXTRA.unpack_from(head, len(_NOTE))
+    text = file.read(max(0, length - 4))
+    sound = (field, whole, zlib.crc32(text)) == (_FIELD, length + 4, checksum)
+    if not sound or file.read(len(_EMPTY)) != _EMPTY:
         return None
     try:
-        return json.loads(text), len(head) + length + len(_EMPTY)
+        return json.loads(text), len(head) + len(text) + len(_EMPTY)
     except (ValueError, RecursionError):
         return None
 

@@ -150,14 +150,13 @@ def why_unsafe(name: str) -> Optional[str]:
         return "climbs out of the results"
     if "\0" in name or "" in parts or "." in parts:
         return "has a name that no file has"
-    longest = max(len(_bytes(part)) for part in parts)
-    if longest > _MOST_BYTES_OF_A_NAME or len(_bytes(name)) > _MOST_BYTES_OF_A_PATH:
+    try:
+        lengths = [len(part.encode("utf-8", "surrogateescape")) for part in parts]
+    except UnicodeEncodeError:
+        return "has a name that no file has"
+    if max(lengths) > _MOST_BYTES_OF_A_NAME or sum(lengths) + len(lengths) > _MOST_BYTES_OF_A_PATH:
         return "has too long a name"
     return None
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
 
 
 def is_hidden(name: str) -> bool:

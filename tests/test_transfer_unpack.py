@@ -1,0 +1,367 @@
+"""`unpack`: in any order and as often as one likes, what is there in the end is the newest that came."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import filelock
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eval_sidecar import manifest as manifests
+from eval_sidecar.errors import BundleError, LockedError
+from eval_sidecar.transfer import Rules, scan, unpacking
+from eval_sidecar.transfer.index import MANIFEST_NAME
+from eval_sidecar.transfer.staging import STAGING_NAME
+from transfer_files import (
+    MODEL,
+    NOW,
+    SECOND,
+    TREE,
+    bring,
+    bundle,
+    member,
+    metrics,
+    read_times,
+    read_tree,
+    receipt,
+    result,
+    write,
+    write_tar,
+    write_tree,
+)
+
+QUICK = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    return bundle(write_tree(tmp_path / "source"), tmp_path / "carried on foot")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "home of $USER" / "results"
+
+
+def test_the_manifest_has_one_name():
+    assert MANIFEST_NAME == manifests.FILE_NAME
+
+
+def test_everything_arrives_with_its_time(archive, root):
+    report = bring(archive, root)
+    assert read_tree(root) == TREE and set(read_times(root).values()) == {NOW}
+    assert sorted(report.new) == sorted(TREE) and report.files == 5 and report.has_manifest
+
+
+def test_a_second_time_changes_nothing(archive, root):
+    bring(archive, root)
+    before = [((root / name).stat().st_ctime_ns, (root / name).stat().st_ino) for name in TREE]
+    report = bring(archive, root)
+    assert [((root / name).stat().st_ctime_ns, (root / name).stat().st_ino) for name in TREE] == before
+    assert (report.same, report.new, report.changed, report.kept) == (5, [], [], [])
+
+
+def test_what_is_identical_is_not_written_and_a_later_time_stays(archive, root):
+    path = write(root / result(100), TREE[result(100)], NOW + 7)
+    inode = path.stat().st_ino
+    bring(archive, root)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (inode, NOW + 7)
+
+
+def test_what_the_archive_does_not_have_stays(archive, root):
+    write(root / "My-model/checkpoint-1/metrics.json", b"{}")
+    write(root / ".wandb_eval_receipt.json", b"{}")
+    bring(archive, root)
+    assert set(read_tree(root)) == {*TREE, "My-model/checkpoint-1/metrics.json", ".wandb_eval_receipt.json"}
+
+
+def test_a_file_that_is_newer_here_is_kept_and_named(archive, root):
+    write(root / result(100), b"newer", NOW + 1)
+    report = bring(archive, root)
+    assert report.kept == [result(100)] and read_tree(root)[result(100)] == b"newer"
+
+
+def test_force_takes_the_archive_for_the_newer(archive, root):
+    write(root / result(100), b"newer", NOW + 1)
+    report = bring(archive, root, force=True)
+    assert report.kept == [] and report.changed == [result(100)] and read_tree(root) == TREE
+
+
+@pytest.mark.parametrize("age", [0, 1])
+def test_a_file_that_is_not_newer_here_is_replaced(archive, root, age):
+    write(root / result(100), b"older", NOW - age)
+    assert bring(archive, root).changed == [result(100)] and read_tree(root) == TREE
+
+
+NAMES = st.text(
+    st.characters(blacklist_categories=("Cc",), blacklist_characters="/\0") | st.sampled_from("\n\t\"'\\*"),
+    min_size=1,
+    max_size=12,
+).filter(lambda name: not name.startswith(".") and not name.endswith(("~", ".tmp", ".swp")))
+FILES = st.dictionaries(
+    st.lists(
+        NAMES | st.sampled_from(["a" * 120, "checkpoint-1", "metrics.json"]), min_size=2, max_size=4
+    ).map("/".join),
+    st.tuples(
+        st.binary(max_size=60) | st.just(bytes(9000)),
+        st.integers(0, 2**33).map(lambda s: s * SECOND + 123456),
+    ),
+    min_size=1,
+    max_size=6,
+).filter(lambda files: not any(f"{a}/".startswith(f"{b}/") for a in files for b in files if a != b))
+
+
+@QUICK
+@given(files=FILES)
+def test_packed_unpacked_and_packed_again_it_is_the_same_archive(tmp_path_factory, files):
+    base = tmp_path_factory.mktemp("trip")
+    source = base / "source"
+    try:
+        for name, (data, mtime_ns) in files.items():
+            write(source / name, data, mtime_ns)
+    except (UnicodeEncodeError, OSError):
+        return  # no file system has such a name
+    first = bundle(source, base / "first")
+    bring(first, base / "there")
+    assert read_tree(base / "there") == read_tree(source)
+    second = bundle(base / "there", base / "second")
+    assert (second.name, second.read_bytes()) == (first.name, first.read_bytes())
+
+
+def test_names_that_are_no_text_survive(tmp_path):
+    name = os.fsdecode(b"model-\xff\xfe/checkpoint-1/" + b"\xe9" * 120)
+    first = bundle(write_tree(tmp_path / "a", {name: b"x"}), tmp_path / "first")
+    bring(first, tmp_path / "b")
+    assert read_tree(tmp_path / "b") == {name: b"x"}
+    assert bundle(tmp_path / "b", tmp_path / "second").read_bytes() == first.read_bytes()
+
+
+@QUICK
+@given(data=st.data())
+def test_in_any_order_the_newest_of_each_file_stays(tmp_path_factory, data):
+    """Versions of a few files are packed now and then; all bundles arrive, somehow, some of them twice."""
+    base = tmp_path_factory.mktemp("order")
+    source, newest, archives = base / "source", {}, []
+    for moment in range(1, data.draw(st.integers(2, 4)) + 1):
+        for name in data.draw(st.sets(st.sampled_from([result(1), result(2), MANIFEST_NAME]), min_size=1)):
+            newest[name] = metrics(data.draw(st.sampled_from([0.1, 0.2])))
+            write(source / name, newest[name], NOW + moment)
+        if not newest.keys() - {MANIFEST_NAME}:
+            newest[result(1)] = b"{}"
+            write(source / result(1), b"{}", NOW + moment)
+        archives.append(bundle(source, base / str(moment)))
+    arrivals = data.draw(
+        st.permutations(archives + data.draw(st.lists(st.sampled_from(archives), max_size=2)))
+    )
+    for archive in arrivals:
+        bring(archive, base / "there")
+    assert read_tree(base / "there") == newest
+    assert read_times(base / "there") == read_times(source)
+
+
+# -- mirror ----------------------------------------------------------------------------------------------
+
+
+def test_mirror_removes_what_the_archive_does_not_have_and_empty_folders(archive, root):
+    gone = [result(900), "Old-model/checkpoint-1/metrics.json", "Old-model/notes.txt"]
+    write_tree(root, dict.fromkeys(gone, b"x"))
+    report = bring(archive, root, mirror=True)
+    assert report.removed == sorted(gone)
+    assert read_tree(root) == TREE and not (root / "Old-model").exists()
+
+
+def test_mirror_leaves_what_no_archive_would_have(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    archive = bundle(source, tmp_path / "out", rules=Rules(max_file_size=100))
+    folder = f"{MODEL}/checkpoint-100"
+    mine = [f"{folder}/final_result.json", f"{folder}/x.tmp", f"{folder}/.x", ".wandb_eval_receipt.json"]
+    write_tree(root, {**dict.fromkeys(mine, b"x"), f"{folder}/large": bytes(101)})
+    assert bring(archive, root, mirror=True).removed == []
+
+
+def test_mirror_spares_what_packing_could_not_read(tmp_path, root, monkeypatch):
+    source, opening = write_tree(tmp_path / "source"), os.open
+
+    def refusing(path, *arguments, **named):
+        if str(path).endswith(result(200)):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opening(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan.os, "open", refusing)
+        archive = bundle(source, tmp_path / "out")
+    write(root / result(200), b"x")
+    assert bring(archive, root, mirror=True).removed == []
+
+
+def test_mirror_refuses_an_incremental_archive(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    archive = bundle(source, tmp_path / "out", receipt=receipt(tmp_path / "receipt.json", {}))
+    write(root / "mine", b"x")
+    with pytest.raises(BundleError, match="is incremental; --mirror needs a full archive"):
+        bring(archive, root, mirror=True)
+    assert read_tree(root) == {"mine": b"x"}
+
+
+def test_mirror_refuses_an_archive_without_a_list(tmp_path, root):
+    archive = write_tar(tmp_path / "x.tar.gz", [member("results/a/b")])
+    with pytest.raises(BundleError, match="does not say that it holds everything"):
+        bring(archive, root, mirror=True)
+
+
+@pytest.mark.parametrize("name", ["New-model/checkpoint-1/metrics.json", result(100)])
+def test_mirror_refuses_an_archive_that_is_older_than_what_is_here(archive, root, name):
+    write(root / name, b"newer", NOW + 1)
+    with pytest.raises(BundleError, match=rf"is older than 1 files that are here, such as {name}"):
+        bring(archive, root, mirror=True)
+    assert read_tree(root) == {name: b"newer"}
+    bring(archive, root, mirror=True, force=True)
+    assert read_tree(root) == TREE
+
+
+# -- archives of older scripts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top", ["GenRec/results", "results", "./results", "./GenRec/results"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_older_layouts_are_understood(tmp_path, root, top, form):
+    long = f"{'m' * 90}/checkpoint-1/{'n' * 90}"
+    folders = [top.rpartition("/")[0] or ".", top, f"{top}/{MODEL}"]
+    archive = write_tar(
+        tmp_path / "result.tar.gz",
+        [
+            *(member(folder, b"", tarfile.DIRTYPE) for folder in folders),
+            *(member(f"{top}/{name}", data) for name, data in TREE.items()),
+            *([member(f"{top}/{long}", b"long")] if form != tarfile.USTAR_FORMAT else []),
+        ],
+        form,
+    )
+    report = bring(archive, root)
+    assert report.index is None
+    assert read_tree(root) == ({**TREE, long: b"long"} if form != tarfile.USTAR_FORMAT else TREE)
+    assert set(read_times(root).values()) == {NOW}
+
+
+def test_what_tar_itself_packs_is_understood(tmp_path, root):
+    long = f"{'m' * 90}/checkpoint-1/{'n' * 90}"
+    write_tree(tmp_path / "GenRec/results", {**TREE, long: b"", "Größe/x": bytes(3_000_000)})
+    for form in ("gnu", "posix", "ustar", "v7"):
+        names = ["GenRec/results"] if form in ("gnu", "posix") else [f"GenRec/results/{MODEL}"]
+        archive = tmp_path / f"{form}.tar.gz"
+        subprocess.run(["tar", "czf", str(archive), f"--format={form}", *names], cwd=tmp_path, check=True)
+        there = root / form
+        bring(archive, there)
+        expected = read_tree(tmp_path / "GenRec/results")
+        if form not in ("gnu", "posix"):
+            expected = {name: data for name, data in expected.items() if name.startswith(MODEL)}
+        assert read_tree(there) == expected
+
+
+def test_hidden_files_of_an_older_archive_are_left_out(tmp_path, root):
+    hidden = [".wandb_eval_receipt.json", ".unpack/x", "a/.ssh/key", ".bundle.json"]
+    archive = write_tar(
+        tmp_path / "result.tar.gz",
+        [member("results/a/b"), *(member(f"results/{name}") for name in hidden)],
+    )
+    assert bring(archive, root).ignored == 4
+    assert read_tree(root) == {"a/b": b"x"}
+
+
+def test_an_older_archive_does_not_undo_a_newer_one(tmp_path, archive, root):
+    bring(archive, root)
+    older = member(f"GenRec/results/{result(100)}", b"old", mtime=NOW // SECOND - 100)
+    report = bring(write_tar(tmp_path / "result_old.tar.gz", [older]), root)
+    assert report.kept == [result(100)] and read_tree(root) == TREE
+
+
+# -- where it goes ------------------------------------------------------------------------------------------
+
+
+def test_results_that_are_a_link_are_followed(archive, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "results").symlink_to("disk")
+    bring(archive, tmp_path / "results")
+    assert read_tree(tmp_path / "disk") == TREE
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_is_written_through_a_link_or_a_file_in_a_folders_place(archive, root, tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    root.mkdir(parents=True)
+    if kind == "link":
+        (root / MODEL).symlink_to(tmp_path / "elsewhere")
+    else:
+        (root / MODEL).write_bytes(b"")
+    with pytest.raises(BundleError, match=f"{MODEL} is a {kind} here.*nothing was changed"):
+        bring(archive, root)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not (root / "Games-grec-sft").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_link_or_folder_in_a_files_place_is_left_alone(archive, root, tmp_path, kind):
+    path = root / result(100)
+    path.parent.mkdir(parents=True)
+    if kind == "link":
+        write(tmp_path / "mine", b"mine")
+        path.symlink_to(tmp_path / "mine")
+    else:
+        path.mkdir()
+    with pytest.raises(
+        BundleError, match=r"metrics.json is (a link|no plain file) here; nothing was changed"
+    ):
+        bring(archive, root)
+    assert kind == "folder" or (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def test_a_folder_that_may_not_be_written_is_named_before_anything_is_changed(archive, root, monkeypatch):
+    write(root / result(100), b"old", NOW - 1)
+    allowed = os.access
+    read_only = root / MODEL / "checkpoint-100"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != read_only and allowed(path, mode))
+    with pytest.raises(BundleError, match="checkpoint-100: may not be written to; nothing was changed"):
+        bring(archive, root)
+    assert read_tree(root) == {result(100): b"old"}
+
+
+def test_a_results_root_that_may_not_be_written_is_named(archive, root, monkeypatch):
+    root.mkdir(parents=True)
+
+    def refusing(self, *arguments, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    with pytest.raises(BundleError, match="Permission denied"):
+        bring(archive, root)
+
+
+def test_two_do_not_unpack_at_a_time(archive, root):
+    root.mkdir(parents=True)
+    with (
+        filelock.FileLock(root / ".unpack.lock"),
+        pytest.raises(LockedError, match="another unpack is under way"),
+    ):
+        bring(archive, root)
+    assert read_tree(root) == {}
+
+
+def test_what_a_killed_one_left_is_removed(archive, root):
+    write(root / STAGING_NAME / "0", b"half")
+    bring(archive, root)
+    assert read_tree(root) == TREE and not (root / STAGING_NAME).exists()
+
+
+def test_large_files_pass_through_the_disk(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(unpacking, "_IN_MEMORY", 10)
+    archive = bundle(write_tree(tmp_path / "source"), tmp_path / "out")
+    write(root / result(200), b"newer", NOW + 1)
+    write(root / result(100), TREE[result(100)])
+    report = bring(archive, root)
+    assert (len(report.new), report.same, report.kept) == (3, 1, [result(200)])
+    assert read_tree(root) == {**TREE, result(200): b"newer"}
