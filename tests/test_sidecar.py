@@ -54,6 +54,7 @@ def test_one_that_cannot_be_proved_is_started_after_the_quiet_period_and_not_bef
 
 def test_a_change_begins_the_quiet_period_anew(world):
     world.write(495, {"weights.pt": b"x"})
+    world.tick()
     world.tick(after=world.config.ready_seconds - 1)
     world.write(495, {"weights.pt": b"xy"})
     assert world.tick(after=world.config.ready_seconds - 1) == 0
