@@ -85,6 +85,15 @@ def test_one_that_is_deleted_before_it_was_ready_is_gone_with_the_evidence_so_fa
     assert "checkpoint-495: was deleted before it could be evaluated" in caplog.text
 
 
+def test_one_that_is_gone_is_reported_once_however_often_it_is_looked_for(world, caplog):
+    world.write(495, {"config.json": b"{}"})
+    world.tick()
+    shutil.rmtree(world.checkpoint(495))
+    for _ in range(3):
+        world.tick()
+    assert caplog.text.count("was deleted before it could be evaluated") == 1
+
+
 def test_one_that_was_gone_and_comes_back_is_evaluated(world):
     world.write(495, {"config.json": b"{}"})
     world.tick()
