@@ -1,8 +1,20 @@
-"""What holds for every test: a slow machine is no failure."""
+"""What holds for every test: a slow machine is no failure, and tests side by side do not meet."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The lock of a run lies in the system's temporary folder; many tests have a run of the same id."""
+    with tempfile.TemporaryDirectory(prefix="es-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield

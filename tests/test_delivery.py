@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import StateError, TrackerError
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
-from eval_sidecar.results import digest
 from eval_sidecar.store import LedgerStore, load, open_store
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import ModelSpec, Result
+from eval_sidecar.types import ModelSpec, Result, digest
 from fakes import FakeTracker
 
 SPEC = ModelSpec("m", "d", "cb64", "test", 42, 50, -1, "p", None, "eval-1", "m-eval")

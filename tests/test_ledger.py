@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.results import digest
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")
 RUNNING = Running({"token": "t"}, 0.0, "x.log", "/checkpoint-10", ())

@@ -255,7 +255,6 @@ def test_an_evaluation_that_ends_well_without_a_result_has_failed(world):
     assert f"exit code 0, but wrote no {world.metrics_file(495)}" in world.entry(495).failure.error
 
 
-@pytest.mark.xfail(strict=True, reason="its failure is not marked final, so that it stays pending for ever")
 def test_a_bad_file_of_a_checkpoint_that_is_gone_is_a_failure_that_stays(world):
     world.report(495, "{")
     world.tick()

@@ -183,7 +183,6 @@ def test_force_with_a_lost_state_evaluates_although_a_result_lies_there(done):
     assert done.tick() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a failed one is left alone, force or not")
 def test_force_evaluates_what_has_failed_for_good(world):
     world.write(495)
     for _ in range(2):
@@ -194,7 +193,6 @@ def test_force_evaluates_what_has_failed_for_good(world):
     assert world.tick() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the result from before hides the failure, and it is not tried again")
 def test_a_forced_evaluation_that_fails_is_reported_in_the_end(done):
     while done.tick():
         done.fail(495)
@@ -203,7 +201,6 @@ def test_a_forced_evaluation_that_fails_is_reported_in_the_end(done):
     assert done.launcher.steps == [495, 495, 495]
 
 
-@pytest.mark.xfail(strict=True, reason="a sidecar that takes over does not know that it was forced already")
 def test_a_forced_evaluation_that_is_taken_over_is_not_forced_again(done):
     done.tick()
     done.restart(force=True)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from eval_sidecar.ledger import CONFIRMED, SENT, Delivery, Failure, Ledger, Running
-from eval_sidecar.results import digest
 from eval_sidecar.status import describe, last_error, unfinished
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")
 OOM = Failure("2026-01-02", "out of memory", "x.log", final=True)

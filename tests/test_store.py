@@ -10,9 +10,8 @@ import pytest
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.ledger import CONFIRMED, Delivery, Failure, Ledger
-from eval_sidecar.results import digest
 from eval_sidecar.store import LedgerStore, load, open_store, state_path, to_json
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 METRICS = {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}

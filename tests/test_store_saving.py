@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.results import digest
 from eval_sidecar.store import LedgerStore, from_json, load, open_store, state_path, to_json
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.trackers.wandb import WandbTracker
-from eval_sidecar.types import ModelSpec
+from eval_sidecar.types import ModelSpec, digest
 from tracking import (
     METRICS,
     deliver,
@@ -235,6 +236,18 @@ def test_a_server_that_has_rows_and_cannot_say_up_to_which_step_is_not_taken_for
     monkeypatch.setattr(server.store, "_history_keys", lambda run: None)
     with pytest.raises(ReadBackUnsupported, match="has 1 rows"):
         tracker.read(spec)
+
+
+def test_a_server_without_history_is_read_through_the_summary_of_the_run(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.store, "_history_keys", lambda run: None)
+    session = session_of(spec, None, points_of(100, 200))
+    tracker.send(replace(session, placed={point.step: index for index, point in session.rows}))
+    view = tracker.read(spec)
+    assert [(row.index, row.step, row.revision) for row in view.rows] == [(100, 100, 0), (200, 200, 0)]
+    assert [row.digest for row in view.rows] == [digest(point.metrics) for point in points_of(100, 200)]
+    assert not view.knows_end
 
 
 # -- failing sends ---------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from eval_sidecar.errors import UsageError
+from eval_sidecar.errors import BundleError, UsageError
 from eval_sidecar.transfer import find_bundle
 from transfer_files import NOW, write
 
@@ -80,3 +81,16 @@ def test_what_is_not_there_is_named(folder, text):
 def test_without_a_name_and_without_archives_the_places_are_named(tmp_path):
     with pytest.raises(UsageError, match=rf"there is no result\*.tar.gz in {tmp_path} or nowhere"):
         find_bundle([], [tmp_path, Path("nowhere")])
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    opening = Path.open
+
+    def refusing(self, *arguments, **named):
+        if self.name == "other.tar.gz":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opening(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(BundleError, match=r"other.tar.gz: cannot be read \(Permission denied\)"):
+        find_bundle([str(folder / "other.tar.gz")], [])

@@ -95,7 +95,8 @@ def test_a_list_that_leaves_the_results_is_refused(tmp_path, root, archive, name
     def add(listing):
         listing["members"][name] = listing["members"][result(100)]
 
-    assert "member" in refused(with_index(archive, tmp_path / "x.tar.gz", add), root)
+    message = refused(with_index(archive, tmp_path / "x.tar.gz", add), root)
+    assert f"member {shown(name)} " in message and "missing" not in message
 
 
 PARTS = st.sampled_from(
@@ -197,7 +198,7 @@ def test_a_listed_member_of_the_older_top_is_refused(tmp_path, root, archive):
 
 def test_a_member_that_is_missing_is_named(tmp_path, root, archive):
     path = write_tar(tmp_path / "x.tar.gz", members_of(archive)[:-1])
-    assert f"1 members are missing, such as {result(200)}" in refused(path, root)
+    assert f"members are missing (1), such as {result(200)}" in refused(path, root)
 
 
 @pytest.mark.parametrize("data", [metrics(0.7), b"", b"longer than it was before, by far"])
@@ -299,6 +300,13 @@ def test_with_any_byte_of_the_tar_changed_the_old_results_or_the_right_new_ones_
         assert {name: new.pop(name) for name in TREE} == TREE and new == {"mine": b"mine"}
     finally:
         bundle(path.parent.parent / "source", path.parent)
+
+
+@pytest.mark.parametrize("where", [0, 110, 140, 156, 300])
+def test_a_header_that_does_not_match_its_checksum_is_refused(tmp_path, root, where):
+    path = write_tar(tmp_path / "x.tar.gz", [member("results/a/b")])
+    repacked(path, lambda tar: tar[:where] + bytes([tar[where] ^ 1]) + tar[where + 1 :])
+    assert "a header does not match its checksum" in refused(path, root)
 
 
 @pytest.mark.parametrize(

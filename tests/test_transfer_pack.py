@@ -146,6 +146,7 @@ def test_nothing_is_made_where_there_are_no_results(tmp_path, out):
         ({"results_root": "nowhere"}, "--results-root nowhere: there is no such folder"),
         ({"output_dir": "nowhere"}, "--output-dir nowhere: there is no such folder"),
         ({"chunk_size": 10}, "--chunk-size 10"),
+        ({"rules": Rules(max_file_size=2 << 30)}, "--max-file-size 2147483648"),
         ({"name": "../x"}, "--name ../x"),
         ({"name": ".x"}, "--name .x"),
         ({"name": ""}, "--name"),

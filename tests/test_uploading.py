@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import TrackerError, UsageError
-from eval_sidecar.results import digest
 from eval_sidecar.store import load, state_path
-from eval_sidecar.types import ModelSpec
+from eval_sidecar.types import ModelSpec, digest
 from eval_sidecar.uploading import Outcome, Uploader, choose_models
 from fakes import FakeTracker
 

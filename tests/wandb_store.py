@@ -334,6 +334,10 @@ class Store(WandbAnswers):
         }
         return {"project": {"run": fields}}
 
+    def _do_RunSummary(self, variables: dict[str, Any]) -> Any:
+        run = self._find(variables, "run")
+        return {"model": {"bucket": {"summaryMetrics": json.dumps(run.summary)} if run else None}}
+
     def _do_RunHistoryKeys(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "name")
         return {"project": {"run": {"historyKeys": self._history_keys(run)} if run else None}}

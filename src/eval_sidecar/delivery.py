@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
@@ -145,7 +144,11 @@ class _Delivery:
         try:
             if self._send_what_is_missing():
                 self._wait_for_confirmation()
-        except ReadBackUnsupported:
+        except ReadBackUnsupported as unsupported:
+            if unsupported.rows and _last_known_index(self.store.ledger) < 0:
+                raise TrackerError(
+                    f"{unsupported}; this ledger does not know them either, so nothing was sent"
+                ) from unsupported
             # Whatever is sent may have arrived: only what was never sent may be sent.
             self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
 
@@ -196,11 +199,10 @@ class _Delivery:
             for index, point in rows
         }
         marked = self.store.update(lambda now: _with_deliveries(replace(now, session_open=True), intents))
-        start = view.last_index + 1 if view else None
+        start = view.last_index + 1 if view and view.knows_end else None
         try:
-            receipt = self.tracker.send(
-                Session(self.spec, start, rows, _positioned(marked.points(), marked, self.spec))
-            )
+            table = _positioned(marked.points(), marked, self.spec)
+            receipt = self.tracker.send(Session(self.spec, start, rows, table, _indices(marked)))
         except StaleView:
             # Nothing was sent: everything is as it was.
             undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
@@ -268,19 +270,11 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
 
 
 def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
-    if same_numbers(result.metrics, row.metrics):
+    if row.shows(result):
         return replace(
             delivery, status=CONFIRMED, revision=row.revision, digest=result.digest, index=row.index
         )
     return Delivery(PENDING, row.revision + 1)
-
-
-def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
-    """Whether two sets of metrics agree wherever both have a number, and have one in common."""
-    common = ours.keys() & theirs.keys()
-    return bool(common) and all(
-        math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common
-    )
 
 
 def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tuple[Point, ...]:
@@ -315,10 +309,14 @@ def _digest(ledger: Ledger, step: int) -> Optional[str]:
     return result.digest if result else None
 
 
-def _last_known_index(ledger: Ledger) -> int:
-    indices: Iterable[int] = (
-        entry.delivery.index
+def _indices(ledger: Ledger) -> dict[int, int]:
+    """The index of each step's row on the server, as far as it is known."""
+    return {
+        entry.step: entry.delivery.index
         for entry in ledger.steps()
         if entry.delivery and entry.delivery.index is not None
-    )
-    return max(indices, default=-1)
+    }
+
+
+def _last_known_index(ledger: Ledger) -> int:
+    return max(_indices(ledger).values(), default=-1)

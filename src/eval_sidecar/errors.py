@@ -55,7 +55,15 @@ class TrackerError(SidecarError):
 
 
 class ReadBackUnsupported(TrackerError):
-    """The tracker cannot show what it holds (offline mode, a server without that query)."""
+    """The tracker cannot show what it holds (offline mode, a server without that query).
+
+    Attributes:
+        rows: How many rows it has all the same, where it says so.
+    """
+
+    def __init__(self, message: str, *, rows: int = 0) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class StaleView(TrackerError):

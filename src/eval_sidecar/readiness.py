@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.completeness import COMPLETE, GONE, Verdict, changed_at, judge
+from eval_sidecar.completeness import COMPLETE, GONE, PARTIAL, Verdict, changed_at, judge
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.pinning import Floor, PinsUnsupported, is_outdated, pin, space_is_short, unpin
@@ -120,7 +120,12 @@ class Readiness:
 
     def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
         # How long it has been quiet changes with every look, and is not worth a write.
-        is_news = entry.verdict != verdict.name or entry.pinned or pinned
+        is_news = (
+            entry.verdict != verdict.name
+            or entry.pinned
+            or pinned
+            or (verdict.name == PARTIAL and entry.evidence != verdict.evidence)
+        )
 
         def transition(ledger: Ledger) -> Ledger:
             known = ledger.entry(entry.step)
@@ -163,8 +168,9 @@ class Readiness:
 
     def _judge_copy(self, copy: Checkpoint, original: Checkpoint) -> bool:
         """Whether a linked copy is as good as the original was a moment ago."""
-        still_ready = self._judge(original).ready
-        return still_ready and judge(copy, quiet_seconds=0.0, unchanged_seconds=0.0).ready
+        verdict = judge(copy, quiet_seconds=0.0, unchanged_seconds=0.0)
+        # A proved copy is whole, even if rotation has begun to delete the original meanwhile.
+        return verdict.name == COMPLETE or (verdict.ready and self._judge(original).ready)
 
     def keep_space_free(
         self, ready: Mapping[int, Checkpoint], present: Mapping[int, Checkpoint]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
@@ -71,12 +70,6 @@ def _numbers(value: Any, path: Path) -> dict[str, float]:  # noqa: ANN401 - what
     if not metrics:
         raise ResultError(f"{path}: has no number in it")
     return metrics
-
-
-def digest(metrics: Mapping[str, float]) -> str:
-    """A hash of the numbers alone, independent of their order and of how the file is written."""
-    canonical = json.dumps(dict(metrics), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:

@@ -160,15 +160,14 @@ class Sidecar:
             if state.phase == RUNNING:
                 self._enforce_time_limit(entry, entry.running)
                 continue
+            self.launcher.cancel(entry.running.handle)  # whatever it has left running
             if state.phase == ENDED:
                 self._judge_ended(entry, entry.running, state.exit_code)
+            elif ours:
+                self._fail(entry, f"the evaluation vanished: {state.reason}", entry.running)
             else:
-                self.launcher.cancel(entry.running.handle)  # whatever of it is left
-                if ours:
-                    self._fail(entry, f"the evaluation vanished: {state.reason}", entry.running.log)
-                else:
-                    log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
-                    self._set_interrupted(entry)
+                log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
+                self._set_interrupted(entry)
             self._running_since.pop(entry.step, None)
 
     def _enforce_time_limit(self, entry: Entry, running: Running) -> None:
@@ -180,12 +179,12 @@ class Sidecar:
             self.launcher.cancel(running.handle)
             self._running_since.pop(entry.step, None)
             limit = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
-            self._fail(entry, limit, running.log)
+            self._fail(entry, limit, running)
 
     def _judge_ended(self, entry: Entry, running: Running, exit_code: Optional[int]) -> None:
         path = self._metrics_path(entry.step)
         if exit_code != 0:
-            self._fail(entry, f"the evaluation script ended with exit code {exit_code}", running.log)
+            self._fail(entry, f"the evaluation script ended with exit code {exit_code}", running)
         elif _rewritten(running.fingerprint, Path(running.path)):
             kept = set_aside(path, "outdated") if path.exists() else path
             log.warning(
@@ -196,15 +195,14 @@ class Sidecar:
             self._readiness.unpin(entry.step)
             self._set_interrupted(entry)
         elif stamp(path) is None or stamp(path) == running.before:
-            self._fail(
-                entry, f"the evaluation script ended with exit code 0, but wrote no {path}", running.log
-            )
+            self._fail(entry, f"the evaluation script ended with exit code 0, but wrote no {path}", running)
         else:
             try:
                 result = read_result(path)
             except ResultError as error:
-                self._fail(entry, str(error), running.log)
+                self._fail(entry, str(error), running)
             else:
+                self._redone.add(entry.step)
                 self._accept(entry, result, self._clock() - running.started_at)
 
     def _accept(self, entry: Entry, result: Result, seconds: Optional[float] = None) -> None:
@@ -214,15 +212,20 @@ class Sidecar:
         log.info("%s: %s (%s)", entry.name, shown, how)
         self._readiness.unpin(entry.step)
 
-    def _fail(self, entry: Entry, error: str, log_path: Optional[str]) -> None:
-        last_line = _last_line(Path(log_path)) if log_path else ""
+    def _fail(self, entry: Entry, error: str, running: Running) -> None:
+        path = self._metrics_path(entry.step)
+        if stamp(path) not in (None, running.before):
+            set_aside(path, "failed")  # else the numbers of an evaluation that failed would be taken
+        last_line = _last_line(Path(running.log))
         text = f"{error}: {last_line}" if last_line else error
         attempt = entry.attempts + 1
         final = attempt >= self.config.max_attempts
-        failure = Failure(now_text(), text, log_path, final)
+        if final:
+            self._redone.add(entry.step)
+        failure = Failure(now_text(), text, running.log, final)
         self.store.update(lambda ledger: ledger.failed(entry.step, failure))
         then = "it stays failed until `eval-sidecar retry`" if final else "it is tried again"
-        told = (entry.name, text, attempt, self.config.max_attempts, then, log_path)
+        told = (entry.name, text, attempt, self.config.max_attempts, then, running.log)
         log.error("%s: %s; attempt %d of %d, %s; log: %s", *told)
 
     # -- discover -----------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ class Sidecar:
         reported = {
             checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model_dir.name)
         }
-        ready = {}
+        ready, parked = {}, {}
         for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
@@ -246,11 +249,15 @@ class Sidecar:
             if not wanted_again and self._take_result(entry, step in present or step in pinned):
                 if step in pinned:
                     self._readiness.unpin(step)
-            elif not entry.has_failed:
+            elif entry.has_failed and not wanted_again:
+                if step in pinned:
+                    parked[step] = pinned[step]
+            else:
                 checkpoint = self._readiness.prepare(entry, present.get(step), pinned.get(step))
                 if checkpoint is not None:
                     ready[step] = checkpoint
-        self._ready = self._readiness.keep_space_free(ready, present)
+        kept = self._readiness.keep_space_free({**parked, **ready}, present)
+        self._ready = {step: checkpoint for step, checkpoint in kept.items() if step in ready}
 
     def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
         """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
@@ -264,9 +271,7 @@ class Sidecar:
             if entry.processed or not can_be_evaluated:
                 self._warn_once(f"{entry.name}: {error}; what was known before is kept")
                 if not entry.processed and entry.failure is None:
-                    failed = replace(
-                        entry, failure=Failure(now_text(), str(error)), attempts=self.config.max_attempts
-                    )
+                    failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
                     self.store.update(lambda ledger: ledger.with_entries([failed]))
                 return True
             self._warn_once(f"{entry.name}: {error}; it is evaluated again")
@@ -298,12 +303,14 @@ class Sidecar:
         return started
 
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
-        self._redone.add(entry.step)
         job = self._job(checkpoint)
         path = self._metrics_path(entry.step)
         before = stamp(path)
-        if before is not None and entry.result is None:
-            set_aside(path, "unreadable")  # else it would have been taken
+        try:
+            if before is not None:
+                read_result(path)
+        except ResultError:
+            set_aside(path, "unreadable")
             before = None
         running = Running(
             handle={"token": job.token},
@@ -318,7 +325,7 @@ class Sidecar:
         try:
             handle = self.launcher.submit(job, handles)
         except LaunchError as error:
-            self._fail(entry, str(error), str(job.log))
+            self._fail(entry, str(error), running)
             return
         self._running_since[entry.step] = self._monotonic()
         self.store.update(lambda ledger: ledger.started(entry.step, replace(running, handle=handle)))

@@ -19,8 +19,7 @@ from typing import Any, Callable, Optional
 from eval_sidecar.errors import StateError
 from eval_sidecar.files import held_lock, set_aside, write_json
 from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.results import digest
-from eval_sidecar.types import Result
+from eval_sidecar.types import Result, digest
 
 VERSION = 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +127,9 @@ class Job:
 
 #: What a launcher needs to find a job again after a restart: plain JSON.
 Handle = dict[str, Any]
+
+
+def digest(metrics: Mapping[str, float]) -> str:
+    """A hash of the numbers of a result alone, independent of their order and of how a file writes them."""
+    canonical = json.dumps(dict(metrics), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

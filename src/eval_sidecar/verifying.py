@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from eval_sidecar.delivery import same_numbers
 from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery, Ledger
 from eval_sidecar.trackers.base import ServerRow, ServerView
 
@@ -45,10 +44,10 @@ def newest_rows(view: ServerView) -> dict[int, ServerRow]:
 def compare(ledger: Ledger, view: ServerView) -> Comparison:
     """Compare every result of a ledger, however it came to be delivered, with a look-up."""
     rows = newest_rows(view)
-    results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
+    results = {entry.step: entry.result for entry in ledger.steps() if entry.result}
     known = {entry.step for entry in ledger.steps() if entry.result or entry.listed}
     on_both = sorted(results.keys() & rows.keys())
-    same = [step for step in on_both if same_numbers(results[step], rows[step].metrics)]
+    same = [step for step in on_both if rows[step].shows(results[step])]
     counts = Counter((row.step, row.revision) for row in view.rows)
     return Comparison(
         confirmed=tuple(same),
@@ -69,7 +68,7 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
         row = rows.get(entry.step)
         if row is None:
             delivery = Delivery(PENDING)
-        elif same_numbers(entry.result.metrics, row.metrics):
+        elif row.shows(entry.result):
             delivery = Delivery(CONFIRMED, row.revision, entry.result.digest, row.index)
         else:
             delivery = Delivery(PENDING, row.revision + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -24,7 +25,12 @@ from toolbox import Repository, assert_refused, finish_checkpoint, wait_until
 
 def evaluation_processes(repository: Repository) -> list[psutil.Process]:
     """Everything alive that belongs to an evaluation."""
-    return [process for process in repository.processes() if "EVAL_SIDECAR_JOB" in process.environ()]
+    found = []
+    for process in repository.processes():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            if "EVAL_SIDECAR_JOB" in process.environ():
+                found.append(process)
+    return found
 
 
 def kill_sidecar(pid: int) -> None:

@@ -137,7 +137,7 @@ def test_an_incremental_archive_has_what_the_receipt_does_not_confirm(repository
     receipt(results / ".wandb_eval_receipt.json", confirmed)
     assert "nothing new" in typed(repository, f"bash {SCRIPT} pack --incremental")
     write(results / result(300), metrics(0.4))
-    assert "1 results of 1 models" in typed(repository, f"bash {SCRIPT} pack --incremental")
+    assert "1 result of 1 model" in typed(repository, f"bash {SCRIPT} pack --incremental")
 
 
 def test_mirror_and_force_are_passed_on(repository):
@@ -147,7 +147,7 @@ def test_mirror_and_force_are_passed_on(repository):
     write(results / "Old-model/checkpoint-1/metrics.json", metrics(0.1), mtime_ns=1)
     os.utime(write(results / result(100), b"newer"))
     said = typed(repository, f"bash {SCRIPT} unpack --mirror --force")
-    assert "removed      1 files" in said
+    assert "removed      1 file that" in said
     assert carried(repository)[result(100)] == metrics(0.1)
 
 

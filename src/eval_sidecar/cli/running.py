@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -42,13 +43,20 @@ def registered(instance: Optional[Instance], state_files: list[str], job: str) -
 @contextlib.contextmanager
 def stopping(stop: threading.Event, wake: threading.Event, saying: str) -> Iterator[None]:
     """Turn the first signal into a request to stop, and say so; a second one interrupts at once."""
+    received: queue.SimpleQueue[Optional[int]] = queue.SimpleQueue()
 
     def ask(number: int, _frame: object) -> None:
-        log.info("%s: %s", signal.Signals(number).name, saying)
+        # A handler runs in the middle of anything: events and logs may be locked, this queue never is.
+        received.put(number)
         for other in previous:
             signal.signal(other, signal.default_int_handler)
-        stop.set()
-        wake.set()
+
+    def pass_on() -> None:
+        number = received.get()
+        if number is not None:
+            log.info("%s: %s", signal.Signals(number).name, saying)
+            stop.set()
+            wake.set()
 
     # A hang-up or Ctrl-C that was turned off (nohup, a script's background job) stays so.
     previous = {
@@ -56,8 +64,10 @@ def stopping(stop: threading.Event, wake: threading.Event, saying: str) -> Itera
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
     }
+    threading.Thread(target=pass_on, name="signals", daemon=True).start()
     try:
         yield
     finally:
+        received.put(None)
         for number, handler in previous.items():
             signal.signal(number, handler)

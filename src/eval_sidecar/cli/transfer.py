@@ -121,7 +121,7 @@ def _show_packed(plan: PackPlan, report: PackReport) -> int:
     if report.archive:
         parts = f" in {len(report.archive)} parts; carry all of them" if len(report.archive) > 1 else ""
         click.echo(f"size         {_readable(report.size)}{parts}")
-        what = f"{report.results} results of {report.models} models"
+        what = f"{_count(report.results, 'result')} of {_count(report.models, 'model')}"
         click.echo(f"files        {report.files} ({what}{', manifest' if report.has_manifest else ''})")
         if not report.has_manifest:
             click.echo(f"no manifest  {plan.manifest} is not there; the archive is without one")
@@ -176,11 +176,11 @@ def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, forc
 def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     changes = f"{len(report.new)} new, {len(report.changed)} changed, {report.same} there already"
     results = sum(is_result(name) is not None for name in report.new + report.changed)
-    click.echo(f"files        {report.files}: {changes} ({results} results new or changed)")
+    click.echo(f"files        {report.files}: {changes} ({_count(results, 'result')} new or changed)")
     if report.index is None:
         click.echo("unchecked    the archive is of the older layout, without checksums")
     if report.ignored:
-        click.echo(f"left out     {report.ignored} hidden files")
+        click.echo(f"left out     {_count(report.ignored, 'hidden file')}")
     for name in report.kept[:_MANY]:
         click.echo(
             f"kept         {shown(name)} is newer here than in the archive (--force takes the archive's)"
@@ -188,7 +188,7 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     if len(report.kept) > _MANY:
         click.echo(f"kept         {len(report.kept) - _MANY} more that are newer here")
     if report.removed:
-        click.echo(f"removed      {len(report.removed)} files that the archive does not have")
+        click.echo(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
     root = shlex.quote(results_root)
     if report.has_manifest:
         manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST_NAME}")
@@ -233,6 +233,10 @@ def _progress(what: str) -> Iterator[Optional[Notify]]:
         yield notify
     finally:
         bar.stop()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _readable(size: int) -> str:

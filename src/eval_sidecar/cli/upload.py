@@ -198,7 +198,10 @@ class _Source:
     def __init__(self, flags: dict[str, Any], output: Optional[str] = None) -> None:
         self.results_root = Path(os.path.abspath(flags["results_root"]))
         if not self.results_root.is_dir():
-            raise UsageError(f"--results-root {self.results_root}: there is no such folder")
+            raise UsageError(
+                f"--results-root {self.results_root}: there is no such folder"
+                " (to watch a training instead, give its folder as --sft-root)"
+            )
         given = flags["manifest_path"]
         self.path = Path(given) if given else self.results_root / FILE_NAME
         self.receipt = Path(output) if output else self.results_root / RECEIPT_NAME

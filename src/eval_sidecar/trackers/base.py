@@ -6,11 +6,12 @@ what `Tracker.read` shows. A tracker never says that something arrived: only a l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional, Protocol
 
-from eval_sidecar.types import ModelSpec, Point
+from eval_sidecar.types import ModelSpec, Point, Result
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,20 @@ class ServerRow:
         step: Checkpoint step.
         revision: As in `Point`.
         metrics: Metric name, without prefix, to value; only finite numbers.
+        digest: `Result.digest` of the metrics, where the server shows that instead of them.
     """
 
     index: int
     step: int
     revision: int
     metrics: Mapping[str, float]
+    digest: Optional[str] = None
+
+    def shows(self, result: Result) -> bool:
+        """Whether the row has a result's numbers, as far as both have them."""
+        if self.digest is not None:
+            return self.digest == result.digest
+        return same_numbers(result.metrics, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,15 @@ class ServerView:
         rows: The rows that are points, in the order of their indices.
         writer: None, or in words who seems to be writing the run at this moment
             (a run that the server calls running, with a fresh heartbeat).
+        knows_end: Whether a session must find the run standing at ``last_index + 1``; False where the
+            rows are known from somewhere else than the run's history.
     """
 
     exists: bool
     last_index: int
     rows: tuple[ServerRow, ...]
     writer: Optional[str] = None
+    knows_end: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,14 @@ class Session:
         rows: Pairs of index and point, indices strictly ascending. The indices were computed from a
             look-up, so that a row lands on its checkpoint's step wherever that moves forward.
         table: Every point of the model by step, from the ledger: what the run's table and summary show.
+        placed: Index of the row of each step that the run has, or gets with this session, as far as known.
     """
 
     spec: ModelSpec
     start: Optional[int]
     rows: tuple[tuple[int, Point], ...]
     table: tuple[Point, ...]
+    placed: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,3 +132,11 @@ def plan_rows(points: Sequence[Point], last_index: int) -> tuple[tuple[int, Poin
         last_index = max(last_index + 1, point.step)
         rows.append((last_index, point))
     return tuple(rows)
+
+
+def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
+    """Whether two sets of metrics agree wherever both have a number, and have one in common."""
+    common = ours.keys() & theirs.keys()
+    return bool(common) and all(
+        math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common
+    )

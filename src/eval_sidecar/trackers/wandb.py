@@ -87,7 +87,15 @@ class WandbTracker:
             raise ReadBackUnsupported(
                 f"W&B mode is {self._settings.mode}: what has arrived cannot be looked up"
             )
-        answer = self._ask({"op": "read", **_run_of(spec)}, self._settings.read_deadline)
+        request = {"op": "read", **_run_of(spec), "delivered_key": content.DELIVERED}
+        answer = self._ask(request, self._settings.read_deadline)
+        if "unsupported" in answer:
+            # The run's own summary is the next best proof: it is written after the rows, with them.
+            delivered = content.delivered_rows(answer.get("delivered"))
+            if delivered is None:
+                raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
+            last = max((row.index for row in delivered), default=-1)
+            return ServerView(exists=True, last_index=last, rows=delivered, knows_end=False)
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
         return ServerView(
@@ -112,7 +120,7 @@ class WandbTracker:
             "config": content.config_of(spec),
             "start": session.start,
             "rows": [(index, content.row_of(point)) for index, point in session.rows],
-            "summary": content.summary_of(session.table),
+            "summary": content.summary_of(session.table, session.placed),
             "table": {
                 "key": content.TABLE,
                 "columns": content.table_columns_of(session.table),
@@ -159,8 +167,6 @@ class WandbTracker:
         if "error" in answer and request["op"] == "send":
             # The client takes a run id for used after a session that failed to open.
             self._retire(worker)
-        if "unsupported" in answer:
-            raise ReadBackUnsupported(answer["unsupported"])
         if "error" in answer:
             raise TrackerError(answer["error"], permanent=answer["permanent"])
         return answer

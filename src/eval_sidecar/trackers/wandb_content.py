@@ -5,12 +5,13 @@ Pure: no W&B import and no I/O.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import ModelSpec, Point
+from eval_sidecar.types import ModelSpec, Point, digest
 
 STEP = "checkpoint_step"
 PREFIX = "eval/"
@@ -20,6 +21,8 @@ TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", 
 TABLE_COLUMNS = (STEP, "checkpoint_name", *TABLE_METRICS, "metrics_path")
 #: Where a checkpoint stands in its training; only for models whose number of epochs is known.
 POSITION = ("checkpoint_index", "epoch_progress")
+#: Summary key that says what was delivered.
+DELIVERED = "delivered_points"
 #: Metrics that the summary follows.
 SUMMARY_METRICS = ("HR@10", "NDCG@10")
 #: Names below `PREFIX` that are not metrics, whatever a metrics.json calls its numbers.
@@ -66,12 +69,17 @@ def latest_of(points: Iterable[Point]) -> list[Point]:
     return [latest[step] for step in sorted(latest)]
 
 
-def summary_of(points: Iterable[Point]) -> dict[str, float]:
-    """Best and last values; the earliest step wins a tie, and what a model lacks has no key."""
+def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = None) -> dict[str, Scalar]:
+    """Best and last values; the earliest step wins a tie, and what a model lacks has no key.
+
+    Args:
+        points: Every point of the model.
+        placed: Index of each point's row, where it is known: the summary then says what was delivered.
+    """
     ordered = latest_of(points)
     if not ordered:
         return {}
-    summary: dict[str, float] = {}
+    summary: dict[str, Scalar] = {DELIVERED: _delivered(ordered, placed)} if placed else {}
     last = ordered[-1]
     for name in SUMMARY_METRICS:
         scored = [point for point in ordered if math.isfinite(point.metrics.get(name, math.nan))]
@@ -83,6 +91,31 @@ def summary_of(points: Iterable[Point]) -> dict[str, float]:
             summary[f"last_{name.lower()}"] = last.metrics[name]
     summary["last_step"] = last.step
     return summary
+
+
+def _delivered(points: Iterable[Point], placed: Mapping[int, int]) -> str:
+    """What the run holds, as text, for servers that cannot show a run's history.
+
+    A JSON list of step, revision, index and digest of each point.
+    """
+    rows = [
+        [point.step, point.revision, placed[point.step], digest(point.metrics)]
+        for point in points
+        if point.step in placed
+    ]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def delivered_rows(text: object) -> Optional[tuple[ServerRow, ...]]:
+    """Read what a summary says was delivered, in the order of the indices; None where it is not that."""
+    try:
+        rows = [
+            ServerRow(int(index), int(step), int(revision), {}, str(mark))
+            for step, revision, index, mark in json.loads(text if isinstance(text, str) else "null")
+        ]
+    except (TypeError, ValueError):
+        return None
+    return tuple(sorted(rows, key=lambda row: row.index))
 
 
 def table_columns_of(points: Iterable[Point]) -> tuple[str, ...]:

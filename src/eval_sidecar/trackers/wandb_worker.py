@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -22,31 +21,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
 
+from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
+
 Request = dict[str, Any]
 Answer = dict[str, Any]
 #: A run of the client, or of its public API. The client's types are unknown where it is not installed.
 Run = Any
 
+_SUMMARY_QUERY = """
+query RunSummary($entity: String, $project: String!, $run: String!) {
+  model(name: $project, entityName: $entity) {
+    bucket(name: $run, missingOk: true) { summaryMetrics }
+  }
+}
+"""
 #: Steps, not rows, that one history query covers.
 _PAGE = 10_000
 #: Seconds without a heartbeat after which nobody is taken to be writing a run.
 _FRESH_SECONDS = 60.0
-#: How servers, and the client itself, word what has no status in its error.
-_WORDS = (
-    (409, re.compile(r"previously created and deleted", re.I)),
-    (
-        401,
-        re.compile(
-            r"not logged in|invalid api key|relogin|api[ _]key not|no authentication conf|no api key", re.I
-        ),
-    ),
-    (403, re.compile(r"permission denied|forbidden|not have permission", re.I)),
-    (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
-)
-_STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
-_NO_SUCH_QUERY = re.compile(
-    r"cannot query field|unknown (type|argument|field|operation)|not implemented", re.I
-)
 
 
 def quiet_settings(timeouts: Request) -> dict[str, Any]:
@@ -119,12 +111,46 @@ class Client:
 
 
 def read(client: Client, request: Request) -> Answer:
-    """Look up a run and all its rows, as scalars."""
+    """Look up a run and all its rows, as scalars; failing that, what its summary says of them."""
+    try:
+        answer = _read_history(client, request)
+    except Exception as error:
+        if not NO_SUCH_QUERY.search(str(error)):
+            raise
+        answer = describe(error, request)
+    return {**answer, **_read_summary(client, request)} if "unsupported" in answer else answer
+
+
+def _read_summary(client: Client, request: Request) -> Answer:
+    """What the run's summary says was delivered, asked for without the client.
+
+    The client sends its queries in a form that some servers do not take, or with fields that they do not
+    have; this one has been the same since the beginning.
+    """
+    import requests
+
+    settings = client.wandb.setup().settings
+    variables = {"entity": request["entity"], "project": request["project"], "run": request["run_id"]}
+    response = requests.post(
+        f"{settings.base_url}/graphql",
+        json={"query": _SUMMARY_QUERY, "variables": variables},
+        auth=("api", client.wandb.api.api_key or ""),
+        timeout=request["timeouts"]["request"],
+    )
+    if response.status_code in (400, 404, 422):
+        return {}  # does not know this query either
+    response.raise_for_status()
+    run = ((response.json().get("data") or {}).get("model") or {}).get("bucket")
+    summary = json.loads((run or {}).get("summaryMetrics") or "{}")
+    return {"delivered": summary.get(request["delivered_key"]) if run else "[]"}
+
+
+def _read_history(client: Client, request: Request) -> Answer:
     path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
     try:
         run = client.run(path)
     except (ValueError, client.wandb.errors.CommError) as error:
-        if _is_missing_run(error):
+        if is_missing_run(error):
             return {"exists": False, "rows": [], "writer": None}
         raise
     count = getattr(run, "historyLineCount", None) or 0
@@ -133,8 +159,6 @@ def read(client: Client, request: Request) -> Answer:
         return {
             "unsupported": f"the server has {count} rows of {path} and cannot show them",
             "count": count,
-            "delivered": run.summary.get(request["delivered_key"]),
-            "writer": _writer_of(run),
         }
     rows = list(_rows_of(run))
     return {"exists": True, "rows": rows, "writer": _writer_of(run)}
@@ -184,21 +208,7 @@ def send(client: Client, request: Request) -> Answer:
 
 
 def _session(client: Client, request: Request, folder: str, *, online: bool) -> Answer:
-    resume = {"resume": request["resume"]} if online else {}
-    run = client.wandb.init(
-        project=request["project"],
-        entity=request["entity"],
-        id=request["run_id"],
-        name=request["name"],
-        group=request["group"],
-        job_type=request["job_type"],
-        config=request["config"],
-        mode=request["mode"],
-        dir=folder,
-        reinit="create_new",
-        settings=client.settings,
-        **resume,
-    )
+    run = _open(client, request, folder)
     start = request["start"] if online else None
     if start is not None and run.starting_step != start:
         stands = run.starting_step
@@ -213,6 +223,20 @@ def _session(client: Client, request: Request, folder: str, *, online: bool) -> 
         if not finished:
             run.finish(exit_code=1)
     return {"where": run.url if online and run.url else str(Path(run.dir).parent)}
+
+
+def _open(client: Client, request: Request, folder: str) -> Run:
+    given = ("name", "group", "job_type", "config", *(["resume"] if request["mode"] == "online" else []))
+    return client.wandb.init(
+        project=request["project"],
+        entity=request["entity"],
+        id=request["run_id"],
+        mode=request["mode"],
+        dir=folder,
+        reinit="create_new",
+        settings=client.settings,
+        **{key: request[key] for key in given if key in request},
+    )
 
 
 def _log(client: Client, run: Run, request: Request) -> None:
@@ -233,62 +257,6 @@ def _log(client: Client, run: Run, request: Request) -> None:
             sys.stderr.write(f"{request['run_id']}: the table was not stored: {error}\n")
             run.log(row, step=index)
     run.summary.update(request["summary"])
-
-
-def _is_missing_run(error: BaseException) -> bool:
-    """Whether the server answered, and the answer was that there is no such run."""
-    missing = any(type(cause).__name__ == "RunNotFoundError" for cause in _causes(error))
-    # Before 0.2x the client raised a bare ValueError with the same words.
-    return missing or str(error).startswith("Could not find run <Run")
-
-
-def _causes(error: Optional[BaseException]) -> Iterator[BaseException]:
-    for _ in range(8):
-        if error is None:
-            return
-        yield error
-        error = getattr(error, "exc", None) or error.__cause__
-
-
-def status_of(error: BaseException) -> Optional[int]:
-    """The HTTP status behind a client's error, from its response or, failing that, from its words."""
-    causes = list(_causes(error))
-    for cause in causes:
-        response = getattr(cause, "response", None)
-        status = getattr(response, "http_status", None) or getattr(response, "status_code", None)
-        if status:
-            return int(status)
-    text = " ".join(str(cause) for cause in causes)
-    for status, words in _WORDS:
-        if words.search(text):
-            return status
-    found = _STATUS.search(text)
-    return int(found.group(1)) if found else None
-
-
-def describe(error: BaseException, request: Request) -> Answer:
-    """One clear line for an error, and whether trying again could help."""
-    path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
-    text = " ".join(str(error).split("\nConsider")[0].split())
-    if isinstance(error, ImportError):
-        message = f"wandb cannot be imported ({text}): pip install 'eval-sidecar[wandb]', or --disable-wandb"
-        return {"error": message, "permanent": True}
-    if request["op"] == "read" and _NO_SUCH_QUERY.search(text):
-        return {"unsupported": f"the server cannot show the rows of {path}: {text}"}
-    status = status_of(error)
-    advice = {
-        401: "W&B does not accept the API key: run `wandb login`, or set WANDB_API_KEY",
-        403: f"no permission for {path}: check the entity, the project and whose API key this is",
-        404: f"entity or project of {path} not found: check --wandb-entity and --wandb-project",
-    }.get(status or 0)
-    if status == 409 and _WORDS[0][1].search(text):
-        advice = (
-            f"{path} was deleted, and W&B does not give a run id out twice: choose another --wandb-run-id"
-        )
-    if advice:
-        return {"error": f"{advice} ({text})", "permanent": True}
-    usage = type(error).__name__ == "UsageError"
-    return {"error": f"{path}: {type(error).__name__}: {text}", "permanent": usage}
 
 
 class Worker:

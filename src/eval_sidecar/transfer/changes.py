@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Optional
 from eval_sidecar.checkpoints import step_of
 from eval_sidecar.errors import StateError, UsageError
 from eval_sidecar.files import write_text
-from eval_sidecar.results import digest
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
+from eval_sidecar.types import digest
 
 log = logging.getLogger(__name__)
 

@@ -57,6 +57,14 @@ def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
         UsageError: where there is nothing of that name.
         BundleError: where a part is missing or damaged.
     """
+    try:
+        return _find(arguments, folders)
+    except OSError as error:
+        where = shown(str(error.filename or "the archive"))
+        raise BundleError(f"{where}: cannot be read ({error.strerror or error})") from error
+
+
+def _find(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
     paths = [path for text in arguments for path in _paths_of(text)]
     if not arguments:
         paths = [path for folder in folders for path in _matching(folder / "result")]
@@ -67,7 +75,6 @@ def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
     groups: dict[tuple[str, str], list[_File]] = {}
     for file in files:
         groups.setdefault(file.key, []).append(file)
-    _adopt_damaged(groups)
     newest = max(groups.values(), key=lambda group: max(file.path.stat().st_mtime_ns for file in group))
     passed_over = len(groups) - 1
     if newest[0].part is None:
@@ -108,31 +115,14 @@ def _is_archive_name(name: str) -> bool:
 
 
 def _look(path: Path) -> _File:
-    try:
-        found = read_part(path)
-        size = path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
+    found = read_part(path)
+    size = path.stat().st_size
     if found is None:
         return _File(path, None, 0)
     part, start = found
     # Parts that somebody put together are an archive, which begins as its first part does.
     together = part.number == 1 and size > start + part.size and name_of_part(path.name) is None
     return _File(path, None if together else part, start)
-
-
-def _adopt_damaged(groups: dict[tuple[str, str], list[_File]]) -> None:
-    """Drop parts whose beginning is damaged where other parts of that archive will name them as such."""
-    known = {
-        part_name(file.part.archive, number, file.part.of)
-        for group in groups.values()
-        for file in group
-        if file.part
-        for number in range(1, file.part.of + 1)
-    }
-    for key, group in list(groups.items()):
-        if key[0] == "file" and group[0].path.name in known:
-            del groups[key]
 
 
 def _refuse_damaged(file: _File) -> None:

@@ -26,6 +26,8 @@ MANIFEST_NAME = ".wandb_eval_manifest.json"
 FULL, INCREMENTAL = "full", "incremental"
 _VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: Larger files are neither packed nor unpacked; results are a thousand times smaller.
+LARGEST_MEMBER = 1 << 30
 #: What file systems hold in one name and in a path.
 _MOST_BYTES_OF_A_NAME, _MOST_BYTES_OF_A_PATH = 255, 4096 - 512
 
@@ -78,7 +80,7 @@ class Index:
             "base": self.base,
             "left_out": {"names": sorted(self.exclude_names), "larger_than": self.max_file_size},
             "skipped": sorted(self.skipped),
-            "members": {name: self.members[name] for name in sorted(self.members)},
+            "members": dict(self.members),
         }
         return json.dumps(value, separators=(",", ":")).encode()
 

@@ -27,6 +27,7 @@ from eval_sidecar.transfer.index import (
     FULL,
     INCREMENTAL,
     INDEX_NAME,
+    LARGEST_MEMBER,
     MANIFEST_NAME,
     TOP,
     Index,
@@ -150,6 +151,8 @@ def _check(plan: PackPlan) -> None:
         raise UsageError(f"--output-dir {plan.output_dir}: there is no such folder")
     if plan.chunk_size and plan.chunk_size < parts.SMALLEST_CHUNK:
         raise UsageError(f"--chunk-size {plan.chunk_size}: parts have at least 64K; 0 makes one file")
+    if plan.rules.max_file_size > LARGEST_MEMBER:
+        raise UsageError(f"--max-file-size {plan.rules.max_file_size}: at most 1G can be carried")
     if plan.name is not None and (not plan.name or "/" in plan.name or plan.name.startswith(".")):
         raise UsageError(f"--name {shown(plan.name)}: give a file name; --output-dir says where it goes")
 

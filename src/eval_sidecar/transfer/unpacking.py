@@ -27,6 +27,7 @@ from eval_sidecar.transfer.find import Found
 from eval_sidecar.transfer.index import (
     FULL,
     INDEX_NAME,
+    LARGEST_MEMBER,
     MANIFEST_NAME,
     OLDER_TOP,
     TOP,
@@ -50,7 +51,6 @@ from eval_sidecar.transfer.staging import (
 )
 
 _LOCK_NAME = ".unpack.lock"
-_LARGEST_MEMBER = 1 << 30
 _LARGEST_INDEX = 1 << 29
 #: Small files in an archive shrink to a twentieth; nothing honest shrinks to a three-hundredth.
 _MOST_EXPANSION, _ALWAYS_ALLOWED = 300, 256 << 20
@@ -197,7 +197,7 @@ class _Unpacking:
         missing = sorted(set(index.members) - seen) if index else []
         if missing:
             raise BundleError(
-                f"is cut short: {len(missing)} members are missing, such as {shown(missing[0])}"
+                f"is cut short: members are missing ({len(missing)}), such as {shown(missing[0])}"
             )
         if not seen:
             raise BundleError(f"holds no files below {TOP}/ or {OLDER_TOP}/")
@@ -217,7 +217,7 @@ class _Unpacking:
     def _take(self, name: str, entry: tar.Entry, reader: tar.Reader) -> None:
         """Read one member, and stage it unless the file that is there is the same or newer."""
         listed = self._report.index.members.get(name) if self._report.index else None
-        if entry.size > _LARGEST_MEMBER:
+        if entry.size > LARGEST_MEMBER:
             raise BundleError(f"member {shown(entry.name)} has {entry.size} bytes, more than any result")
         if self._report.index and (listed is None or listed.size != entry.size):
             what = "is not in the archive's list" if listed is None else "has another size than is listed"
@@ -238,8 +238,6 @@ class _Unpacking:
             if data is not None:
                 write_staged(waiting, [data], mtime_ns)
             self._staged.append(Staged(name, waiting))
-        elif data is None:
-            waiting.unlink()
 
     def _is_wanted(self, name: str, member: Member) -> bool:
         path = self._root / name
@@ -278,7 +276,7 @@ class _Unpacking:
                 newer.append(seen.name)
         if newer and not self._force:
             raise BundleError(
-                f"is older than {len(newer)} files that are here, such as {shown(newer[0])}; --mirror"
+                f"is older than files that are here ({len(newer)}), such as {shown(newer[0])}; --mirror"
                 " would lose them: take a newer archive, or give --force"
             )
         return sorted(doomed)
@@ -319,7 +317,7 @@ def _name_in_results(entry: tar.Entry, *, bundle: bool) -> str:
 
 @contextlib.contextmanager
 def _open(found: Found) -> Iterator[BinaryIO]:
-    with Chain(found.paths) as chain, gzip.GzipFile(fileobj=cast(BinaryIO, chain)) as unpacked:
+    with io.BufferedReader(Chain(found.paths), 1 << 20) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
         yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 20))
 
 

@@ -1,0 +1,83 @@
+"""What the W&B client's errors mean: one clear line each, and whether trying again could help.
+
+The client words one failure differently from version to version, and some servers word it their way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+#: How servers, and the client itself, word what has no status in its error.
+_WORDS = (
+    (409, re.compile(r"previously created and deleted", re.I)),
+    (
+        401,
+        re.compile(
+            r"not logged in|invalid api key|relogin|api[ _]key not|no authentication conf|no api key", re.I
+        ),
+    ),
+    (403, re.compile(r"permission denied|forbidden|not have permission", re.I)),
+    (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
+)
+_STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
+NO_SUCH_QUERY = re.compile(
+    r"cannot query field|unknown (type|argument|field|operation)|not implemented", re.I
+)
+
+
+def is_missing_run(error: BaseException) -> bool:
+    """Whether the server answered, and the answer was that there is no such run."""
+    missing = any(type(cause).__name__ == "RunNotFoundError" for cause in _causes(error))
+    # Before 0.2x the client raised a bare ValueError with the same words.
+    return missing or str(error).startswith("Could not find run <Run")
+
+
+def _causes(error: Optional[BaseException]) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = getattr(error, "exc", None) or error.__cause__
+
+
+def status_of(error: BaseException) -> Optional[int]:
+    """The HTTP status behind a client's error, from its response or, failing that, from its words."""
+    causes = list(_causes(error))
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        status = getattr(response, "http_status", None) or getattr(response, "status_code", None)
+        if status:
+            return int(status)
+    text = " ".join(str(cause) for cause in causes)
+    for status, words in _WORDS:
+        if words.search(text):
+            return status
+    found = _STATUS.search(text)
+    return int(found.group(1)) if found else None
+
+
+def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]:
+    """One clear line for an error, and whether trying again could help."""
+    path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
+    text = " ".join(str(error).split("\nConsider")[0].split())
+    if isinstance(error, ImportError):
+        message = f"wandb cannot be imported ({text}): pip install 'eval-sidecar[wandb]', or --disable-wandb"
+        return {"error": message, "permanent": True}
+    if request["op"] == "read" and NO_SUCH_QUERY.search(text):
+        return {"unsupported": f"the server cannot show the rows of {path}: {text}"}
+    status = status_of(error)
+    advice = {
+        401: "W&B does not accept the API key: run `wandb login`, or set WANDB_API_KEY",
+        403: f"no permission for {path}: check the entity, the project and whose API key this is",
+        404: f"entity or project of {path} not found: check --wandb-entity and --wandb-project",
+    }.get(status or 0)
+    if status == 409 and _WORDS[0][1].search(text):
+        advice = (
+            f"{path} was deleted, and W&B does not give a run id out twice: choose another --wandb-run-id"
+        )
+    if advice:
+        return {"error": f"{advice} ({text})", "permanent": True}
+    usage = type(error).__name__ == "UsageError"
+    return {"error": f"{path}: {type(error).__name__}: {text}", "permanent": usage}
