@@ -109,23 +109,11 @@ def pack(
     _check(plan)
     digests = Digests(plan.results_root / CACHE_NAME)
     receipt = read_receipt(plan.receipt) if plan.receipt else None
-    left_out = LeftOut()
-    unusable: list[str] = []
+    packing = _Packing(digests, LeftOut(), plan.rules.max_file_size)
     try:
         if prepare is not None:
             prepare()
-        if receipt is None:
-            chosen = list(list_files(plan.results_root, plan.rules, left_out))
-        else:
-            receipt = without_moved(receipt, plan.manifest)
-            chosen, unusable = _choose(plan, receipt, digests, left_out)
-        packing = _Packing(digests, left_out, plan.rules.max_file_size)
-        packing.skipped.update(left_out.unreadable)
-        archive: list[Path] = []
-        if chosen:
-            archive = _write(plan, receipt, _with_manifest(plan.manifest, chosen), packing, notify)
-        elif receipt is None:
-            raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack")
+        archive, unusable = _choose_and_write(plan, receipt, packing, notify)
     except OSError as error:
         raise BundleError(
             f"{error.filename or plan.output_dir}: {error.strerror or error}; no archive was made"
@@ -137,11 +125,29 @@ def pack(
         files=len(packing.members),
         results=packing.results,
         models=len(packing.models),
-        left_out=left_out,
+        left_out=packing.left_out,
         skipped=packing.skipped,
         unusable=sorted(unusable),
         has_manifest=MANIFEST_NAME in packing.members,
     )
+
+
+def _choose_and_write(
+    plan: PackPlan, receipt: Optional[Receipt], packing: _Packing, notify: Optional[Notify]
+) -> tuple[list[Path], list[str]]:
+    """The archive's files, none where nothing is new; and the checkpoints whose result is unusable."""
+    unusable: list[str] = []
+    if receipt is None:
+        chosen = list_files(plan.results_root, plan.rules, packing.left_out)
+    else:
+        receipt = without_moved(receipt, plan.manifest)
+        chosen, unusable = _choose(plan, receipt, packing.digests, packing.left_out)
+    packing.skipped.update(packing.left_out.unreadable)
+    if chosen:
+        return _write(plan, receipt, _with_manifest(plan.manifest, chosen), packing, notify), unusable
+    if receipt is None:
+        raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack")
+    return [], unusable
 
 
 def _check(plan: PackPlan) -> None:
