@@ -16,6 +16,7 @@ from click.core import ParameterSource
 import eval_sidecar
 from eval_sidecar.cli.checkpoints import explain, retry
 from eval_sidecar.cli.manage import start, status, stop, tail
+from eval_sidecar.cli.transfer import pack_command, unpack_command
 from eval_sidecar.cli.upload import prepare_manifest, receipt, upload, verify
 from eval_sidecar.cli.watch import watch
 from eval_sidecar.errors import SidecarError, UsageError
@@ -30,7 +31,10 @@ def cli() -> None:
     """Evaluate every checkpoint of a training once, on one W&B curve per model."""
 
 
-for _command in (watch, upload, prepare_manifest, verify, receipt, start, stop, status, tail, explain, retry):
+for _command in (
+    *(watch, start, stop, status, tail, explain, retry),
+    *(prepare_manifest, pack_command, unpack_command, upload, verify, receipt),
+):
     cli.add_command(_command)
 
 
