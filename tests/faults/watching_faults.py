@@ -1,0 +1,145 @@
+"""Faults of watching: kills around the evaluator, and trainers that delete or write as they like."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from faults.files import prepare_watching, stage, write_at_once, write_slowly
+from faults.registry import kind
+from faults.uploads import end_with_sigterm, set_clock_back, slow_down
+from faults.world import WATCHER_STATE, Started, World
+
+WATCH_MOMENTS = (
+    "time",
+    "request",
+    "stream",
+    "state",
+    "state",
+    "temporary",
+    "evaluator",
+    "evaluated",
+    "evaluated",
+)
+
+
+def _checkpoint(world: World, step: int, pause: float) -> Path:
+    folder = world.repository.model_dir / f"checkpoint-{step}"
+    write_at_once(folder, stage(world, step, pause))
+    return folder
+
+
+def _checkpoints(world: World, most: int = 4) -> None:
+    for step in world.random.sample(range(10, 300, 10), world.random.randint(2, most)):
+        _checkpoint(world, step, world.random.uniform(0, 0.6))
+        world.complete.add(step)
+
+
+def _killed_watch(world: World) -> None:
+    started = world.watch()
+    world.random_moment(started, WATCH_MOMENTS)
+    if started.is_running:
+        world.kill(started, everything=world.random.random() < 0.6)
+    else:
+        world.wait(started)
+
+
+@kind("kill-watch")
+def kill_watch(world: World) -> None:
+    """SIGKILL while watching; the evaluator dies too, or lives on and is found again."""
+    prepare_watching(world)
+    _checkpoints(world)
+    slow_down(world)
+    for _ in range(world.random.randint(1, 3)):
+        _killed_watch(world)
+
+
+@kind("sigterm-watch")
+def sigterm_watch(world: World) -> None:
+    """SIGTERM while watching: evaluations end with it, and are done again later."""
+    prepare_watching(world)
+    _checkpoints(world)
+    started = world.watch()
+    world.random_moment(started, WATCH_MOMENTS)
+    end_with_sigterm(world, started)
+
+
+@kind("watch-clock-set-back")
+def watch_clock_set_back(world: World) -> None:
+    """The clock is set back between two starts, and the state is lost with it, or not."""
+    set_clock_back(world)
+    prepare_watching(world)
+    _checkpoints(world, most=3)
+    _killed_watch(world)
+    if world.random.random() < 0.3:
+        world.kill_rest()
+        shutil.rmtree(world.root / WATCHER_STATE, ignore_errors=True)
+        world.tell("state deleted")
+    world.repository.extra["FAULT_CLOCK"] = str(-world.random.choice((40, 3600, 86400 * 30)))
+
+
+@kind("checkpoint-deleted")
+def checkpoint_deleted(world: World) -> None:
+    """The trainer rotates checkpoints away, at any moment before, during and after their evaluation."""
+    prepare_watching(world)
+    started = _watching(world)
+    step = 0
+    for _ in range(world.random.randint(3, 5)):
+        step += 10 * world.random.randint(1, 3)
+        pause = world.random.uniform(0.1, 1.0)
+        folder = _checkpoint(world, step, pause)
+        if world.random.random() < 0.3:
+            world.fleeting.add(step)
+            time.sleep(world.random.uniform(0, 0.6))
+        else:
+            world.complete.add(step)
+            name = folder.name
+            world.wait_for(lambda name=name: name in world.repository.calls, started)  # type: ignore[misc]
+            time.sleep(world.random.uniform(0, pause))
+        shutil.rmtree(folder)
+        world.tell(f"{folder.name} deleted")
+    if world.random.random() < 0.5:
+        _end(world, started)
+    else:
+        world.kill(started, everything=world.random.random() < 0.5)
+
+
+@kind("rotation")
+def rotation(world: World) -> None:
+    """As `save_total_limit=1`: the next is written, the one before deleted, long before its turn comes."""
+    prepare_watching(world)
+    started = _watching(world)
+    before = None
+    for step in range(10, 10 * world.random.randint(4, 7), 10):
+        folder = _checkpoint(world, step, world.random.uniform(0.5, 1.5))
+        world.complete.add(step)
+        time.sleep(world.random.uniform(1.5, 2.0))
+        if before is not None:
+            shutil.rmtree(before)
+        before = folder
+    _end(world, started)
+
+
+@kind("slow-writer")
+def slow_writer(world: World) -> None:
+    """A trainer that pauses, cuts files, renames them and writes shards in any order."""
+    prepare_watching(world)
+    started = _watching(world)
+    for step in world.random.sample(range(10, 300, 10), world.random.randint(2, 3)):
+        folder = world.repository.model_dir / f"checkpoint-{step}"
+        write_slowly(world, folder, stage(world, step, world.random.uniform(0, 0.4)))
+        world.complete.add(step)
+        world.tell(f"checkpoint-{step} is whole")
+    _end(world, started)
+
+
+def _watching(world: World) -> Started:
+    started = world.watch("run")
+    world.wait_for(lambda: "watching" in started.command.output, started)
+    return started
+
+
+def _end(world: World, started: Started) -> None:
+    world.wait_for(lambda: False, started, world.random.uniform(0, 2))
+    end_with_sigterm(world, started)
