@@ -14,7 +14,7 @@ from faults.files import add_results, write_result, write_results
 from faults.registry import kind
 from faults.world import UPLOADER_STATE, Skip, Started, World
 
-UPLOAD_MOMENTS = ("time", "request", "request", "stream", "stream", "state", "temporary")
+UPLOAD_MOMENTS = ("time", "request", "request", "stream", "stream", "file", "state", "temporary")
 
 #: Puts the clock of a Python process wrong, by a variable; that of the client's own process stays.
 _SITE = """

@@ -222,9 +222,10 @@ class World:
         elif moment == "request":
             number = sum(self.server.requests.values()) + self.random.randint(1, 40)
             self.wait_for(lambda: sum(self.server.requests.values()) >= number, started)
-        elif moment == "stream":
-            rows = self.server.requests["file_stream"] + self.random.randint(1, 4)
-            self.wait_for(lambda: self.server.requests["file_stream"] >= rows, started)
+        elif moment in ("stream", "file"):
+            request = "file_stream" if moment == "stream" else "upload"
+            wanted = self.server.requests[request] + self.random.randint(1, 4)
+            self.wait_for(lambda: self.server.requests[request] >= wanted, started)
         elif moment == "state":
             seen, wanted = set(self._state_stamps()), self.random.randint(1, 8)
             self.wait_for(lambda: seen.update(self._state_stamps()) or len(seen) >= wanted, started)
