@@ -13,11 +13,11 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
-def temporary_folder_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+def temporary_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The lock of a run lies in the system's temporary folder; many tests have a run of the same id."""
     tmp_path_factory.getbasetemp()  # made now, in the real temporary folder
+    before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="es-") as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
+        tempfile.tempdir = folder
         yield
+        tempfile.tempdir = before

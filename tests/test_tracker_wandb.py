@@ -14,12 +14,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
+from eval_sidecar.trackers import wandb_worker
 from eval_sidecar.trackers.wandb import WandbTracker
 from eval_sidecar.types import ModelSpec, digest
 from tracking import (
@@ -500,3 +502,15 @@ def test_an_offline_session_is_kept_in_the_folder_it_names_and_no_server_is_aske
         assert b"checkpoint-200" in transaction_log.read_bytes()
     assert where.parent == tmp_path / "offline" / "wandb"
     assert sum(server.requests.values()) == asked
+
+
+def test_sessions_never_share_the_settings_that_the_client_writes_a_runs_id_into() -> None:
+    client = wandb_worker.Client({"init": 5, "request": 5, "retries": 1, "retry_wait": 1})
+    assert client.settings() is not client.settings()
+    assert client.settings().run_id is None
+    given = []
+    client.wandb = SimpleNamespace(Settings=client.wandb.Settings, init=lambda **words: given.append(words))
+    request = {"project": "p", "entity": None, "run_id": "eval-1", "mode": "offline"}
+    wandb_worker._open(client, request, "a")
+    wandb_worker._open(client, {**request, "run_id": "eval-2"}, "b")
+    assert given[0]["settings"] is not given[1]["settings"]

@@ -108,11 +108,13 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
             stopping(stop, wake, "ending; the next upload goes on from here"),
         ):
             if not flags["once"]:
-                own = {uploader.state_dir, source.receipt.parent}
-                watch_folders([source.results_root], lambda path: path.parent in own, wake, stop)
+                watch_folders(
+                    [source.results_root], lambda path: source.receipt.name in path.name, wake, stop
+                )
+            outcomes: list[Outcome] = []
             while True:
                 wake.clear()
-                outcomes = _one_pass(source, uploader, stop)
+                outcomes = _one_pass(source, uploader, stop, None if flags["once"] else outcomes)
                 if instance is not None:
                     files = [str(uploader.state_file(outcome.spec)) for outcome in outcomes]
                     register(instance, state_files=files, job="upload", ready=True)
@@ -126,12 +128,19 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
     return 1 if left and flags["once"] else 0
 
 
-def _one_pass(source: _Source, uploader: Uploader, stop: threading.Event) -> list[Outcome]:
+def _one_pass(
+    source: _Source, uploader: Uploader, stop: threading.Event, before: Optional[list[Outcome]]
+) -> list[Outcome]:
+    """Upload once, and print a line a model; after an earlier pass only where there is something new."""
     models = source.load()
+    known = {outcome.spec.model_dir: outcome.left for outcome in before or []}
     with show.counting("uploading", len(models)) as advance:
         outcomes = uploader.run_pass(models, stop, lambda outcome: advance(outcome.spec.model_dir))
     for outcome in outcomes:
-        show.outcome(outcome.spec.model_dir, outcome.report, outcome.left)
+        report = outcome.report
+        is_news = report.sent or report.confirmed or report.already
+        if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
+            show.outcome(outcome.spec.model_dir, report, outcome.left)
     source.write_receipt(uploader)
     return outcomes
 

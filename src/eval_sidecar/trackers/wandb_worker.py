@@ -78,9 +78,8 @@ class Client:
         self.wandb = wandb
         # A client older than a setting does not accept it.
         known = getattr(wandb.Settings, "model_fields", {})
-        quiet = {name: value for name, value in quiet_settings(timeouts).items() if name in known}
-        self.settings = wandb.Settings(**quiet)
-        wandb.setup(settings=self.settings)
+        self._quiet = {name: value for name, value in quiet_settings(timeouts).items() if name in known}
+        wandb.setup(settings=self.settings())
         #: Held by offline sessions, which end the client's process.
         self.alone = threading.Lock()
         self._timeout = max(1, int(timeouts["request"]))
@@ -94,7 +93,13 @@ class Client:
         The client's process writes them before it ends; the next session starts a new one.
         """
         self.wandb.teardown()
-        self.wandb.setup(settings=self.settings)
+        self.wandb.setup(settings=self.settings())
+
+    def settings(self) -> Any:  # noqa: ANN401 - the client's own type
+        """Settings for one session. `wandb.init` writes the run's id, name and folder into those that it is
+        given, so that sessions which shared them would write into each other's runs.
+        """
+        return self.wandb.Settings(**self._quiet)
 
     def run(self, path: str) -> Run:
         """Look a run up, never from the client's cache."""
@@ -234,7 +239,7 @@ def _open(client: Client, request: Request, folder: str) -> Run:
         mode=request["mode"],
         dir=folder,
         reinit="create_new",
-        settings=client.settings,
+        settings=client.settings(),
         **{key: request[key] for key in given if key in request},
     )
 
