@@ -90,6 +90,18 @@ def two_uploaders_two_states(world: World) -> None:
     assert world.wait(world.upload(state="state/other")) is not None
 
 
+@kind("two-machines")
+def two_machines(world: World) -> None:
+    """Two uploads at once that share nothing but the server, as on two machines."""
+    write_results(world)
+    slow_down(world)
+    elsewhere = world.folder / "elsewhere"
+    elsewhere.mkdir()
+    other = {"TMPDIR": str(elsewhere)}
+    _both(world, world.upload, lambda: world.upload(state="state/other", env=other))
+    assert world.wait(world.upload(state="state/other", env=other)) is not None
+
+
 def _both(world: World, *starts: Callable[[], Started]) -> None:
     begun = []
     for start in starts:

@@ -151,7 +151,7 @@ class World:
         output = started.command.output
         if "Traceback" in output:
             self.verdict.count("dishonest", f"a traceback instead of words:\n{output}")
-        if code == 0 and "--help" not in started.words and "run" not in started.words[:1]:
+        if code == 0 and started.words[0] in ("upload", "once"):
             now = self.results()
             kept = {place: numbers for place, numbers in started.results.items() if now.get(place) == numbers}
             left = not_there(self.server, self.models, kept)
@@ -163,7 +163,7 @@ class World:
             left += [f"{model} cannot be delivered" for model in sorted(self.given_up)]
             if left:
                 self.verdict.count("dishonest", f"exit code 0 with this left: {', '.join(left)}")
-        elif code not in (0, None) and not started.command.errors.strip():
+        elif code > 0 and not started.command.errors.strip():
             self.verdict.count("dishonest", f"exit code {code} without a word")
 
     def until_done(self) -> None:
