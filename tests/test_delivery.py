@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_sidecar.delivery import Report, deliver
-from eval_sidecar.errors import StateError, TrackerError
+from eval_sidecar.errors import ReadBackUnsupported, StateError, TrackerError
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
 from eval_sidecar.store import LedgerStore, load, open_store
 from eval_sidecar.trackers.base import ServerRow
@@ -412,3 +412,42 @@ def test_a_point_sent_a_moment_ago_is_looked_for_until_it_shows(world: World) ->
     vars(world.tracker.run("eval-1")).update(late=1, late_reads=3, stale=1, stale_starts=1)
     assert world.deliver().confirmed == 1
     assert len(world.tracker.sessions) == 1
+
+
+def test_a_session_that_could_not_be_opened_leaves_its_points_to_be_sent(world: World) -> None:
+    world.tracker.read_back = False
+    world.evaluate(100)
+    world.tracker.fail_before(TrackerError("no such folder", nothing_sent=True))
+    assert world.deliver().undelivered == 1
+    assert (world.status(100), world.store.ledger.session_open) == (PENDING, False)
+    assert world.deliver().sent == 1
+    assert world.server == [100]
+
+
+def test_a_metric_that_a_result_has_gained_is_delivered(world: World) -> None:
+    world.evaluate(100)
+    world.deliver()
+    metrics = {**world.store.ledger.entry(100).result.metrics, "Recall@50": 0.5}
+    gained = Result(metrics, "results/100", digest(metrics), (2, 2))
+    world.store.update(lambda ledger: ledger.evaluated(100, gained))
+    world.deliver()
+    assert dict(world.row(100).metrics) == metrics
+    assert world.deliver().sent == 0
+
+
+def test_a_result_that_changes_where_nothing_can_be_read_back_is_sent_as_a_revision(world: World) -> None:
+    world.tracker.read_back = False
+    world.evaluate(100)
+    world.deliver()
+    world.evaluate(100, value=0.9)
+    assert world.deliver().sent == 1
+    assert (world.row(100).revision, world.row(100).metrics) == (1, {"HR@10": 0.9})
+    assert world.deliver().sent == 0
+
+
+def test_rows_that_cannot_be_shown_and_are_not_known_here_are_not_written_over(world: World) -> None:
+    world.evaluate(100)
+    world.tracker.read_faults.append(ReadBackUnsupported("the server has 3 rows", rows=3))
+    report = world.deliver()
+    assert report.problem is not None and "3 rows" in report.problem
+    assert world.tracker.sessions == []

@@ -245,3 +245,18 @@ def test_a_stop_just_before_the_loop_forgets_who_woke_it_is_not_lost(world):
     options = {"once": False, "poll_seconds": POLL_SECONDS, "retry_request": request_file(world)}
     run_loop(world.sidecar, None, **options, wake=wake, stop=stop, monotonic=lambda: world.now)
     assert wake.waits == []
+
+
+def test_a_folder_that_cannot_be_listed_for_a_moment_ends_nothing(world, monkeypatch):
+    world.write(495)
+    real, failures = world.sidecar.tick, [OSError(116, "Stale file handle")]
+
+    def tick(budget=None):
+        if failures:
+            raise failures.pop()
+        return real(budget)
+
+    monkeypatch.setattr(world.sidecar, "tick", tick)
+    run(world, nothing)
+    assert world.entry(495).running is None  # ended with the loop, so it had been started
+    assert world.entry(495).verdict == "complete"

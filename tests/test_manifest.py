@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, infer_dataset, run_key
+from eval_sidecar.manifest import (
+    dataset_of_test_data,
+    infer_cb_setting,
+    infer_dataset,
+    run_key,
+)
 
 REAL_MANIFEST = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "results" / ".wandb_eval_manifest.json"
@@ -126,3 +131,29 @@ def test_every_part_of_the_key_matters():
 )
 def test_the_test_datas_path_tells_the_data_set_where_it_has_the_usual_form(path, dataset):
     assert dataset_of_test_data(Path(path), "category") == dataset
+
+
+def test_making_it_again_keeps_what_overrides_chose(tmp_path):
+    (tmp_path / "results" / "Games-sft-4-256-x").mkdir(parents=True)
+    output = tmp_path / "manifest.json"
+    overrides = tmp_path / "overrides.json"
+    chosen = {"wandb_run_id": "mine", "seed": 7, "num_train_epochs": 3, "wandb_group": "g"}
+    overrides.write_text(json.dumps({"Games-sft-4-256-x": chosen}))
+    write_manifest(tmp_path / "results", output, overrides=overrides)
+    before = output.read_bytes()
+    write_manifest(tmp_path / "results", output)
+    assert output.read_bytes() == before
+    (model,) = load_manifest(output)
+    assert (model.run_id, model.seed, model.num_train_epochs, model.group) == ("mine", 7, 3.0, "g")
+
+
+def test_what_somebody_asks_for_holds_for_models_that_are_there_already(tmp_path):
+    (tmp_path / "results" / "Games-sft-4-256-x").mkdir(parents=True)
+    output = tmp_path / "manifest.json"
+    write_manifest(tmp_path / "results", output)
+    (first,) = load_manifest(output)
+    asked = Defaults(project="other", eval_split="valid", chosen=frozenset({"project", "eval_split"}))
+    write_manifest(tmp_path / "results", output, defaults=asked)
+    (second,) = load_manifest(output)
+    assert (second.project, second.eval_split) == ("other", "valid")
+    assert second.run_id != first.run_id and second.run_id.startswith("eval-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -146,8 +147,8 @@ def test_the_result_of_one_that_was_rewritten_meanwhile_is_kept_aside_and_it_is_
     world.finish(495)
     assert world.tick() == 1
     assert world.entry(495).result is None
-    assert world.entry(495).attempts == 0
-    assert world.metrics_file(495).with_name("metrics.json.outdated").exists()
+    assert "rewritten" in world.entry(495).failure.error
+    assert world.metrics_file(495).with_name("metrics.json.failed").exists()
     world.finish(495, {"HR@10": 0.5})
     world.tick()
     assert dict(world.entry(495).result.metrics) == {"HR@10": 0.5}
@@ -290,3 +291,34 @@ def test_a_pin_that_the_ledger_has_forgotten_is_given_up_like_any_other(world, m
     disk.pins_that_fit = 1
     world.tick()
     assert world.pins() == [20]
+
+
+def test_a_file_that_the_evaluation_leaves_in_the_checkpoint_does_not_spoil_its_result(world):
+    world.write(495)
+    world.tick()
+    (Path(world.entry(495).running.path) / "predictions.json").write_text("[]")
+    world.finish(495)
+    world.tick()
+    assert world.entry(495).result is not None
+
+
+def test_a_pin_that_the_trainer_truncates_in_place_is_not_evaluated(world):
+    world.write(495)
+    world.write(990)
+    world.tick()
+    assert world.pins() == [495, 990]
+    with (world.checkpoint(990) / "model.safetensors").open("r+b") as file:
+        file.truncate(3)
+    world.finish(495)
+    assert world.tick() == 0
+    assert world.entry(990).verdict == "partial"
+
+
+def test_numbers_of_an_evaluation_that_was_stopped_are_not_taken(world):
+    world.write(495)
+    world.tick()
+    world.report(495, {"HR@10": 0.001})
+    world.sidecar.cancel()
+    assert world.tick() == 1
+    assert world.entry(495).result is None
+    assert world.metrics_file(495).with_name("metrics.json.interrupted").exists()

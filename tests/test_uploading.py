@@ -213,3 +213,27 @@ def test_a_filter_that_matches_nothing_names_what_is_close() -> None:
 
 def test_the_same_numbers_have_the_same_digest_in_any_order() -> None:
     assert digest({"a": 1.0, "b": 2.0}) == digest({"b": 2.0, "a": 1.0})
+
+
+def test_a_file_that_cannot_be_looked_at_stops_neither_its_model_nor_the_others(machine: Machine) -> None:
+    machine.write("a", 10)
+    looped = machine.write("a", 20)
+    looped.unlink()
+    looped.symlink_to(looped)
+    machine.write("b", 10)
+    first, second = machine.upload("a", "b")
+    assert "cannot be looked at" in first.left[0]
+    assert (machine.steps("a"), machine.steps("b"), second.left) == ([10], [10], ())
+
+
+def test_whatever_goes_wrong_with_one_model_the_others_go_on(machine: Machine) -> None:
+    machine.write("a", 10)
+    machine.write("b", 10)
+    machine.tracker.read_faults.append(RuntimeError("unheard of"))
+    outcomes = machine.upload("a", "b")
+    assert sorted(len(outcome.left) for outcome in outcomes) == [0, 1]
+
+
+def test_an_empty_filter_is_refused_rather_than_taken_for_all() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        choose_models([spec_of("a")], [""])

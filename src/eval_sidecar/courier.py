@@ -46,6 +46,7 @@ class Courier:
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
+        self._refused: set[tuple[int, int, str]] = set()
         self._broken: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
@@ -62,7 +63,8 @@ class Courier:
         """
         if self._broken is not None:
             raise self._broken
-        if any(due.status == PENDING for entry in self._store.ledger.due() if (due := entry.due())):
+        # What has failed waits for its time: only what has come since is a reason to try at once.
+        if self._pending() - self._refused:
             self._wanted.set()
 
     def deliver_rest(self, stop: threading.Event) -> None:
@@ -82,6 +84,8 @@ class Courier:
             self._end_thread(timeout)
         finally:
             self._tracker.close()
+            if self._thread.ident is not None:
+                self._thread.join(5.0)  # a call that lost its tracker returns at once
 
     def _end_thread(self, timeout: Optional[float]) -> None:
         self._ending.set()
@@ -110,6 +114,7 @@ class Courier:
             clock=self._clock,
         )
         self._failures = self._failures + 1 if report.problem else 0
+        self._refused = self._pending() if report.problem else set()
         if report.problem and report.problem != known:
             log.error("delivery: %s; it is tried again until it succeeds", report.problem)
         elif report.sent or report.confirmed or report.already:
@@ -117,6 +122,14 @@ class Courier:
                 "delivery: %d sent, %d confirmed, %d already there, %d unconfirmed (%s)",
                 *(report.sent, report.confirmed, report.already, report.unconfirmed, report.where),
             )
+
+    def _pending(self) -> set[tuple[int, int, str]]:
+        """Step, revision and digest of every point that has not been sent."""
+        return {
+            (entry.step, due.revision, entry.result.digest)
+            for entry in self._store.ledger.due()
+            if (due := entry.due()) and due.status == PENDING and entry.result
+        }
 
     def _retry_seconds(self) -> Optional[float]:
         if not self._failures:

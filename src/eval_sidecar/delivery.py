@@ -149,7 +149,8 @@ class _Delivery:
                 raise TrackerError(
                     f"{unsupported}; this ledger does not know them either, so nothing was sent"
                 ) from unsupported
-            # Whatever is sent may have arrived: only what was never sent may be sent.
+            # Whatever is sent may have arrived: only what was never sent may be sent, and what has changed.
+            self.store.update(_with_changes_due)
             self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
 
     def _send_what_is_missing(self) -> bool:
@@ -203,8 +204,10 @@ class _Delivery:
         try:
             table = _positioned(marked.points(), marked, self.spec)
             receipt = self.tracker.send(Session(self.spec, start, rows, table, _indices(marked)))
-        except StaleView:
-            # Nothing was sent: everything is as it was.
+        except TrackerError as error:
+            if not error.nothing_sent:
+                raise
+            # Everything is as it was.
             undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
             opened = ledger.session_open
             self.store.update(lambda now: _with_deliveries(replace(now, session_open=opened), undone))
@@ -269,8 +272,22 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
     return _with_deliveries(ledger, changed)
 
 
+def _with_changes_due(ledger: Ledger) -> Ledger:
+    """Make results due again that have changed since they were sent to where nothing can be read back."""
+    changed = {
+        entry.step: Delivery(PENDING, entry.delivery.revision + 1, index=entry.delivery.index)
+        for entry in ledger.due()
+        if entry.delivery and entry.result and entry.delivery.status == SENT
+        if entry.delivery.digest != entry.result.digest
+    }
+    return _with_deliveries(ledger, changed)
+
+
 def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
-    if row.shows(result):
+    # A result that has changed since it was sent is there only if all of it is. What is found there without
+    # having been sent from here may be an older script's, which knew fewer metrics.
+    has_changed = delivery.digest not in (None, result.digest)
+    if row.shows(result) and not (has_changed and row.lacks_metrics_of(result)):
         return replace(
             delivery, status=CONFIRMED, revision=row.revision, digest=result.digest, index=row.index
         )

@@ -47,11 +47,15 @@ class TrackerError(SidecarError):
     Attributes:
         permanent: True where trying again without a person's help cannot succeed
             (wrong key, no permission, deleted run, client not installed).
+        nothing_sent: True where it is certain that no row was handed to the tracker.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    nothing_sent = False
+
+    def __init__(self, message: str, *, permanent: bool = False, nothing_sent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.nothing_sent = nothing_sent
 
 
 class ReadBackUnsupported(TrackerError):
@@ -71,3 +75,6 @@ class StaleView(TrackerError):
 
     Either the server had rows that it did not show yet, or somebody else writes to the run.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, nothing_sent=True)

@@ -68,6 +68,7 @@ class Running:
         path: The folder that is evaluated.
         fingerprint: Name, size and mtime (ns) of each file in it at the start.
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
+        metrics: Where the evaluation is to leave its ``metrics.json``.
     """
 
     handle: dict[str, Any]
@@ -76,6 +77,7 @@ class Running:
     path: str
     fingerprint: tuple[tuple[str, int, int], ...]
     before: Optional[tuple[int, int]] = None
+    metrics: Optional[str] = None
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.courier import Courier
+from eval_sidecar.errors import CheckpointError
 from eval_sidecar.files import read_request
 from eval_sidecar.sidecar import Sidecar
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at evaluations under way.
 _JOB_PAUSE = 0.25
@@ -42,6 +46,7 @@ def run_loop(
     """
     limit = sidecar.config.max_pending
     cycle_began, started = monotonic(), 0
+    known_error = ""
     first = True
     while True:
         wake.clear()
@@ -51,14 +56,24 @@ def run_loop(
             sidecar.clear_failures(steps or None)
         if not once and monotonic() - cycle_began >= poll_seconds:
             cycle_began, started = monotonic(), 0
-        started += sidecar.tick(limit - started if limit else None)
+        begun = 0
+        try:
+            begun = sidecar.tick(limit - started if limit else None)
+        except (CheckpointError, OSError) as error:
+            if once:
+                raise
+            # One file that cannot be read is no reason to end what runs: look again at the next pass.
+            if str(error) != known_error:
+                log.error("%s; the next pass looks again", error)
+            known_error = str(error)
+        started += begun
         if courier is not None:
             courier.notify()
         if first:
             on_first_pass()
             first = False
         exhausted = bool(limit) and started >= limit
-        if once and (sidecar.is_idle or (exhausted and not sidecar.is_running)):
+        if once and ((sidecar.is_idle and not begun) or (exhausted and not sidecar.is_running)):
             return
         wake.wait(_JOB_PAUSE if sidecar.is_running else poll_seconds)
     sidecar.cancel()

@@ -79,6 +79,7 @@ class Defaults:
     """What a manifest says of a model that nothing else is known of.
 
     Attributes:
+        chosen: Which of these somebody asked for: they hold for models too that the manifest has already.
         project: W&B project.
         entity: W&B entity, or None for the key's default.
         eval_split: Split that was evaluated.
@@ -89,6 +90,7 @@ class Defaults:
     entity: Optional[str] = None
     eval_split: str = "test"
     run_id_prefix: str = "eval"
+    chosen: frozenset[str] = frozenset()
 
 
 def write_manifest(
@@ -100,8 +102,9 @@ def write_manifest(
 ) -> Path:
     """Write the manifest of every model dir below a results root; return its path.
 
-    Where nothing but the time would change, the file stays as it is. Keys that this version does not
-    know are kept from a manifest that is there already.
+    What a manifest that is there already says of a model stays, keys that this version does not know too,
+    unless somebody asks for something else: making it again never moves a model to another run. Where
+    nothing but the time would change, the file stays as it is.
 
     Raises:
         UsageError: where there are no results, or the overrides do not fit them.
@@ -114,11 +117,20 @@ def write_manifest(
     except OSError as error:
         raise UsageError(f"{results_root}: results cannot be listed ({error.strerror})") from error
     before = _read_object(output) if output.exists() else {}
-    known = {model.get("model_dir"): model for model in before.get("models", []) if isinstance(model, dict)}
-    models = {name: {**_unknown_keys(known.get(name, {})), **_inferred(name, defaults)} for name in names}
+    known = {model.get("model_dir"): model for model in before.get("models") or [] if isinstance(model, dict)}
+    models = {name: {**_inferred(name, defaults), **known.get(name, {})} for name in names}
+    prefixes = {name: _derived_prefix(model) for name, model in models.items()}
+    for name, model in models.items():
+        model.update(_chosen(defaults))
+        if prefixes[name] is not None:
+            model["wandb_run_id"] = None  # followed from the other keys, and does so again
     if overrides is not None:
         apply_overrides(models, read_overrides(overrides), str(overrides))
-    rows = [_with_run(model, defaults.run_id_prefix) for model in models.values()]
+    asked = "run_id_prefix" in defaults.chosen
+    rows = [
+        _with_run(model, defaults.run_id_prefix if asked else prefixes[name] or defaults.run_id_prefix)
+        for name, model in models.items()
+    ]
     root = str(results_root)
     manifest = {**before, "version": VERSION, "results_root": root, "models": rows}
     if manifest != before:
@@ -130,8 +142,16 @@ def _without_time(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key not in ("version", "generated_at")}
 
 
-def _unknown_keys(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in model.items() if key not in _KEYS and key != "model_dir"}
+def _chosen(defaults: Defaults) -> dict[str, Any]:
+    """The keys of every model that somebody asked for."""
+    keys = {"project": "wandb_project", "entity": "wandb_entity", "eval_split": "eval_split"}
+    return {key: getattr(defaults, field) for field, key in keys.items() if field in defaults.chosen}
+
+
+def _derived_prefix(model: Mapping[str, Any]) -> Optional[str]:
+    """What precedes the hash in a run id that follows from the model's other keys; None for another id."""
+    run_id = str(model.get("wandb_run_id"))
+    return run_id.rpartition("-")[0] if run_id.endswith(f"-{_key_of(model)}") else None
 
 
 def _inferred(name: str, defaults: Defaults) -> dict[str, Any]:
@@ -254,9 +274,7 @@ def _apply_to_prepared(
 ) -> None:
     """Override; a run id that followed from the old values follows from the new ones."""
     derived = {
-        name: model["wandb_run_id"].rpartition("-")[0]
-        for name, model in models.items()
-        if str(model.get("wandb_run_id")).endswith(f"-{_key_of(model)}")
+        name: prefix for name, model in models.items() if (prefix := _derived_prefix(model)) is not None
     }
     apply_overrides(models, overrides, source)
     for name, changes in overrides.items():
@@ -273,6 +291,10 @@ def _checked_name(model: Any, where: str) -> str:  # noqa: ANN401 - whatever the
     name = model.get("model_dir") if isinstance(model, dict) else None
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: has no model_dir")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where}: model_dir {name!r} is no name of a folder") from error
     if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise UsageError(f"{where}: model_dir {name!r} would leave the results root")
     return name

@@ -78,9 +78,12 @@ class Readiness:
             The checkpoint to evaluate, or None where it may not be evaluated yet, or is gone.
         """
         if pinned is not None and not (present is not None and is_outdated(pinned, present)):
-            if not entry.pinned:  # the ledger was lost
-                self._note(entry, judge(pinned, quiet_seconds=0.0, unchanged_seconds=0.0), pinned=True)
-            return pinned
+            # Judged each time: a trainer that writes into its files in place writes into the pin too.
+            verdict = judge(pinned, quiet_seconds=0.0, unchanged_seconds=0.0)
+            if verdict.ready:
+                if not entry.pinned:  # the ledger was lost
+                    self._note(entry, verdict, pinned=True)
+                return pinned
         if pinned is not None:
             log.info("%s: was written anew since it was pinned", entry.name)
             self.unpin(entry.step)

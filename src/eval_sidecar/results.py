@@ -11,6 +11,9 @@ from typing import Any, Optional
 from eval_sidecar.errors import ResultError
 from eval_sidecar.types import Result, digest
 
+#: Names that a point's row on a tracker has for something else.
+_RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
+
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
     """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
@@ -18,11 +21,17 @@ def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
 
 
 def stamp(path: Path) -> Optional[tuple[int, int]]:
-    """``(size in bytes, mtime in ns)`` of a file, or None where it is missing."""
+    """``(size in bytes, mtime in ns)`` of a file, or None where it is missing.
+
+    Raises:
+        ResultError: where the file system does not say.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be looked at ({error.strerror})") from error
     return status.st_size, status.st_mtime_ns
 
 
@@ -57,7 +66,7 @@ def _numbers(value: Any, path: Path) -> dict[str, float]:  # noqa: ANN401 - what
         raise ResultError(f"{path}: holds a JSON {type(value).__name__}, not an object of numbers")
     metrics = {}
     for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or key in _RESERVED:
             continue
         try:
             metrics[key] = float(number)

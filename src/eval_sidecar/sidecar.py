@@ -142,9 +142,11 @@ class Sidecar:
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
+        self._redone.difference_update(self._redone if steps is None else steps)
         self.store.update(lambda ledger: ledger.cleared(steps))
 
     def _set_interrupted(self, entry: Entry) -> None:
+        set_aside_unfinished(entry.running, "interrupted")
         self.store.update(lambda ledger: ledger.interrupted(entry.step))
 
     def _running(self) -> list[Entry]:
@@ -186,18 +188,12 @@ class Sidecar:
         if exit_code != 0:
             self._fail(entry, f"the evaluation script ended with exit code {exit_code}", running)
         elif _rewritten(running.fingerprint, Path(running.path)):
-            kept = set_aside(path, "outdated") if path.exists() else path
-            log.warning(
-                "%s: was rewritten while it was evaluated; its result is kept as %s and not used",
-                entry.name,
-                kept,
-            )
             self._readiness.unpin(entry.step)
-            self._set_interrupted(entry)
-        elif stamp(path) is None or stamp(path) == running.before:
-            self._fail(entry, f"the evaluation script ended with exit code 0, but wrote no {path}", running)
+            self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
+                if stamp(path) in (None, running.before):
+                    raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}")
                 result = read_result(path)
             except ResultError as error:
                 self._fail(entry, str(error), running)
@@ -213,9 +209,7 @@ class Sidecar:
         self._readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, running: Running) -> None:
-        path = self._metrics_path(entry.step)
-        if stamp(path) not in (None, running.before):
-            set_aside(path, "failed")  # else the numbers of an evaluation that failed would be taken
+        set_aside_unfinished(running, "failed")
         last_line = _last_line(Path(running.log))
         text = f"{error}: {last_line}" if last_line else error
         attempt = entry.attempts + 1
@@ -262,10 +256,10 @@ class Sidecar:
     def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
         """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
         path = self._metrics_path(entry.step)
-        found = stamp(path)
-        if found is None or (entry.result is not None and entry.result.stamp == found):
-            return entry.processed
         try:
+            found = stamp(path)
+            if found is None or (entry.result is not None and entry.result.stamp == found):
+                return entry.processed
             result = read_result(path)
         except ResultError as error:
             if entry.processed or not can_be_evaluated:
@@ -305,8 +299,8 @@ class Sidecar:
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
         job = self._job(checkpoint)
         path = self._metrics_path(entry.step)
-        before = stamp(path)
         try:
+            before = stamp(path)
             if before is not None:
                 read_result(path)
         except ResultError:
@@ -319,6 +313,7 @@ class Sidecar:
             path=str(checkpoint.path),
             fingerprint=fingerprint(checkpoint.path),
             before=before,
+            metrics=str(path),
         )
         # The token is on disk before the job exists: however this ends, it is found again.
         self.store.update(lambda ledger: ledger.started(entry.step, running))
@@ -347,9 +342,26 @@ class Sidecar:
 
 
 def _rewritten(before: tuple[tuple[str, int, int], ...], folder: Path) -> bool:
-    """Whether a file was changed or added since; one that was deleted was read before."""
-    known = {name: (size, mtime) for name, size, mtime in before}
-    return any(known.get(name) != (size, mtime) for name, size, mtime in fingerprint(folder))
+    """Whether a file was changed since. One that was deleted was read before; one that was added is none
+    of the trainer's, who has finished: an evaluation script may keep something of its own there.
+    """
+    now = {name: (size, mtime) for name, size, mtime in fingerprint(folder)}
+    return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in before)
+
+
+def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
+    """Put numbers aside that an evaluation has written which did not end well: else they would be taken."""
+    if running is None or running.metrics is None:
+        return
+    metrics = Path(running.metrics)
+    try:
+        if stamp(metrics) in (None, running.before):
+            return
+    except ResultError:
+        return  # no file that could be taken
+    log.warning(
+        "what an evaluation had written that did not end well is kept as %s", set_aside(metrics, reason)
+    )
 
 
 def _headline(metrics: Mapping[str, float]) -> dict[str, float]:

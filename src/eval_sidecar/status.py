@@ -64,9 +64,10 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
     """
     lines = []
     for entry in ledger.steps():
-        if entry.has_failed and entry.failure:
+        if entry.failure:
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
-            lines.append(f"{entry.name}: evaluation failed: {entry.failure.error}{log}")
+            again = "" if entry.failure.final else " (it is tried again)"
+            lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
     for status, wanted, words in (
@@ -79,6 +80,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
                 f"{len(names)} points {words}: {', '.join(names)}"
                 + (f": {ledger.problem}" if ledger.problem else "")
             )
+    if expects_delivery and ledger.problem and not any(ledger.problem in line for line in lines):
+        lines.append(f"delivery: {ledger.problem}")
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -149,6 +149,10 @@ def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
         return work(spec)
     except SidecarError as error:
         return Outcome(spec, Report(problem=str(error)), (str(error),))
+    except Exception as error:
+        log.exception("%s: unexpected", spec.model_dir)
+        text = f"{type(error).__name__}: {error}"
+        return Outcome(spec, Report(problem=text), (text,))
 
 
 def take_results(store: LedgerStore, results_root: Path) -> None:
@@ -161,10 +165,12 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
     for checkpoint in list_checkpoints(results_root / model):
         entry = store.ledger.entry(checkpoint.step)
         path = metrics_path(results_root, model, checkpoint.step)
-        found = stamp(path)
-        if found is None or (entry.result is not None and entry.result.stamp == found and not entry.failure):
-            continue
         try:
+            found = stamp(path)
+            if found is None or (
+                entry.result is not None and entry.result.stamp == found and not entry.failure
+            ):
+                continue
             changed.append((entry, read_result(path)))
         except ResultError as error:
             failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
@@ -180,7 +186,7 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
     store.update(take)
 
 
-def choose_models(models: Sequence[ModelSpec], filters: Iterable[str]) -> list[ModelSpec]:
+def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[ModelSpec]:
     """The models that a filter names; all where there is no filter.
 
     Args:
@@ -191,6 +197,8 @@ def choose_models(models: Sequence[ModelSpec], filters: Iterable[str]) -> list[M
         UsageError: where a name matches nothing, with close ones.
     """
     wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
+    if filters and not wanted:
+        raise UsageError("--model-filter is empty: name a model, or leave the flag out for all of them")
     known = {spec.model_dir for spec in models}
     for name in wanted:
         if name not in known:

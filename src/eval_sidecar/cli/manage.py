@@ -20,6 +20,7 @@ from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.ledger import Ledger
+from eval_sidecar.sidecar import set_aside_unfinished
 from eval_sidecar.status import describe
 from eval_sidecar.store import load, open_store
 
@@ -66,6 +67,7 @@ def _end_orphans(instance: Instance) -> list[str]:
             for entry in left:
                 if entry.running and launcher.poll(entry.running.handle).phase != ENDED:
                     launcher.cancel(entry.running.handle)
+                    set_aside_unfinished(entry.running, "interrupted")
                     store.update(partial(Ledger.interrupted, step=entry.step))
                     ended.append(entry.name)
     return ended

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 
+from eval_sidecar.completeness import ABANDONED
 from eval_sidecar.delivery import Report
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
@@ -166,7 +167,8 @@ def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Op
 def waiting(ledger: Ledger) -> None:
     """Print which checkpoints still have no result, and why."""
     for entry in ledger.steps():
-        if entry.is_pending and not entry.running:
+        is_abandoned = entry.verdict == ABANDONED and not entry.processed
+        if is_abandoned or (entry.is_pending and not entry.running):
             facts = "; ".join(entry.evidence)
             click.echo(f"WAITING      {entry.name}: {entry.verdict or 'not looked at yet'} ({facts})")
 

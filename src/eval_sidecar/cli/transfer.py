@@ -12,6 +12,7 @@ from typing import Any, Callable, Optional
 
 import click
 
+from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
 from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.manifest import Defaults, write_manifest
@@ -109,6 +110,7 @@ def _prepare(flags: dict[str, Any], root: Path, manifest: Path) -> None:
             flags["default_entity"] or None,
             flags["default_eval_split"],
             flags["run_id_prefix"],
+            chosen=chosen_defaults(),
         ),
     )
 

@@ -57,6 +57,19 @@ def _with(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[_F], _F]:
     return decorate
 
 
+def chosen_defaults() -> frozenset[str]:
+    """Which defaults of the manifest are on the command line, not from the environment or built in."""
+    context = click.get_current_context()
+    flags = {
+        "default_project": "project",
+        "default_entity": "entity",
+        "default_eval_split": "eval_split",
+        "run_id_prefix": "run_id_prefix",
+    }
+    given = click.core.ParameterSource.COMMANDLINE
+    return frozenset(field for flag, field in flags.items() if context.get_parameter_source(flag) == given)
+
+
 @click.command("prepare-manifest")
 @click.option("--results-root", default="./results", show_default=True)
 @click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{FILE_NAME}]")
@@ -76,7 +89,10 @@ def prepare_manifest(
 ) -> int:
     """Write down which models there are in results, and which run each belongs to."""
     root = Path(results_root)
-    defaults = Defaults(default_project, default_entity or None, default_eval_split, run_id_prefix)
+    defaults = Defaults(
+        *(default_project, default_entity or None, default_eval_split, run_id_prefix),
+        chosen=chosen_defaults(),
+    )
     path = write_manifest(
         root,
         Path(output_manifest) if output_manifest else root / FILE_NAME,

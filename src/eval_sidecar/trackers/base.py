@@ -32,6 +32,10 @@ class ServerRow:
     metrics: Mapping[str, float]
     digest: Optional[str] = None
 
+    def lacks_metrics_of(self, result: Result) -> bool:
+        """Whether the result has a metric that the row, as shown, has not."""
+        return self.digest is None and not result.metrics.keys() <= self.metrics.keys()
+
     def shows(self, result: Result) -> bool:
         """Whether the row has a result's numbers, as far as both have them."""
         if self.digest is not None:

@@ -155,7 +155,10 @@ class WandbTracker:
             "retries": settings.retries,
             "retry_wait": settings.retry_wait,
         }
-        worker = self._enlist()
+        try:
+            worker = self._enlist()
+        except OSError as error:
+            raise TrackerError(f"the W&B client cannot be started ({error})", nothing_sent=True) from error
         what = f"{request['op']} of run {request['run_id']}"
         try:
             answer = worker.ask(request, deadline)
@@ -168,7 +171,8 @@ class WandbTracker:
             # The client takes a run id for used after a session that failed to open.
             self._retire(worker)
         if "error" in answer:
-            raise TrackerError(answer["error"], permanent=answer["permanent"])
+            nothing_sent = bool(answer.get("nothing_sent"))
+            raise TrackerError(answer["error"], permanent=answer["permanent"], nothing_sent=nothing_sent)
         return answer
 
     def _enlist(self) -> _Worker:

@@ -214,6 +214,7 @@ def send(client: Client, request: Request) -> Answer:
 
 def _session(client: Client, request: Request, folder: str, *, online: bool) -> Answer:
     run = _open(client, request, folder)
+    request["opened"] = True
     start = request["start"] if online else None
     if start is not None and run.starting_step != start:
         stands = run.starting_step
@@ -288,7 +289,7 @@ class Worker:
             answer = operations[request["op"]](self._client, request)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, somebody waits for an answer
             sys.stderr.write(self._without_key(traceback.format_exc()))
-            answer = describe(error, request)
+            answer = {**describe(error, request), "nothing_sent": "opened" not in request}
         line = self._without_key(json.dumps({**answer, "id": request["id"]}))
         with self._answer_lock:
             self._answers.write(line + "\n")
