@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.manifest import (
+    Defaults,
     dataset_of_test_data,
     infer_cb_setting,
     infer_dataset,
+    load_manifest,
     run_key,
+    write_manifest,
 )
 
 REAL_MANIFEST = (
