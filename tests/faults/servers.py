@@ -27,14 +27,15 @@ def _broken(world: World, **how: Any) -> None:
     if world.random.random() < 0.4:
         world.wait(world.upload())
         add_results(world)
-    skip = world.random.randint(0, 12)
     where = world.random.choice(_WHERE)
+    skip = world.random.randint(0, 25 if where in ("*", "graphql") else 2)
     world.server.fault(where, skip=skip, **how)
     world.tell(f"fault: {where} after {skip} requests, {how}")
 
 
 def _some(world: World) -> int:
-    return world.random.choice((1, 1, 2, 3, 5))
+    # The client tries each request again six times: only more than that is felt.
+    return world.random.choice((1, 2, 5, 8, 12))
 
 
 @kind("http-500")
@@ -54,7 +55,8 @@ def _fail_a_while(world: World, status: int) -> None:
         _broken(world, status=status, times=_some(world))
     else:
         _broken(world, status=status)
-        world.heal_after(world.random.uniform(1, 12))
+        if world.random.random() < 0.5:
+            world.heal_after(world.random.uniform(1, 12))
     world.wait(world.upload())
 
 
