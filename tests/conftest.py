@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# PyPy stands for Python 3.9, not for more examples: it takes several times as long over the same.
+_EXAMPLES = 10 if platform.python_implementation() == "PyPy" else settings.default.max_examples
+settings.register_profile(
+    "any machine", deadline=None, max_examples=_EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
 
 
