@@ -94,7 +94,8 @@ def deliver(
 
 def _run_lock(spec: ModelSpec) -> Path:
     """A lock for a run that all of a user's processes on this machine share, whatever their state."""
-    name = f"{os.environ.get('WANDB_BASE_URL', '')}|{spec.entity}|{spec.project}|{spec.run_id}"
+    # Without the entity: named or left to the key's default, it is the same run.
+    name = f"{os.environ.get('WANDB_BASE_URL', '')}|{spec.project}|{spec.run_id}"
     folder = Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}"
     return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
 
