@@ -45,7 +45,9 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     show.set_up_logging()
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
     instance = instance_of(flags)
+    wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stopping(stop, wake, "ending evaluations; their checkpoints stay pending"))
         store = stack.enter_context(
             open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
         )
@@ -57,7 +59,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         stack.enter_context(registered(instance, **_record(path)))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
-        interrupted = _run(plan, store, courier, instance)
+        interrupted = _run(plan, store, courier, instance, wake, stop)
     return _report(plan, store, mode, interrupted)
 
 
@@ -68,11 +70,15 @@ def _greeting(model_dir: Path) -> str:
 
 
 def _run(
-    plan: WatchPlan, store: LedgerStore, courier: Optional[Courier], instance: Optional[Instance]
+    plan: WatchPlan,
+    store: LedgerStore,
+    courier: Optional[Courier],
+    instance: Optional[Instance],
+    wake: threading.Event,
+    stop: threading.Event,
 ) -> bool:
     """Do the work; return whether a signal ended it."""
     once = plan.flags["once"]
-    wake, stop = threading.Event(), threading.Event()
     sidecar = Sidecar(plan.config, store, LocalLauncher(plan.device_lists))
     request = store.path.with_suffix(".retry")
 
@@ -80,7 +86,7 @@ def _run(
         if instance is not None:
             register(instance, **_record(store.path), ready=True)
 
-    with stopping(stop, wake, "ending evaluations; their checkpoints stay pending"), show.progress(store):
+    with show.progress(store):
         if not once:
             folders = [plan.config.model_dir, store.path.parent]
             watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake, stop)
