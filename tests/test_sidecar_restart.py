@@ -206,3 +206,13 @@ def test_a_forced_evaluation_that_is_taken_over_is_not_forced_again(done):
     done.restart(force=True)
     done.finish(495, {"HR@10": 0.5})
     assert done.tick() == 0
+
+
+def test_an_evaluation_that_has_just_ended_by_itself_is_left_for_the_next_sidecar(world):
+    world.write(495)
+    world.tick()
+    world.finish(495)
+    world.sidecar.cancel()
+    world.restart()
+    world.tick()
+    assert world.entry(495).result is not None

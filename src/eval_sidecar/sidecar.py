@@ -136,6 +136,8 @@ class Sidecar:
         """End every evaluation under way; their checkpoints are as if never tried."""
         for entry in self._running():
             assert entry.running is not None
+            if self.launcher.poll(entry.running.handle).phase == ENDED:
+                continue  # by itself: the next sidecar collects it
             self.launcher.cancel(entry.running.handle)
             log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
             self._set_interrupted(entry)
