@@ -256,14 +256,12 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
     due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
     that resumed from a stale line count: it is looked for again, and sent if it stays away.
     """
-    rows: dict[int, list[ServerRow]] = {}
-    for row in view.rows:
-        rows.setdefault(row.step, []).append(row)
+    rows = view.newest_rows()
     changed = {}
     for entry in ledger.steps():
         if entry.result is None or entry.delivery is None or entry.delivery.via == CARRIED:
             continue
-        shown = max(rows.get(entry.step, ()), key=lambda row: (row.revision, row.index), default=None)
+        shown = rows.get(entry.step)
         if shown is None:
             if entry.delivery.status == CONFIRMED:
                 log.warning("%s: was on the server and is no longer shown", entry.name)

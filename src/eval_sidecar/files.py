@@ -118,3 +118,15 @@ def read_request(path: Path) -> Optional[Any]:  # noqa: ANN401 - what `leave_req
         set_aside(path, "unreadable")
         return None
     return value
+
+
+def last_line(path: Path, limit: int = 200) -> str:
+    """The last line of a log that says something, cut to so many characters; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:limit] for line in reversed(lines) if line.strip()), "")

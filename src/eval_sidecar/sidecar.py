@@ -17,7 +17,7 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.errors import LaunchError, ResultError
-from eval_sidecar.files import set_aside
+from eval_sidecar.files import last_line, set_aside
 from eval_sidecar.launchers.base import ENDED, RUNNING, Launcher
 from eval_sidecar.ledger import Entry, Failure, Running
 from eval_sidecar.pinning import Floor
@@ -212,8 +212,8 @@ class Sidecar:
 
     def _fail(self, entry: Entry, error: str, running: Running) -> None:
         set_aside_unfinished(running, "failed")
-        last_line = _last_line(Path(running.log))
-        text = f"{error}: {last_line}" if last_line else error
+        said = last_line(Path(running.log))
+        text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
         final = attempt >= self.config.max_attempts
         if final:
@@ -370,16 +370,3 @@ def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The two numbers that people look at, or the first two that there are."""
     chosen = [name for name in ("HR@10", "NDCG@10") if name in metrics] or list(metrics)[:2]
     return {name: metrics[name] for name in chosen}
-
-
-def _last_line(path: Path, limit: int = 200) -> str:
-    """The last line of a log that says something, cut to a readable length."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:limit] if said else ""

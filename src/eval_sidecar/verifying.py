@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery, Ledger
-from eval_sidecar.trackers.base import ServerRow, ServerView
+from eval_sidecar.trackers.base import ServerView
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,9 @@ class Comparison:
         return not (self.missing or self.unknown or self.different or self.doubled)
 
 
-def newest_rows(view: ServerView) -> dict[int, ServerRow]:
-    """The row that counts of each step: that of the highest revision."""
-    newest: dict[int, ServerRow] = {}
-    for row in sorted(view.rows, key=lambda row: (row.revision, row.index)):
-        newest[row.step] = row
-    return newest
-
-
 def compare(ledger: Ledger, view: ServerView) -> Comparison:
     """Compare every result of a ledger, however it came to be delivered, with a look-up."""
-    rows = newest_rows(view)
+    rows = view.newest_rows()
     results = {entry.step: entry.result for entry in ledger.steps() if entry.result}
     known = {entry.step for entry in ledger.steps() if entry.result or entry.listed}
     on_both = sorted(results.keys() & rows.keys())
@@ -60,7 +52,7 @@ def compare(ledger: Ledger, view: ServerView) -> Comparison:
 
 def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
     """Make everything due that the server lacks or has with other numbers, and confirm the rest."""
-    rows = newest_rows(view)
+    rows = view.newest_rows()
     changed = []
     for entry in ledger.steps():
         if entry.result is None:

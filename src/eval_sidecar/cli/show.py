@@ -14,6 +14,7 @@ import click
 
 from eval_sidecar.completeness import ABANDONED
 from eval_sidecar.delivery import Report
+from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.status import HEADLINE, describe
@@ -84,7 +85,7 @@ def _progress(ledger: Ledger, path: Path) -> RenderableType:
     for job in state["running"]:
         line = Text(f"  {job['checkpoint']} ", "cyan")
         line.append(f"{max(0, time.time() - job['started_at']):.0f} s  ", "default")
-        line.append(_log_end(Path(job["log"])), "dim")
+        line.append(last_line(Path(job["log"]), 80), "dim")
         grid.add_row(line)
     return grid
 
@@ -107,17 +108,6 @@ def counts_line(state: dict[str, Any]) -> str:
         f"best {metric} {best['value']:.4f} at {best['step']}" for metric, best in state["best"].items()
     ]
     return " · ".join(parts)
-
-
-def _log_end(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 2048))
-            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip()[:80] for line in reversed(lines) if line.strip()), "")
 
 
 def results_table(ledger: Ledger) -> None:

@@ -63,6 +63,10 @@ class ServerView:
     writer: Optional[str] = None
     knows_end: bool = True
 
+    def newest_rows(self) -> dict[int, ServerRow]:
+        """The row that counts of each step: that of the highest revision, the last of several."""
+        return {row.step: row for row in sorted(self.rows, key=lambda row: (row.revision, row.index))}
+
 
 @dataclass(frozen=True)
 class Session:
