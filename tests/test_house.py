@@ -19,7 +19,8 @@ CORE = ("sidecar", "readiness", "delivery", "courier", "loop")
 LEAVES = {
     "errors": set(),
     "types": set(),
-    "files": {"errors"},
+    "texts": set(),
+    "files": {"errors", "texts"},
     "process": {"errors"},
     "checkpoints": {"errors", "types"},
     "completeness": {"errors", "types"},
@@ -29,7 +30,7 @@ LEAVES = {
     "daemon": {"errors", "files", "process", "__init__"},
 }
 #: The members of a folder of adapters, and what all of them may import beside their own base.
-ADAPTER_LEAVES = {"errors", "types", "files", "process"}
+ADAPTER_LEAVES = {"errors", "types", "files", "process", "texts"}
 
 
 def module_of(name: str) -> str:

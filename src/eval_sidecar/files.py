@@ -13,6 +13,7 @@ from typing import Any, Optional
 import filelock
 
 from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.texts import without_secrets
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,7 +122,7 @@ def read_request(path: Path) -> Optional[Any]:  # noqa: ANN401 - what `leave_req
 
 
 def last_line(path: Path, limit: int = 200) -> str:
-    """The last line of a log that says something, cut to so many characters; empty where there is none."""
+    """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -129,4 +130,5 @@ def last_line(path: Path, limit: int = 200) -> str:
             lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
     except OSError:
         return ""
-    return next((line.strip()[:limit] for line in reversed(lines) if line.strip()), "")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return without_secrets(said)[:limit]  # in this order: half a key is a secret too

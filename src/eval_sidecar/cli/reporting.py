@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
-import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import UsageError
+from eval_sidecar.texts import configured_key
 from eval_sidecar.trackers.base import Tracker
-
-_DEFAULT_SERVER = "https://api.wandb.ai"
 
 
 def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Optional[str]]:
@@ -31,7 +28,7 @@ def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Op
         )
     if given is not None:
         return given, None
-    if has_key():
+    if configured_key():
         return "online", None
     return "offline", (
         "no W&B key is configured (WANDB_API_KEY or `wandb login`): reporting offline;"
@@ -43,19 +40,6 @@ def _has_wandb() -> bool:
     """Whether the client can be imported. The folder ``./wandb`` that its runs leave is not it."""
     found = importlib.util.find_spec("wandb")
     return found is not None and found.origin is not None
-
-
-def has_key() -> bool:
-    """Whether a key for the server is in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    server = os.environ.get("WANDB_BASE_URL") or _DEFAULT_SERVER
-    host = urllib.parse.urlsplit(server).hostname or ""
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def open_tracker(flags: Mapping[str, Any], mode: Optional[str], state_file: Path) -> Optional[Tracker]:

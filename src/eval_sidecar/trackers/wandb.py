@@ -17,12 +17,14 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, Optional
 
 import psutil
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
+from eval_sidecar.texts import without_secrets
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
 from eval_sidecar.types import ModelSpec
@@ -215,19 +217,26 @@ class _Worker:
         self._scratch = tempfile.mkdtemp(prefix="eval-sidecar-wandb-")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         root = Path(__file__).resolve().parents[2]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(root)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._environment(),
-                start_new_session=True,
-                encoding="utf-8",
-            )
-        assert self._process.stdin and self._process.stdout
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, str(root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment(),
+            start_new_session=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
         self._requests: IO[str] = self._process.stdin
         self._answers: IO[str] = self._process.stdout
+        self._logger = threading.Thread(
+            target=self._keep_log,
+            args=(self._process.stderr, self.log.open("ab", buffering=0)),
+            name="wandb-log",
+            daemon=True,
+        )
+        self._logger.start()
         threading.Thread(target=self._listen, name="wandb-worker", daemon=True).start()
 
     def _environment(self) -> dict[str, str]:
@@ -302,6 +311,14 @@ class _Worker:
         self._answers.close()
         self.kill()
 
+    def _keep_log(self, said: IO[str], log: RawIOBase) -> None:
+        """Write down what the client prints. It has the key, and may print what a server makes of it."""
+        with said, log:
+            for line in said:
+                # Where the disk is full, the client must not wait for somebody to read what it prints.
+                with contextlib.suppress(OSError):
+                    log.write(without_secrets(line).encode())
+
     def kill(self) -> None:
         """End the worker and the client's own process, now. Idempotent."""
         with self._lock:
@@ -316,6 +333,7 @@ class _Worker:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait()
+        self._logger.join(1.0)  # whoever is told to look into the log finds everything there
         for answers in waiting:
             answers.put(_GONE)
         with contextlib.suppress(OSError):

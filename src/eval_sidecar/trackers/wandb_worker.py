@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
 
+from eval_sidecar.texts import without_secrets
 from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
 
 Request = dict[str, Any]
@@ -296,13 +297,9 @@ class Worker:
             self._answers.flush()
 
     def _without_key(self, text: str) -> str:
-        keys = {os.environ.get("WANDB_API_KEY")}
-        if self._client is not None:
-            keys.add(getattr(self._client.wandb.setup().settings, "api_key", None))
-        for key in keys:
-            if key:
-                text = text.replace(key, "***")
-        return text
+        # The client knows places for a key that nobody else does.
+        settings = self._client.wandb.setup().settings if self._client is not None else None
+        return without_secrets(text, [getattr(settings, "api_key", None)])
 
 
 @contextmanager
