@@ -172,11 +172,11 @@ def test_a_courier_that_is_broken_ends_the_loop_with_its_error(world):
         run(world, nothing, courier=courier)
 
 
-def test_the_first_pass_and_no_other_is_announced(world):
+def test_every_pass_is_announced(world):
     passes = []
     world.write(10)
-    run(world, nothing, nothing, on_first_pass=lambda: passes.append(world.launcher.steps))
-    assert passes == [[10]]
+    run(world, lambda: world.finish(10), nothing, on_pass=lambda: passes.append(world.launcher.running()))
+    assert passes == [[10], [], []]
 
 
 # -- requests --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import psutil
 import eval_sidecar
 from eval_sidecar.errors import DaemonError, UsageError
 from eval_sidecar.files import write_json, write_text
+from eval_sidecar.logs import LogReader
 from eval_sidecar.process import ProcessIdentity, end_family, wait_for_end
 
 #: How often to look while waiting for a process, in seconds.
@@ -174,7 +175,8 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
     package_root = str(Path(eval_sidecar.__file__).parent.parent)
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     with instance.log_file.open("ab") as log:
-        began = log.tell()
+        reader = LogReader(instance.log_file)
+        reader.read()  # what earlier runs have said
         child = subprocess.Popen(
             [sys.executable, "-m", "eval_sidecar", *arguments],
             env={**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
@@ -184,18 +186,19 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
             start_new_session=True,
         )
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            said = instance.log_file.read_bytes()[began:].decode("utf-8", "replace").strip()
-            last = "\n".join(said.splitlines()[-20:])
-            raise DaemonError(
-                f"instance {instance.name}: ended at once with exit code {child.returncode};"
-                f" the end of its log {instance.log_file}:\n{last}"
-            )
-        record = read_record(instance)
-        if record.get("ready") and record.get("pid") == child.pid:
-            break
-        time.sleep(_LOOK_EVERY)
+    with reader:
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                last = "\n".join(reader.read().strip().splitlines()[-20:])
+                raise DaemonError(
+                    f"instance {instance.name}: ended at once with exit code {child.returncode};"
+                    f" the end of its log {instance.log_file}:",
+                    last,
+                )
+            record = read_record(instance)
+            if record.get("ready") and record.get("pid") == child.pid:
+                break
+            time.sleep(_LOOK_EVERY)
     return child.pid
 
 
@@ -234,17 +237,17 @@ def follow_log(
         DaemonError: where there is none.
     """
     try:
-        file = instance.log_file.open(encoding="utf-8", errors="replace")
+        reader = LogReader(instance.log_file)
     except FileNotFoundError as error:
         raise DaemonError(
             f"instance {instance.name}: has no log at {instance.log_file}; was it started from another"
             " folder, or with another MANAGER_DIR?"
         ) from error
-    with file:
-        yield from file.read().splitlines(keepends=True)[-last_lines:]
+    with reader:
+        yield from reader.read().splitlines(keepends=True)[-last_lines:]
         while True:
             alive = find_process(instance) is not None
-            added = file.read()
+            added = reader.read()
             if added:
                 yield added
             elif not alive:

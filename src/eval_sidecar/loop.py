@@ -28,7 +28,7 @@ def run_loop(
     retry_request: Path,
     wake: threading.Event,
     stop: threading.Event,
-    on_first_pass: Callable[[], None] = lambda: None,
+    on_pass: Callable[[], None] = lambda: None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run passes.
@@ -41,13 +41,12 @@ def run_loop(
         retry_request: File by which `eval-sidecar retry` asks for failures to be cleared.
         wake: Set by whoever knows of something new.
         stop: Set to end; evaluations under way are then ended.
-        on_first_pass: Called after the first pass.
+        on_pass: Called after each pass.
         monotonic: Seconds since some moment.
     """
     limit = sidecar.config.max_pending
     cycle_began, started = monotonic(), 0
     known_error = ""
-    first = True
     while True:
         wake.clear()
         if stop.is_set():  # only now: a stop that came before would have woken nobody
@@ -69,9 +68,7 @@ def run_loop(
         started += begun
         if courier is not None:
             courier.notify()
-        if first:
-            on_first_pass()
-            first = False
+        on_pass()
         exhausted = bool(limit) and started >= limit
         if once and ((sidecar.is_idle and not begun) or (exhausted and not sidecar.is_running)):
             return

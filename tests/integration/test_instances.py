@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from eval_sidecar.daemon import Instance, find_process, list_instances, stop
+from eval_sidecar.logs import FULL
 from toolbox import Repository, assert_refused, finish_checkpoint, wait_until
 
 
@@ -492,3 +493,34 @@ def test_tail_begins_with_the_last_lines_and_follows(repository: Repository) -> 
     wait_until(lambda: "checkpoint-100: HR@10 0.01" in tail.output, "what came after")
     repository.sidecar("stop", "--instance", "cb64")
     assert tail.wait() == 0
+
+
+def test_a_log_that_is_full_is_set_aside_and_tail_goes_on(repository: Repository) -> None:
+    repository.manager.mkdir(parents=True)
+    log = repository.manager / "cb64.log"
+    log.write_bytes(b"of an earlier run\n")
+    os.truncate(log, FULL)
+    repository.start()
+    tail = repository.spawn("bash", "eval_wandb_sidecar.sh", "tail", "--instance", "cb64")
+    full = log.with_name("cb64.log.1")
+    wait_until(full.exists, "the full log to be set aside")
+    assert full.stat().st_size > FULL, "the greeting is in it: the first pass came after"
+    repository.checkpoint(100)
+    wait_until(lambda: "checkpoint-100: HR@10 0.01" in tail.output, "what came after")
+    assert "checkpoint-100: HR@10 0.01" in log.read_text() and log.stat().st_size < FULL
+    assert "watching" in tail.output
+    repository.sidecar("stop", "--instance", "cb64")
+    assert tail.wait() == 0
+    assert [state["instance"] for state in json.loads(repository.sidecar("status", "--json").stdout)] == [
+        "cb64"
+    ]
+
+
+def test_a_start_that_dies_tells_why_beside_a_full_log(repository: Repository) -> None:
+    repository.manager.mkdir(parents=True)
+    log = repository.manager / "cb64.log"
+    log.write_bytes(b"of an earlier run\n")
+    os.truncate(log, FULL)
+    done = repository.sidecar("start", "--instance", "cb64", *repository.flags, "--sft-root", "nowhere")
+    assert done.returncode == 1
+    assert "there is no such folder" in done.stderr and "earlier" not in done.stderr

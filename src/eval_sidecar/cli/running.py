@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.daemon import Instance, register, unregister
+from eval_sidecar.logs import rotate_output
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +28,41 @@ def instance_of(flags: Mapping[str, Any]) -> Optional[Instance]:
     return Instance(flags["instance"], manager_folder()) if flags["instance"] and not flags["once"] else None
 
 
+class Presence:
+    """This process as an instance; without one, nothing is written down."""
+
+    def __init__(self, instance: Optional[Instance], job: str) -> None:
+        self._instance = instance
+        self._job = job
+        self._ready: Optional[list[str]] = None
+        self._has_complained = False
+
+    def after_pass(self, state_files: list[str]) -> None:
+        """Write down that a pass is done and which ledgers it was about, and keep the log from growing."""
+        if self._instance is None:
+            return
+        if state_files != self._ready:
+            register(self._instance, state_files=state_files, job=self._job, ready=True)
+            self._ready = state_files
+        try:
+            rotate_output(self._instance.log_file)
+        except OSError as error:
+            if not self._has_complained:
+                log.warning(
+                    "%s: cannot be set aside (%s), so it goes on growing", error.filename, error.strerror
+                )
+            self._has_complained = True
+
+
 @contextlib.contextmanager
-def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[None]:
+def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[Presence]:
     """Be the instance for the length of a ``with`` block, not ready yet."""
     if instance is None:
-        yield
+        yield Presence(None, job)
         return
     register(instance, state_files=state_files, job=job, ready=False)
     try:
-        yield
+        yield Presence(instance, job)
     finally:
         unregister(instance)
 

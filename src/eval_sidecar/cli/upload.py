@@ -15,7 +15,7 @@ import click
 from eval_sidecar.cli import show
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
-from eval_sidecar.daemon import register
+from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import StateError, TrackerError, UsageError
 from eval_sidecar.ledger import Ledger
 from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
@@ -99,7 +99,7 @@ def prepare_manifest(
         overrides=Path(overrides) if overrides else None,
         defaults=defaults,
     )
-    click.echo(f"{len(load_manifest(path))} models in {path}")
+    say(f"{len(load_manifest(path))} models in {path}")
     return 0
 
 
@@ -118,9 +118,8 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
     with _tracker(flags, mode) as tracker:
         uploader = _uploader(flags, tracker, mode)
         wake, stop = threading.Event(), threading.Event()
-        instance = instance_of(flags)
         with (
-            registered(instance, [], "upload"),
+            registered(instance_of(flags), [], "upload") as presence,
             stopping(stop, wake, "ending; the next upload goes on from here"),
         ):
             if not flags["once"]:
@@ -131,9 +130,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
             while True:
                 wake.clear()
                 outcomes = _one_pass(source, uploader, stop, None if flags["once"] else outcomes)
-                if instance is not None:
-                    files = [str(uploader.state_file(outcome.spec)) for outcome in outcomes]
-                    register(instance, state_files=files, job="upload", ready=True)
+                presence.after_pass([str(uploader.state_file(outcome.spec)) for outcome in outcomes])
                 if flags["once"] or stop.is_set():
                     break
                 wake.wait(flags["poll_interval_seconds"])
@@ -187,9 +184,9 @@ def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
     try:
         found = uploader.verify(spec)
     except (TrackerError, StateError) as error:
-        click.secho(f"{spec.model_dir}: {error}", fg="red")
+        say(f"{spec.model_dir}: {error}", fg="red")
         return False
-    click.secho(f"{spec.model_dir}: {_in_words(found)}", fg=None if found.agrees else "red")
+    say(f"{spec.model_dir}: {_in_words(found)}", fg=None if found.agrees else "red")
     return found.agrees
 
 
@@ -202,6 +199,7 @@ def _in_words(found: Comparison) -> str:
         (found.doubled, "there more than once"),
     ):
         parts += [f"{len(steps)} {words}: {', '.join(map(str, steps))}"] if steps else []
+    parts += ["the table lacks some of them"] if found.old_table else []
     return "; ".join(parts)
 
 
@@ -213,7 +211,7 @@ def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one a
     source = _Source(flags, output)
     models = source.load()
     source.write_receipt(_uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None))
-    click.echo(f"{len(models)} models in {source.receipt}")
+    say(f"{len(models)} models in {source.receipt}")
     return 0
 
 

@@ -18,9 +18,8 @@ from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
-from eval_sidecar.cli.running import instance_of, manager_folder, registered, stopping
+from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
 from eval_sidecar.courier import Courier
-from eval_sidecar.daemon import Instance, register
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
 from eval_sidecar.launchers.local import LocalLauncher
@@ -56,10 +55,10 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         if reason:
             log.warning("%s", reason)
         courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
-        stack.enter_context(registered(instance, **_record(path)))
+        presence = stack.enter_context(registered(instance, [str(path)], "watch"))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
-        interrupted = _run(plan, store, courier, instance, wake, stop)
+        interrupted = _run(plan, store, courier, presence, wake, stop)
     return _report(plan, store, mode, interrupted)
 
 
@@ -73,7 +72,7 @@ def _run(
     plan: WatchPlan,
     store: LedgerStore,
     courier: Optional[Courier],
-    instance: Optional[Instance],
+    presence: Presence,
     wake: threading.Event,
     stop: threading.Event,
 ) -> bool:
@@ -81,10 +80,6 @@ def _run(
     once = plan.flags["once"]
     sidecar = Sidecar(plan.config, store, LocalLauncher(plan.device_lists))
     request = store.path.with_suffix(".retry")
-
-    def mark_ready() -> None:
-        if instance is not None:
-            register(instance, **_record(store.path), ready=True)
 
     with show.progress(store):
         if not once:
@@ -100,7 +95,7 @@ def _run(
                 retry_request=request,
                 wake=wake,
                 stop=stop,
-                on_first_pass=mark_ready,
+                on_pass=lambda: presence.after_pass([str(store.path)]),
             )
             if courier is not None and once:
                 courier.deliver_rest(stop)
@@ -113,10 +108,6 @@ def _run(
             if courier is not None:
                 courier.close(_LAST_SESSION_SECONDS)
     return stop.is_set()
-
-
-def _record(state_file: Path) -> dict[str, Any]:
-    return {"state_files": [str(state_file)], "job": "watch"}
 
 
 def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:

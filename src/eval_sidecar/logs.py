@@ -1,0 +1,135 @@
+"""Logs that stay small: whoever writes one sets it aside when it is full, whoever reads it follows.
+
+``x.log`` becomes ``x.log.1``, that one ``x.log.2``, and so on; the oldest goes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, TextIO
+
+#: Size in bytes at which a log is full.
+FULL = 10 * 2**20
+#: How many full ones are kept.
+KEPT = 3
+
+
+def is_full(path: Path) -> bool:
+    """Whether a log should be set aside; one that is missing or cannot be looked at should not."""
+    try:
+        return path.stat().st_size >= FULL
+    except OSError:
+        return False
+
+
+def shift(path: Path) -> None:
+    """Set a log aside, and what was set aside before one place further; afterwards there is no such log.
+
+    Whoever holds it open goes on writing to the same file, under its new name.
+
+    Raises:
+        OSError: where a file cannot be renamed.
+    """
+    names = [path, *_older(path)]
+    for older, newer in zip(reversed(names), reversed(names[:-1])):
+        if newer.exists():
+            newer.replace(older)
+
+
+def rotate_output(path: Path) -> bool:
+    """Go on in a fresh file where this process's standard output and error fill a log.
+
+    Nothing is lost: until the fresh file takes over, output goes to the one that is set aside, which
+    children that inherited it go on writing to.
+
+    Returns:
+        Whether a fresh file was begun; False where the log is not full or is not where output goes.
+
+    Raises:
+        OSError: where that cannot be done; output goes on to the old file.
+    """
+    if not is_full(path):
+        return False
+    log = path.stat()
+    ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), log)]
+    if not ours:
+        return False
+    fresh = path.with_name(f".{path.name}.fresh")
+    with fresh.open("ab") as file:
+        shift(path)
+        # Output moves before the name is taken: a reader that finds the new file has all of the old one.
+        for number in ours:
+            os.dup2(file.fileno(), number)
+        fresh.rename(path)
+    return True
+
+
+class LogReader:
+    """Reads a log piece by piece, across rotations; begins with the file that was set aside last.
+
+    Raises:
+        FileNotFoundError: where there is no log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        file = _open(path)
+        self._file: TextIO = file
+        try:
+            self._file = _open(_older(path)[0])
+        except FileNotFoundError:
+            return
+        file.close()
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self._file.close()
+
+    def read(self) -> str:
+        """What was added since the last call; empty where nothing was."""
+        added = self._file.read()
+        for file in self._newer():
+            added += self._file.read() + file.read()
+            self._file.close()
+            self._file = file
+        return added
+
+    def _newer(self) -> list[TextIO]:
+        """The files that were begun after the one that is being read, oldest first."""
+        own = os.fstat(self._file.fileno())
+        found: list[TextIO] = []
+        # From the newest: a rotation meanwhile only makes us meet a file twice.
+        for path in (self._path, *_older(self._path)):
+            try:
+                file = _open(path)
+            except FileNotFoundError:
+                continue  # just now, between two names
+            status = os.fstat(file.fileno())
+            if os.path.samestat(status, own):
+                file.close()
+                return found[::-1]
+            if any(os.path.samestat(status, os.fstat(other.fileno())) for other in found):
+                file.close()
+            else:
+                found.append(file)
+        # Ours is gone, with who knows how many after it: go on with what there is now.
+        for file in found[1:]:
+            file.close()
+        return found[:1]
+
+
+def _older(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}.{number}") for number in range(1, KEPT + 1)]
+
+
+def _open(path: Path) -> TextIO:
+    return path.open(encoding="utf-8", errors="replace")
