@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.files import held_lock
+from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
+from eval_sidecar.files import held_lock, private_folder
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.trackers.base import ServerRow, ServerView, Session, Tracker, plan_rows
@@ -93,10 +93,17 @@ def deliver(
 
 
 def _run_lock(spec: ModelSpec) -> Path:
-    """A lock for a run that all of a user's processes on this machine share, whatever their state."""
+    """A lock for a run that all of a user's processes on this machine share, whatever their state.
+
+    Raises:
+        TrackerError: where the folder for it is not this user's own.
+    """
     # Without the entity: named or left to the key's default, it is the same run.
     name = f"{os.environ.get('WANDB_BASE_URL', '')}|{spec.project}|{spec.run_id}"
-    folder = Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}"
+    try:
+        folder = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
+    except StateError as error:
+        raise TrackerError(f"{error}; nothing was sent", nothing_sent=True) from error
     return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
 
 

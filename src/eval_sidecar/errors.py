@@ -34,7 +34,15 @@ class LaunchError(SidecarError):
 
 
 class DaemonError(SidecarError):
-    """A background instance could not be started, found or stopped."""
+    """A background instance could not be started, found or stopped.
+
+    Attributes:
+        said: The end of its log, where that tells why; any number of lines.
+    """
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class BundleError(SidecarError):

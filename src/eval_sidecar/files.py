@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -28,7 +29,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            # A name that is no UTF-8 has lone surrogates; as JSON's own escapes they survive.
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -101,6 +103,27 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user can use, in a place where everybody can make one; return it.
+
+    Raises:
+        StateError: where it is somebody else's, a link, or no folder.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise StateError(
+                f"{path}: is not a folder of this user, and may be a trap; remove it, or set TMPDIR to a"
+                " folder of your own"
+            )
+        if found.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be used ({error.strerror})") from error
+    return path
 
 
 def leave_request(path: Path, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold

@@ -116,6 +116,8 @@ def write_manifest(
         )
     except OSError as error:
         raise UsageError(f"{results_root}: results cannot be listed ({error.strerror})") from error
+    for name in names:
+        _require_text(name, str(results_root))
     before = _read_object(output) if output.exists() else {}
     known = {model.get("model_dir"): model for model in before.get("models") or [] if isinstance(model, dict)}
     models = {name: {**_inferred(name, defaults), **known.get(name, {})} for name in names}
@@ -291,13 +293,18 @@ def _checked_name(model: Any, where: str) -> str:  # noqa: ANN401 - whatever the
     name = model.get("model_dir") if isinstance(model, dict) else None
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: has no model_dir")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{where}: model_dir {name!r} is no name of a folder") from error
+    _require_text(name, f"{where}: model_dir")
     if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise UsageError(f"{where}: model_dir {name!r} would leave the results root")
     return name
+
+
+def _require_text(name: str, where: str) -> None:
+    """Refuse a model dir whose run could not have its name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} {name!r}: the name is no valid UTF-8; rename the folder") from error
 
 
 def _model(model: Mapping[str, Any], where: str) -> ModelSpec:

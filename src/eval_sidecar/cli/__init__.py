@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Optional
@@ -16,10 +17,11 @@ from click.core import ParameterSource
 import eval_sidecar
 from eval_sidecar.cli.checkpoints import explain, retry
 from eval_sidecar.cli.manage import start, status, stop, tail
+from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
 from eval_sidecar.cli.transfer import pack_command, unpack_command
 from eval_sidecar.cli.upload import prepare_manifest, receipt, upload, verify
 from eval_sidecar.cli.watch import watch
-from eval_sidecar.errors import SidecarError, UsageError
+from eval_sidecar.errors import DaemonError, SidecarError, UsageError
 
 #: Commands of the first scripts, which do one of two jobs depending on their flags.
 _EITHER = ("run", "once")
@@ -53,25 +55,30 @@ def resolve(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and exit."""
     words = sys.argv[1:] if arguments is None else arguments
+    accept_any_text()
+    # Nothing that is written from here on is everybody's to change, even where everything else is.
+    os.umask(os.umask(0o077) | 0o002)
     try:
         code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
     except click.ClickException as error:
         if words:
-            click.echo(f"eval-sidecar: {_in_one_line(error)}", err=True)
+            say(f"eval-sidecar: {_in_one_line(error)}", err=True)
         else:
             error.show()  # nothing was asked for: the help
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except SidecarError as error:
-        click.echo(f"eval-sidecar: {error}", err=True)
+        say(f"eval-sidecar: {error}", err=True)
+        if isinstance(error, DaemonError) and error.said:
+            say_lines(f"{error.said}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         code = 1
     except OSError as error:  # a disk or a permission, at a place where nobody expected it
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"eval-sidecar: {where}{error.strerror or error}", err=True)
+        say(f"eval-sidecar: {where}{error.strerror or error}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -15,6 +15,7 @@ import click
 
 from eval_sidecar.checkpoints import pins_folder, step_of
 from eval_sidecar.cli.options import find_path, state_folder
+from eval_sidecar.cli.terminal import say
 from eval_sidecar.completeness import changed_at, judge
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.files import leave_request
@@ -85,43 +86,35 @@ def _explain_folder(model_dir: Path, step: int, quiet_seconds: float, provable: 
             unchanged_seconds=time.time() - changed_at(checkpoint.path),
             trainer_state_expected=provable,
         )
-        click.echo(f"{what:<12} {checkpoint.path}")
-        click.echo(f"verdict      {verdict.name}")
+        say(f"{what:<12} {checkpoint.path}")
+        say(f"verdict      {verdict.name}")
         for fact in verdict.evidence:
-            click.echo(f"  - {fact}")
+            say(f"  - {fact}")
     return found
 
 
 def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
-    click.echo(f"ledger       {path}")
+    say(f"ledger       {path}")
     if entry.first_seen:
-        click.echo(f"first seen   {entry.first_seen}, last verdict {entry.verdict}")
+        say(f"first seen   {entry.first_seen}, last verdict {entry.verdict}")
         for fact in entry.evidence:
-            click.echo(f"  - {fact}")
+            say(f"  - {fact}")
     if entry.running:
-        click.echo(
-            f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}"
-        )
+        say(f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
     if entry.failure:
         then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
-        click.echo(
-            f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})"
-        )
+        say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")
         if entry.failure.log:
-            click.echo(f"             log: {entry.failure.log}")
+            say(f"             log: {entry.failure.log}")
     if entry.result:
-        click.echo(f"result       {entry.result.path}")
-        click.echo(
-            "             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items())
-        )
+        say(f"result       {entry.result.path}")
+        say("             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items()))
     if entry.delivery:
         due = entry.due()
         status = due.status if due else entry.delivery.status
         row = f", row {entry.delivery.index}" if entry.delivery.index is not None else ""
         how = f" ({entry.delivery.via})" if entry.delivery.via else ""
-        click.echo(
-            f"delivery     {status}, revision {entry.delivery.revision}{row}, run {ledger.run_id}{how}"
-        )
+        say(f"delivery     {status}, revision {entry.delivery.revision}{row}, run {ledger.run_id}{how}")
 
 
 @click.command()
@@ -153,8 +146,8 @@ def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequen
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
             _ask_holder(path.with_suffix(".retry"), numbers)
-            click.echo("the running sidecar takes it from here")
-        click.echo(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
+            say("the running sidecar takes it from here")
+        say(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import click
 from eval_sidecar import daemon
 from eval_sidecar.cli import show
 from eval_sidecar.cli.running import manager_folder
+from eval_sidecar.cli.terminal import say, say_json, say_lines
 from eval_sidecar.daemon import Instance
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
@@ -36,7 +36,7 @@ def start(instance: str, arguments: Sequence[str]) -> None:
     """Run in the background, with the flags of `run`; returns after the first pass."""
     chosen = Instance(instance, manager_folder())
     pid = daemon.start(chosen, ["run", "--instance", instance, *arguments])
-    click.echo(f"started {instance} (pid {pid}), log: {chosen.log_file}")
+    say(f"started {instance} (pid {pid}), log: {chosen.log_file}")
 
 
 @click.command(context_settings=_LENIENT)
@@ -45,9 +45,9 @@ def stop(instance: str) -> None:
     """End an instance with its evaluations; their checkpoints stay pending."""
     chosen = Instance(instance, manager_folder())
     pid = daemon.stop(chosen)
-    click.echo(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
+    say(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
     for name in _end_orphans(chosen):
-        click.echo(f"ended the evaluation of {name}, which a killed sidecar had left behind")
+        say(f"ended the evaluation of {name}, which a killed sidecar had left behind")
 
 
 def _end_orphans(instance: Instance) -> list[str]:
@@ -87,12 +87,12 @@ def status(instance: Optional[str], as_json: bool) -> int:
     states = [_state(chosen) for chosen in instances]
     if as_json:
         shown = (states[0] if states else {}) if instance else states
-        click.echo(json.dumps(shown, indent=1, ensure_ascii=False))
+        say_json(shown)
     else:
         for state in states:
             _print_state(state)
         if not states:
-            click.echo(f"no instance has been started from here ({folder})")
+            say(f"no instance has been started from here ({folder})")
     return 0 if any(state["running"] for state in states) else 3
 
 
@@ -124,34 +124,32 @@ def _state(instance: Instance) -> dict[str, Any]:
 def _print_state(state: dict[str, Any]) -> None:
     if state["running"]:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
-        click.secho(f"{state['instance']}: running (pid {state['pid']}) since {since}", fg="green")
+        say(f"{state['instance']}: running (pid {state['pid']}) since {since}", fg="green")
     elif not state["known"]:
         where = Path(state["log"]).parent
-        click.secho(
-            f"{state['instance']}: not running, and was never started from here ({where})", fg="yellow"
-        )
+        say(f"{state['instance']}: not running, and was never started from here ({where})", fg="yellow")
         return
     else:
         host = state["elsewhere"]
         there = f" here; it was started on {host}, ask there" if host else ""
-        click.secho(f"{state['instance']}: not running{there}", fg="yellow")
+        say(f"{state['instance']}: not running{there}", fg="yellow")
     for model in state["models"]:
         if "problem" in model:
-            click.secho(f"  {model['problem']}", fg="red")
+            say(f"  {model['problem']}", fg="red")
             continue
-        click.echo(f"  {model['model']}: {show.counts_line(model)}")
+        say(f"  {model['model']}: {show.counts_line(model)}")
         for job in model["running"]:
             took = max(0, time.time() - job["started_at"])
             alone = "" if state["running"] else " (left behind: start goes on with it, stop ends it)"
-            click.echo(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}{alone}")
+            say(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}{alone}")
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
-            click.echo(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
+            say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
         if model["last_error"]:
-            click.secho(f"    last error: {model['last_error']}", fg="red")
-        click.echo(f"    ledger {model['state_file']}")
-        click.echo(f"    W&B run {model['run_id']}: {model['where'] or 'no session yet'}")
-    click.echo(f"  log {state['log']}")
+            say(f"    last error: {model['last_error']}", fg="red")
+        say(f"    ledger {model['state_file']}")
+        say(f"    W&B run {model['run_id']}: {model['where'] or 'no session yet'}")
+    say(f"  log {state['log']}")
 
 
 @click.command(context_settings=_LENIENT)
@@ -162,4 +160,4 @@ def _print_state(state: dict[str, Any]) -> None:
 def tail(instance: str, lines: int) -> None:
     """Follow an instance's log for as long as it runs."""
     for text in daemon.follow_log(Instance(instance, manager_folder()), lines):
-        click.echo(text, nl=False)
+        say_lines(text)

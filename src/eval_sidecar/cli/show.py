@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-import click
-
+from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.completeness import ABANDONED
 from eval_sidecar.delivery import Report
 from eval_sidecar.files import last_line
@@ -33,10 +32,10 @@ def set_up_logging() -> None:
         handler = RichHandler(
             console=_console(), show_path=False, markup=False, highlighter=None, log_time_format="%H:%M:%S"
         )
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(LogFormatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("eval_sidecar")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
@@ -79,13 +78,13 @@ def _progress(ledger: Ledger, path: Path) -> RenderableType:
 
     state = describe(ledger, path)
     grid = Table.grid(padding=(0, 2))
-    head = Text(state["model"], "bold")
+    head = Text(clean(state["model"]), "bold")
     head.append(f"  {counts_line(state)}", "default")
     grid.add_row(head)
     for job in state["running"]:
         line = Text(f"  {job['checkpoint']} ", "cyan")
         line.append(f"{max(0, time.time() - job['started_at']):.0f} s  ", "default")
-        line.append(last_line(Path(job["log"]), 80), "dim")
+        line.append(clean(last_line(Path(job["log"]), 80)), "dim")
         grid.add_row(line)
     return grid
 
@@ -117,14 +116,15 @@ def results_table(ledger: Ledger) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = [metric for metric in HEADLINE if any(metric in metrics for metrics in results.values())]
     shown = shown or sorted({name for metrics in results.values() for name in metrics})[:4]
     best = {metric: best_step(results, metric) for metric in shown}
-    table = Table(title=ledger.model_dir, title_justify="left")
+    table = Table(title=Text(clean(ledger.model_dir)), title_justify="left")
     table.add_column("step", justify="right")
     for metric in shown:
-        table.add_column(metric, justify="right")
+        table.add_column(Text(clean(metric)), justify="right")
     table.add_column("delivered")
     table.add_column("")
     for step, metrics in results.items():
@@ -145,13 +145,13 @@ def _delivered(entry: Entry) -> str:
 
 def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Optional[str]) -> None:
     """Print where everything is."""
-    click.echo(f"results      {results}")
-    click.echo(f"ledger       {state_file}")
-    click.echo(f"logs         {logs / ledger.model_dir}")
+    say(f"results      {results}")
+    say(f"ledger       {state_file}")
+    say(f"logs         {logs / ledger.model_dir}")
     if mode is None:
-        click.echo("W&B          off: nothing was delivered; a pass without --disable-wandb delivers it")
+        say("W&B          off: nothing was delivered; a pass without --disable-wandb delivers it")
     else:
-        click.echo(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
+        say(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
 
 
 def waiting(ledger: Ledger) -> None:
@@ -160,13 +160,13 @@ def waiting(ledger: Ledger) -> None:
         is_abandoned = entry.verdict == ABANDONED and not entry.processed
         if is_abandoned or (entry.is_pending and not entry.running):
             facts = "; ".join(entry.evidence)
-            click.echo(f"WAITING      {entry.name}: {entry.verdict or 'not looked at yet'} ({facts})")
+            say(f"WAITING      {entry.name}: {entry.verdict or 'not looked at yet'} ({facts})")
 
 
 def problems(lines: Sequence[str]) -> None:
     """Print what is not done, last, so that it is what remains on the screen."""
     for line in lines:
-        click.secho(f"NOT DONE     {line}", fg="red", err=True)
+        say(f"NOT DONE     {line}", fg="red", err=True)
 
 
 @contextlib.contextmanager
@@ -182,11 +182,11 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=_console(), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=clean(name))
 
 
 def outcome(model: str, report: Report, left: Sequence[str]) -> None:
@@ -200,4 +200,4 @@ def outcome(model: str, report: Report, left: Sequence[str]) -> None:
     )
     said = ", ".join(f"{count} {words}" for count, words in counts if count) or "nothing new"
     failed = f"; failed: {report.problem or left[0]}" if left else ""
-    click.secho(f"{model}: {said}{failed}", fg="red" if left else None)
+    say(f"{model}: {said}{failed}", fg="red" if left else None)

@@ -12,6 +12,7 @@ from typing import Any, Callable, Optional
 
 import click
 
+from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
 from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
@@ -96,7 +97,7 @@ def _receipt(flags: dict[str, Any], root: Path) -> Optional[Path]:
         return path
     if flags["receipt"]:
         raise UsageError(f"--receipt {path}: there is no such file")
-    click.echo(f"no receipt   {path} is not there, so everything is packed")
+    say(f"no receipt   {path} is not there, so everything is packed")
     return None
 
 
@@ -117,24 +118,24 @@ def _prepare(flags: dict[str, Any], root: Path, manifest: Path) -> None:
 
 def _show_packed(plan: PackPlan, report: PackReport) -> int:
     if not report.archive:
-        click.echo(f"nothing new  the receipt {plan.receipt} confirms every result; no archive was made")
+        say(f"nothing new  the receipt {plan.receipt} confirms every result; no archive was made")
     for path in report.archive:
-        click.echo(f"archive      {path}")
+        say(f"archive      {path}")
     if report.archive:
         parts = f" in {len(report.archive)} parts; carry all of them" if len(report.archive) > 1 else ""
-        click.echo(f"size         {_readable(report.size)}{parts}")
+        say(f"size         {_readable(report.size)}{parts}")
         what = f"{_count(report.results, 'result')} of {_count(report.models, 'model')}"
-        click.echo(f"files        {report.files} ({what}{', manifest' if report.has_manifest else ''})")
+        say(f"files        {report.files} ({what}{', manifest' if report.has_manifest else ''})")
         if not report.has_manifest:
-            click.echo(f"no manifest  {plan.manifest} is not there; the archive is without one")
+            say(f"no manifest  {plan.manifest} is not there; the archive is without one")
     for line in _left_out(plan, report):
-        click.echo(f"left out     {line}")
+        say(f"left out     {line}")
     for name in report.unusable[:_MANY]:
-        click.echo(f"left out     {shown(name)}: its metrics.json holds no numbers that can be uploaded")
+        say(f"left out     {shown(name)}: its metrics.json holds no numbers that can be uploaded")
     if len(report.unusable) > _MANY:
-        click.echo(f"left out     {len(report.unusable) - _MANY} more such results")
+        say(f"left out     {len(report.unusable) - _MANY} more such results")
     for name, reason in sorted(report.skipped.items()):
-        click.secho(f"NOT DONE     {shown(name)}: {reason}; it is not in the archive", fg="red", err=True)
+        say(f"NOT DONE     {shown(name)}: {reason}; it is not in the archive", fg="red", err=True)
     return 1 if report.skipped else 0
 
 
@@ -168,7 +169,7 @@ def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, forc
     """
     found = find_bundle(archive, [Path.home() / "Downloads", Path()])
     older = f" (the newest of {found.passed_over + 1})" if found.passed_over else ""
-    click.echo(f"archive      {found.name}{older}")
+    say(f"archive      {found.name}{older}")
     with _progress("unpacking") as notify:
         report = unpack(found, Path(results_root), mirror=mirror, force=force, notify=notify)
     _show_unpacked(report, results_root)
@@ -178,29 +179,23 @@ def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, forc
 def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     changes = f"{len(report.new)} new, {len(report.changed)} changed, {report.same} there already"
     results = sum(is_result(name) is not None for name in report.new + report.changed)
-    click.echo(f"files        {report.files}: {changes} ({_count(results, 'result')} new or changed)")
+    say(f"files        {report.files}: {changes} ({_count(results, 'result')} new or changed)")
     if report.index is None:
-        click.echo("unchecked    the archive is of the older layout, without checksums")
+        say("unchecked    the archive is of the older layout, without checksums")
     if report.ignored:
-        click.echo(f"left out     {_count(report.ignored, 'hidden file')}")
+        say(f"left out     {_count(report.ignored, 'hidden file')}")
     for name in report.kept[:_MANY]:
-        click.echo(
-            f"kept         {shown(name)} is newer here than in the archive (--force takes the archive's)"
-        )
+        say(f"kept         {shown(name)} is newer here than in the archive (--force takes the archive's)")
     if len(report.kept) > _MANY:
-        click.echo(f"kept         {len(report.kept) - _MANY} more that are newer here")
+        say(f"kept         {len(report.kept) - _MANY} more that are newer here")
     if report.removed:
-        click.echo(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
+        say(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
     root = shlex.quote(results_root)
     if report.has_manifest:
         manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST_NAME}")
-        click.echo(
-            f"next         {_upload()} --results-root {root} --manifest-path {manifest} --wandb-mode online"
-        )
+        say(f"next         {_upload()} --results-root {root} --manifest-path {manifest} --wandb-mode online")
     else:
-        click.echo(
-            f"next         there is no manifest in {root}: make one with prepare-manifest, then upload"
-        )
+        say(f"next         there is no manifest in {root}: make one with prepare-manifest, then upload")
 
 
 def _upload() -> str:

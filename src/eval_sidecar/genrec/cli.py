@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval_sidecar.genrec.data import load_index, load_rows
-from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.errors import EvaluationError, printable
 
 log = logging.getLogger("eval_sidecar.genrec")
 
@@ -104,9 +104,16 @@ def _check_libraries() -> None:
         )
 
 
+class _OneLine(logging.Formatter):
+    """Keeps names of files from breaking a line, and from telling the terminal what to do."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_OneLine("%(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

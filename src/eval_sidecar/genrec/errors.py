@@ -7,6 +7,11 @@ class EvaluationError(Exception):
     """An evaluation cannot be done; the text is one line that says what, where, why and what next."""
 
 
+def printable(text: str) -> str:
+    r"""Return a text with escapes (``\n``, ``\x1b``) for everything that is no visible character."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return what another library's error says, as one line of at most ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

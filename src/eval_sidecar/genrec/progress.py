@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from eval_sidecar.genrec.errors import printable
+
 log = logging.getLogger(__name__)
 
 
@@ -21,12 +23,13 @@ def show_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     if sys.stderr.isatty():
         try:
             from rich.console import Console
+            from rich.markup import escape
             from rich.progress import Progress
         except ImportError:  # a training's environment need not have it
             pass
         else:
             with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task(title, total=total)
+                task = bar.add_task(escape(printable(title)), total=total)
                 yield lambda rows: bar.advance(task, rows)
             return
     yield _Lines(title, total)

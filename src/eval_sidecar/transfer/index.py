@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
+from eval_sidecar.texts import printable
 
 #: The folder in an archive that stands for the results root, and the older layout's.
 TOP = "results"
@@ -168,11 +169,7 @@ def is_hidden(name: str) -> bool:
 
 def shown(name: str) -> str:
     """A name from elsewhere as it can be printed: on one line, without control characters, not endless."""
-    text = "".join(
-        char if char.isprintable() else ascii(char)[1:-1]
-        for char in (name[:300] if len(name) > 300 else name)
-    )
-    return (text + ("…" if len(name) > 300 else "")) or "''"
+    return (printable(name[:300]) + ("…" if len(name) > 300 else "")) or "''"
 
 
 def parse_size(text: str) -> int:

@@ -1,0 +1,64 @@
+"""The one place that prints and formats log lines: what it is given may hold names and texts from anywhere.
+
+A name or an error text can hold line breaks, terminal sequences, half characters, or the W&B key. What is
+printed as one line stays one line, and shows them as escapes; the key is masked.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from types import TracebackType
+from typing import Any, Optional, Union
+
+import click
+
+from eval_sidecar.texts import printable, without_secrets
+
+_LINES = "\n\t"
+
+
+def accept_any_text() -> None:
+    """Let standard output take characters that its encoding lacks, as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def clean(text: str, keep: str = "") -> str:
+    """A text as it may be shown; see `printable`."""
+    return printable(without_secrets(text), keep)
+
+
+def say(text: str, *, fg: Optional[str] = None, err: bool = False) -> None:
+    """Print one line, in a colour where there is a screen."""
+    click.secho(clean(text), fg=fg, err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print a part of a log, line breaks and all."""
+    click.echo(clean(text, _LINES), nl=False, err=err)
+
+
+def say_json(value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+    """Print JSON for programs: whatever is not printable is an escape, and the same once it is read."""
+    text = without_secrets(json.dumps(value, indent=1, ensure_ascii=False))
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+class LogFormatter(logging.Formatter):
+    """Keeps a message on its line; only a traceback has several."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return clean(super().formatMessage(record))
+
+    def formatException(
+        self,
+        ei: Union[
+            tuple[type[BaseException], BaseException, Optional[TracebackType]], tuple[None, None, None]
+        ],
+    ) -> str:
+        """See `logging.Formatter`."""
+        return clean(super().formatException(ei), _LINES)
