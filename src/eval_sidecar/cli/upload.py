@@ -16,7 +16,6 @@ from eval_sidecar.cli import show
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import StateError, TrackerError, UsageError
 from eval_sidecar.ledger import Ledger
 from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
