@@ -14,7 +14,7 @@ from typing import Optional
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.trackers.base import Receipt, ServerRow, ServerView, Session
-from eval_sidecar.types import ModelSpec, Point
+from eval_sidecar.types import ModelSpec, Point, digest
 
 #: A line of a run: its index, and the point in it (None for a row that is no point).
 Line = tuple[int, Optional[ServerRow]]
@@ -27,6 +27,7 @@ class FakeRun:
     Attributes:
         lines: History lines in the order of their offsets.
         table: Points of the last table logged.
+        described: What the summary that came with it says.
         writer: What `read` says about somebody who is writing.
         late: Newest lines that `read` does not show, for the next `late_reads` look-ups.
         late_reads: How many look-ups that goes on for.
@@ -36,6 +37,7 @@ class FakeRun:
 
     lines: list[Line] = field(default_factory=list)
     table: tuple[Point, ...] = ()
+    described: Optional[tuple[ServerRow, ...]] = None
     writer: Optional[str] = None
     late: int = 0
     late_reads: int = 0
@@ -55,10 +57,14 @@ class Fault:
     Attributes:
         error: Raised at the end; None where the client says that all is well.
         stored: How many of the session's rows the server keeps; None means all.
+        table: Whether it keeps the table and the summary, where it keeps all rows.
+        table_problem: What the client says of the table.
     """
 
     error: Optional[BaseException] = None
     stored: Optional[int] = None
+    table: bool = True
+    table_problem: Optional[str] = None
 
 
 class FakeTracker:
@@ -103,6 +109,10 @@ class FakeTracker:
         """Let the next send return as if all were well, although rows were lost."""
         self.faults.append(Fault(None, stored=stored))
 
+    def lose_table(self, problem: Optional[str] = None) -> None:
+        """Let the next send store its rows and not its table, with what the client says of that."""
+        self.faults.append(Fault(table=False, table_problem=problem))
+
     def write_as_somebody_else(self, run_id: str, index: int, step: Optional[int] = None) -> None:
         """Append a row that no session sent; without a step it is no point."""
         row = None if step is None else ServerRow(index, step, 0, {})
@@ -127,6 +137,7 @@ class FakeTracker:
                 last_index=max((index for index, _ in lines), default=-1),
                 rows=tuple(sorted((row for _, row in lines if row), key=lambda row: row.index)),
                 writer=run.writer,
+                described=run.described,
             )
 
     def send(self, session: Session) -> Receipt:
@@ -143,13 +154,14 @@ class FakeTracker:
                 raise StaleView(f"the run stands at {index + 1}, the look-up said {session.start}")
             rows = session.rows if fault.stored is None else session.rows[: fault.stored]
             self._store(run, offset, index, rows)
-            if fault.stored is None:
-                run.table = session.table
+            if fault.stored is None and fault.table:
+                run.table, run.described = session.table, _described(session)
             if self.late_reads:
                 run.late, run.late_reads = len(rows), self.late_reads
             if fault.error is not None:
                 raise fault.error
-            return Receipt(where=f"memory://{session.spec.project}/{session.spec.run_id}")
+            where = f"memory://{session.spec.project}/{session.spec.run_id}"
+            return Receipt(where, fault.table_problem)
 
     def close(self) -> None:
         self.closed = True
@@ -171,3 +183,12 @@ class FakeTracker:
             row = ServerRow(place, point.step, point.revision, dict(point.metrics))
             run.lines[offset : offset + 1] = [(place, row)]
             offset += 1
+
+
+def _described(session: Session) -> tuple[ServerRow, ...]:
+    """What a summary says of a session's points."""
+    return tuple(
+        ServerRow(session.placed[point.step], point.step, point.revision, {}, digest(point.metrics))
+        for point in session.table
+        if point.step in session.placed
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import ReadBackUnsupported, StateError, TrackerError
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
+from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, load, open_store
 from eval_sidecar.trackers.base import ServerRow
 from eval_sidecar.types import ModelSpec, Result, digest
@@ -411,7 +413,48 @@ def test_a_point_sent_a_moment_ago_is_looked_for_until_it_shows(world: World) ->
     world.restart()
     vars(world.tracker.run("eval-1")).update(late=1, late_reads=3, stale=1, stale_starts=1)
     assert world.deliver().confirmed == 1
-    assert len(world.tracker.sessions) == 1
+    assert [len(session.rows) for session in world.tracker.sessions if session.rows] == [1]
+    assert world.server == [100]
+
+
+@pytest.mark.parametrize("said", [None, "UploadError: 403 Forbidden"], ids=["silent", "told"])
+def test_a_table_that_was_not_stored_is_named_and_sent_again_without_its_points(
+    world: World, said: Optional[str]
+) -> None:
+    world.evaluate(100, 200)
+    world.tracker.lose_table(said)
+    report = world.deliver()
+    assert report.problem is not None and "table" in report.problem and (said or "") in report.problem
+    assert (report.confirmed, world.store.ledger.is_due) == (2, True)
+    assert unfinished(world.store.ledger, expects_delivery=True, expects_confirmation=True) == [
+        f"delivery: {report.problem}"
+    ]
+    world.restart()
+    assert world.deliver().problem is None
+    run = world.tracker.run("eval-1")
+    assert (run.steps, [point.step for point in run.table]) == ([100, 200], [100, 200])
+    assert world.tracker.sessions[-1].rows == ()
+    assert not world.store.ledger.is_due
+
+
+def test_a_table_that_was_not_stored_is_sent_again_although_the_state_was_lost(world: World) -> None:
+    world.evaluate(100)
+    world.deliver()
+    world.evaluate(200)
+    world.tracker.lose_table()
+    world.deliver()
+    world.forget_everything()
+    assert world.deliver().problem is None
+    run = world.tracker.run("eval-1")
+    assert (run.steps, [point.step for point in run.table]) == ([100, 200], [100, 200])
+
+
+def test_a_run_of_an_older_script_is_left_as_it_is(world: World) -> None:
+    world.evaluate(100)
+    world.deliver()
+    world.tracker.run("eval-1").described = None  # older scripts did not say what a table shows
+    world.forget_everything()
+    assert (world.deliver().already, len(world.tracker.sessions)) == (1, 1)
 
 
 def test_a_session_that_could_not_be_opened_leaves_its_points_to_be_sent(world: World) -> None:

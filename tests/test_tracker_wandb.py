@@ -169,10 +169,44 @@ def test_the_table_is_stored_once_a_session_with_every_checkpoint(
 def test_a_table_that_cannot_be_stored_costs_no_point(
     tracker: WandbTracker, server: WandbServer, spec: ModelSpec
 ) -> None:
-    server.fault("ArtifactType", status=403)
-    deliver(tracker, spec, points_of(100, 200))
+    server.fault("CreateArtifact", status=403)
+    view = tracker.read(spec)
+    receipt = tracker.send(session_of(spec, view, points_of(100, 200)))
+    assert receipt.table_problem is not None and "403" in receipt.table_problem
     assert server.run(spec.run_id).points == [(100, 100), (200, 200)]
     assert server.run(spec.run_id).summary["last_step"] == 200
+
+
+@pytest.mark.parametrize("lost", ["media", "summary"])
+def test_a_look_up_says_what_the_table_shows_only_where_it_is_stored(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec, lost: str
+) -> None:
+    session = session_of(spec, tracker.read(spec), points_of(100, 200))
+    placed = {point.step: index for index, point in session.rows}
+    tracker.send(replace(session, placed=placed))
+    described = tracker.read(spec).described
+    assert described is not None and [row.step for row in described] == [100, 200]
+    run = server.run(spec.run_id)
+    if lost == "media":
+        run.files = [name for name in run.files if not name.startswith("media/")]
+        assert tracker.read(spec).described == ()
+    else:
+        run.summary = {}
+        assert tracker.read(spec).described is None
+
+
+def test_a_session_without_rows_brings_the_table_and_adds_no_row(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec
+) -> None:
+    deliver(tracker, spec, points_of(100, 200))
+    view = tracker.read(spec)
+    session = session_of(spec, view, [], points_of(100, 200))
+    assert tracker.send(session).table_problem is None
+    run = server.run(spec.run_id)
+    assert run.points == [(100, 100), (200, 200)] and len(run.rows) == 2
+    assert len(run.tables) == 2
+    stored = run.summary["eval/checkpoint_table"]["path"]
+    assert stored in run.files
 
 
 def test_a_refused_session_leaves_rows_and_summary_as_they_were(

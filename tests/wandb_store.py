@@ -347,6 +347,13 @@ class Store(WandbAnswers):
         last = max((int(row["_step"]) for row in run.shown()), default=-1)
         return {"lastStep": last, "keys": {}, "sets": []}
 
+    def _do_RunFiles(self, variables: dict[str, Any]) -> Any:
+        run = self._find(variables, "name")
+        wanted = [name for name in variables["fileNames"] if run and name in run.files]
+        edges = [{"node": {"id": name, "name": name, "sizeBytes": 1}, "cursor": name} for name in wanted]
+        files = {"edges": edges, "pageInfo": {"hasNextPage": False, "endCursor": None}}
+        return {"project": {"run": {"fileCount": len(run.files), "files": files} if run else None}}
+
     def _do_RunParquetHistory(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "runName")
         live = [{"_step": row["_step"]} for row in run.shown()] if run else []

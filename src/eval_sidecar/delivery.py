@@ -23,7 +23,8 @@ from eval_sidecar.files import held_lock, private_folder
 from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.trackers.base import ServerRow, ServerView, Session, Tracker, plan_rows
-from eval_sidecar.types import ModelSpec, Point, Result
+from eval_sidecar.types import ModelSpec, Point, Result, digest
+from eval_sidecar.verifying import table_is_old
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def deliver(
         StateError: where the ledger cannot be saved; nothing was sent without its intent on disk.
     """
     before = store.ledger
-    if not before.due():
+    if not before.is_due:
         return Report(where=before.where)
     session = _Delivery(store, tracker, spec, settle_seconds, pause or threading.Event().wait, clock)
     problem: Optional[str] = None
@@ -145,13 +146,15 @@ class _Delivery:
         self.pause = pause
         self.clock = clock
         self.sent: set[int] = set()
+        self._table_problem: Optional[str] = None
         self._waited = 0.0
         self._pauses = iter(_PAUSES)
 
     def run(self) -> None:
         try:
-            if self._send_what_is_missing():
-                self._wait_for_confirmation()
+            session = self._send_what_is_missing()
+            if session is not None:
+                self._wait_for_confirmation(session)
         except ReadBackUnsupported as unsupported:
             if unsupported.rows and _last_known_index(self.store.ledger) < 0:
                 raise TrackerError(
@@ -161,8 +164,8 @@ class _Delivery:
             self.store.update(_with_changes_due)
             self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
 
-    def _send_what_is_missing(self) -> bool:
-        """Look up until it is sure what the server lacks, and send that. False where nothing was sent."""
+    def _send_what_is_missing(self) -> Optional[Session]:
+        """Look up until it is sure what the server lacks, and send that. None where nothing was sent."""
         while True:
             view = self._look_up()
             hold = self._reason_to_hold(view)
@@ -177,7 +180,7 @@ class _Delivery:
     def _reason_to_hold(self, view: ServerView) -> Optional[str]:
         """Why nothing may be sent yet, or None."""
         ledger = self.store.ledger
-        if not ledger.due():
+        if not ledger.is_due:
             return None
         if view.writer and not ledger.session_open:
             return f"run {self.spec.run_id}: somebody else seems to write it ({view.writer})"
@@ -194,10 +197,10 @@ class _Delivery:
         age = self.clock() - delivery.sent_at
         return age < self.settle_seconds  # also where the clock was set back
 
-    def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> bool:
-        if not entries:
-            return False
+    def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> Optional[Session]:
         ledger = self.store.ledger
+        if not entries and not ledger.table_due:
+            return None
         points = _positioned(
             [entry.point(due.revision) for entry in entries if (due := entry.due())], ledger, self.spec
         )
@@ -207,38 +210,54 @@ class _Delivery:
             point.step: Delivery(SENT, point.revision, _digest(ledger, point.step), index, self.clock())
             for index, point in rows
         }
-        marked = self.store.update(lambda now: _with_deliveries(replace(now, session_open=True), intents))
+        marked = self.store.update(
+            lambda now: _with_deliveries(replace(now, session_open=True, table_due=True), intents)
+        )
         start = view.last_index + 1 if view and view.knows_end else None
         try:
             table = _positioned(marked.points(), marked, self.spec)
-            receipt = self.tracker.send(Session(self.spec, start, rows, table, _indices(marked)))
+            session = Session(self.spec, start, rows, table, _indices(marked))
+            receipt = self.tracker.send(session)
         except TrackerError as error:
             if not error.nothing_sent:
                 raise
             # Everything is as it was.
             undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
-            opened = ledger.session_open
-            self.store.update(lambda now: _with_deliveries(replace(now, session_open=opened), undone))
+            was_open, was_due = ledger.session_open, ledger.table_due
+            self.store.update(
+                lambda now: _with_deliveries(replace(now, session_open=was_open, table_due=was_due), undone)
+            )
             raise
         self.sent.update(intents)
         done = {step: replace(sent, via=None if view else receipt.where) for step, sent in intents.items()}
+        table_due = view is not None or receipt.table_problem is not None
         self.store.update(
-            lambda now: _with_deliveries(replace(now, session_open=False, where=receipt.where), done)
+            lambda now: _with_deliveries(
+                replace(now, session_open=False, where=receipt.where, table_due=table_due), done
+            )
         )
-        return True
+        self._table_problem = receipt.table_problem
+        return session
 
-    def _wait_for_confirmation(self) -> None:
+    def _wait_for_confirmation(self, session: Session) -> None:
         """Look up until the server shows everything that was sent, or for as long as that may take."""
         self._waited, self._pauses = 0.0, iter(_PAUSES)
         while True:
-            self._look_up()
-            missing = [entry for entry in self.store.ledger.due() if entry.step in self.sent]
+            view = self._look_up()
+            missing = [entry.name for entry in self.store.ledger.due() if entry.step in self.sent]
+            if not missing and self._table_problem:
+                raise TrackerError(
+                    f"run {self.spec.run_id}: its points are there, its table was not stored"
+                    f" ({self._table_problem}); it is sent again"
+                )
+            if not _shows(view, session):
+                missing.append("the table")
             if not missing:
+                self.store.update(lambda ledger: replace(ledger, table_due=False))
                 return
             if not self._wait():
-                names = ", ".join(entry.name for entry in missing)
                 raise TrackerError(
-                    f"run {self.spec.run_id}: {names} sent, but the server does not show it"
+                    f"run {self.spec.run_id}: {', '.join(missing)} sent, but the server does not show it"
                     f" after {self._waited:.0f} s; it is looked up again before anything is sent again"
                 )
 
@@ -261,7 +280,8 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
 
     A point is confirmed where its latest row on the server has its numbers. Other numbers there make it
     due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
-    that resumed from a stale line count: it is looked for again, and sent if it stays away.
+    that resumed from a stale line count: it is looked for again, and sent if it stays away. A run whose
+    summary and table leave out what its rows show gets them again.
     """
     rows = view.newest_rows()
     changed = {}
@@ -275,7 +295,18 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
                 changed[entry.step] = replace(entry.delivery, status=SENT, sent_at=now)
         elif entry.due() is not None:
             changed[entry.step] = _shown(entry.result, shown, entry.delivery)
-    return _with_deliveries(ledger, changed)
+    ledger = _with_deliveries(ledger, changed)
+    return replace(ledger, table_due=True) if table_is_old(ledger, view) else ledger
+
+
+def _shows(view: ServerView, session: Session) -> bool:
+    """Whether a run's summary and table are those of a session."""
+    shown = {row.step: (row.revision, row.digest) for row in view.described or ()}
+    return view.described is not None and shown == {
+        point.step: (point.revision, digest(point.metrics))
+        for point in session.table
+        if point.step in session.placed
+    }
 
 
 def _with_changes_due(ledger: Ledger) -> Ledger:

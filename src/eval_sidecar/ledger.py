@@ -162,6 +162,7 @@ class Ledger:
         provable: Whether a checkpoint of this model has been proved complete: its trainer then writes
             ``trainer_state.json`` each time.
         session_open: A delivery session began and was not seen to end.
+        table_due: The run may not show the table and the summary that belong to its points.
         problem: Why the last delivery did not do everything, or None.
         where: Address of the run, or the folder of the last offline session.
         writer: The process that works on this ledger: pid, start time, host, instance.
@@ -175,6 +176,7 @@ class Ledger:
     entries: Mapping[int, Entry] = field(default_factory=dict)
     provable: bool = False
     session_open: bool = False
+    table_due: bool = False
     problem: Optional[str] = None
     where: Optional[str] = None
     writer: Optional[Mapping[str, Any]] = None
@@ -245,6 +247,11 @@ class Ledger:
     def due(self) -> list[Entry]:
         """Entries whose point has to be sent or looked up, by step."""
         return [entry for entry in self.steps() if entry.due() is not None]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether anything has to be sent or looked up."""
+        return self.table_due or any(entry.due() is not None for entry in self.entries.values())
 
     def with_delivery(self, step: int, delivery: Delivery) -> Ledger:
         """Set how far a point has come."""

@@ -82,6 +82,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             )
     if expects_delivery and ledger.problem and not any(ledger.problem in line for line in lines):
         lines.append(f"delivery: {ledger.problem}")
+    elif expects_confirmation and ledger.table_due and not lines:
+        lines.append("delivery: the run's table may not show all of its points; it is sent again")
     return lines
 
 

@@ -30,8 +30,8 @@ _TABLE_COLUMNS = (
 )
 _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
-    *("last_seen_step", "last_update_time", "provable", "session_open", "problem", "where", "writer"),
-    "checkpoints",
+    *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
+    *("writer", "checkpoints"),
 }
 
 
@@ -164,6 +164,7 @@ def to_json(ledger: Ledger) -> dict[str, Any]:
         "last_update_time": ledger.updated,
         "provable": ledger.provable,
         "session_open": ledger.session_open,
+        "table_due": ledger.table_due,
         "problem": ledger.problem,
         "where": ledger.where,
         "writer": ledger.writer,
@@ -224,6 +225,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
         entries=entries,
         provable=bool(value.get("provable", False)),
         session_open=bool(value.get("session_open", False)),
+        table_due=bool(value.get("table_due", False)),
         problem=value.get("problem"),
         where=value.get("where"),
         writer=value.get("writer"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery, Ledger
+from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, Delivery, Ledger
 from eval_sidecar.trackers.base import ServerView
 
 
@@ -19,6 +19,7 @@ class Comparison:
         unknown: Steps that the server has and the ledger does not know.
         different: Steps whose numbers differ.
         doubled: Steps that the server has more than once in the same revision.
+        old_table: Whether the run's table and summary lack something of what the run has.
     """
 
     confirmed: tuple[int, ...] = ()
@@ -26,11 +27,12 @@ class Comparison:
     unknown: tuple[int, ...] = ()
     different: tuple[int, ...] = ()
     doubled: tuple[int, ...] = ()
+    old_table: bool = False
 
     @property
     def agrees(self) -> bool:
         """Whether ledger and server say the same."""
-        return not (self.missing or self.unknown or self.different or self.doubled)
+        return not (self.missing or self.unknown or self.different or self.doubled or self.old_table)
 
 
 def compare(ledger: Ledger, view: ServerView) -> Comparison:
@@ -47,6 +49,17 @@ def compare(ledger: Ledger, view: ServerView) -> Comparison:
         unknown=tuple(sorted(rows.keys() - known)),
         different=tuple(step for step in on_both if step not in same),
         doubled=tuple(sorted({step for (step, _), count in counts.items() if count > 1})),
+        old_table=table_is_old(ledger, view),
+    )
+
+
+def table_is_old(ledger: Ledger, view: ServerView) -> bool:
+    """Whether a run's table, as far as the run says what is in it, lacks a point that was delivered."""
+    described = {row.step: row.digest for row in view.described or ()}
+    return view.described is not None and any(
+        described.get(entry.step) != entry.delivery.digest
+        for entry in ledger.steps()
+        if entry.delivery and entry.delivery.status == CONFIRMED and entry.delivery.via != CARRIED
     )
 
 
@@ -65,4 +78,5 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
         else:
             delivery = Delivery(PENDING, row.revision + 1)
         changed.append(replace(entry, delivery=delivery))
-    return ledger.with_entries(changed)
+    marked = ledger.with_entries(changed)
+    return replace(marked, table_due=marked.table_due or table_is_old(marked, view))

@@ -55,6 +55,8 @@ class ServerView:
             (a run that the server calls running, with a fresh heartbeat).
         knows_end: Whether a session must find the run standing at ``last_index + 1``; False where the
             rows are known from somewhere else than the run's history.
+        described: The points, without their numbers, that the run's summary and table show; none where
+            the table is not stored. None where the run does not say.
     """
 
     exists: bool
@@ -62,6 +64,7 @@ class ServerView:
     rows: tuple[ServerRow, ...]
     writer: Optional[str] = None
     knows_end: bool = True
+    described: Optional[tuple[ServerRow, ...]] = None
 
     def newest_rows(self) -> dict[int, ServerRow]:
         """The row that counts of each step: that of the highest revision, the last of several."""
@@ -77,7 +80,8 @@ class Session:
         start: Index at which the run must stand for the rows to be appended; None where the
             tracker cannot know (offline).
         rows: Pairs of index and point, indices strictly ascending. The indices were computed from a
-            look-up, so that a row lands on its checkpoint's step wherever that moves forward.
+            look-up, so that a row lands on its checkpoint's step wherever that moves forward. Empty
+            where only the table and the summary are sent.
         table: Every point of the model by step, from the ledger: what the run's table and summary show.
         placed: Index of the row of each step that the run has, or gets with this session, as far as known.
     """
@@ -95,9 +99,11 @@ class Receipt:
 
     Attributes:
         where: Address of the run, or the folder that an offline session wrote.
+        table_problem: Why the table was not stored, where the client knows that.
     """
 
     where: str
+    table_problem: Optional[str] = None
 
 
 class Tracker(Protocol):
@@ -113,7 +119,7 @@ class Tracker(Protocol):
         ...
 
     def send(self, session: Session) -> Receipt:
-        """Append the session's rows and return once the client says that it is done.
+        """Append the session's rows, show its table, and return once the client says that it is done.
 
         Returning is no proof of arrival, and raising no proof of the opposite, with one exception:
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Optional
 import psutil
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
+from eval_sidecar.logs import is_full, shift
 from eval_sidecar.texts import without_secrets
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
@@ -38,7 +39,7 @@ _BAD_RUN_ID = re.compile(r"[:;,#?/'\\]")
 # `-m` would search the working directory first, where a folder or a module may have any name.
 _START = (
     "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)]; "
-    "from eval_sidecar.trackers.wandb_worker import main; main()"
+    "from eval_sidecar.trackers.wandb_worker import main; main(sys.argv[2])"
 )
 _GONE = object()
 
@@ -89,7 +90,8 @@ class WandbTracker:
             raise ReadBackUnsupported(
                 f"W&B mode is {self._settings.mode}: what has arrived cannot be looked up"
             )
-        request = {"op": "read", **_run_of(spec), "delivered_key": content.DELIVERED}
+        keys = {"delivered_key": content.DELIVERED, "table_key": content.TABLE}
+        request = {"op": "read", **_run_of(spec), **keys}
         answer = self._ask(request, self._settings.read_deadline)
         if "unsupported" in answer:
             # The run's own summary is the next best proof: it is written after the rows, with them.
@@ -97,7 +99,9 @@ class WandbTracker:
             if delivered is None:
                 raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
             last = max((row.index for row in delivered), default=-1)
-            return ServerView(exists=True, last_index=last, rows=delivered, knows_end=False)
+            return ServerView(
+                exists=True, last_index=last, rows=delivered, knows_end=False, described=delivered
+            )
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
         return ServerView(
@@ -105,6 +109,7 @@ class WandbTracker:
             last_index=max(map(content.index_of, rows), default=-1),
             rows=tuple(sorted(points, key=lambda row: row.index)),
             writer=answer["writer"],
+            described=content.delivered_rows(answer["delivered"]) if answer["table_stored"] else (),
         )
 
     def send(self, session: Session) -> Receipt:
@@ -135,7 +140,7 @@ class WandbTracker:
                 f"run {spec.run_id} stands at step {answer['stale']}, the look-up said {session.start}: "
                 "rows that it did not show, or another writer; nothing was sent"
             )
-        return Receipt(where=answer["where"])
+        return Receipt(where=answer["where"], table_problem=answer["table_problem"])
 
     def close(self) -> None:
         """See `Tracker.close`."""
@@ -178,6 +183,8 @@ class WandbTracker:
         return answer
 
     def _enlist(self) -> _Worker:
+        if is_full(self._settings.log) and (full := self._worker) is not None:
+            self._retire(full)
         with self._lock:
             if self._worker is None or not self._worker.enlist():
                 self._worker = _Worker(self._settings.log)
@@ -216,9 +223,12 @@ class _Worker:
         self._write_lock = threading.Lock()
         self._scratch = tempfile.mkdtemp(prefix="eval-sidecar-wandb-")
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        if is_full(self.log):
+            shift(self.log)
         root = Path(__file__).resolve().parents[2]
+        log = self.log.open("ab", buffering=0)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(root)],
+            [sys.executable, "-c", _START, str(root), self._scratch],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -232,7 +242,7 @@ class _Worker:
         self._answers: IO[str] = self._process.stdout
         self._logger = threading.Thread(
             target=self._keep_log,
-            args=(self._process.stderr, self.log.open("ab", buffering=0)),
+            args=(self._process.stderr, log),
             name="wandb-log",
             daemon=True,
         )
@@ -241,7 +251,8 @@ class _Worker:
 
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not _NOT_OURS.match(name)}
-        return {**ours, "WANDB_DIR": self._scratch}
+        # The client's own process logs into the cache what servers answer.
+        return {**ours, "WANDB_DIR": self._scratch, "WANDB_CACHE_DIR": self._scratch}
 
     def enlist(self) -> bool:
         """Count another user in; False where the worker is on its way out."""

@@ -157,7 +157,8 @@ def _read_history(client: Client, request: Request) -> Answer:
         run = client.run(path)
     except (ValueError, client.wandb.errors.CommError) as error:
         if is_missing_run(error):
-            return {"exists": False, "rows": [], "writer": None}
+            nothing = {"delivered": None, "table_stored": True}
+            return {"exists": False, "rows": [], "writer": None, **nothing}
         raise
     count = getattr(run, "historyLineCount", None) or 0
     if count and getattr(run, "historyKeys", None) is None:
@@ -167,7 +168,26 @@ def _read_history(client: Client, request: Request) -> Answer:
             "count": count,
         }
     rows = list(_rows_of(run))
-    return {"exists": True, "rows": rows, "writer": _writer_of(run)}
+    # Not run.summary: the client keeps that from the first look-up.
+    summary = run.summary_metrics or {}
+    return {
+        "exists": True,
+        "rows": rows,
+        "writer": _writer_of(run),
+        "delivered": summary.get(request["delivered_key"]),
+        "table_stored": _is_stored(run, summary.get(request["table_key"])),
+    }
+
+
+def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server keeps it
+    """Whether the file that a summary names is there; the summary names it before it is."""
+    path = media.get("path") if hasattr(media, "get") else None
+    try:
+        return path is None or any(file.name == path and file.size for file in run.files(names=[path]))
+    except Exception as error:
+        if NO_SUCH_QUERY.search(str(error)):
+            return True  # a server that cannot tell
+        raise
 
 
 def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
@@ -223,13 +243,14 @@ def _session(client: Client, request: Request, folder: str, *, online: bool) -> 
         return {"stale": stands}
     finished = False
     try:
-        _log(client, run, request)
+        table_problem = _log(client, run, request, online=online)
         run.finish()
         finished = True
     finally:
         if not finished:
             run.finish(exit_code=1)
-    return {"where": run.url if online and run.url else str(Path(run.dir).parent)}
+    where = run.url if online and run.url else str(Path(run.dir).parent)
+    return {"where": where, "table_problem": table_problem}
 
 
 def _open(client: Client, request: Request, folder: str) -> Run:
@@ -246,24 +267,42 @@ def _open(client: Client, request: Request, folder: str) -> Run:
     )
 
 
-def _log(client: Client, run: Run, request: Request) -> None:
+def _log(client: Client, run: Run, request: Request, *, online: bool) -> Optional[str]:
+    """Log rows, table and summary; return why the table is not stored, where that is known."""
     # W&B's own summary takes the row logged last, which may be a late checkpoint's: switched off. These
     # definitions are not carried over from one session to the next.
     run.define_metric("checkpoint_step", hidden=True, summary="none")
     run.define_metric("eval/*", step_metric="checkpoint_step", summary="none")
     rows, given = request["rows"], request["table"]
+    problem: Optional[str] = None
     for index, row in rows[:-1]:
         run.log(row, step=index)
-    for index, row in rows[-1:]:
-        try:
-            table = client.wandb.Table(columns=given["columns"], data=given["rows"], allow_mixed_types=True)
+    try:
+        table = client.wandb.Table(columns=given["columns"], data=given["rows"], allow_mixed_types=True)
+        for index, row in rows[-1:]:
             run.log({**row, given["key"]: table}, step=index)
-            # The page finds the table through the summary. A table that was logged is not stored again.
-            run.summary.update({given["key"]: table})
-        except Exception as error:  # noqa: BLE001 - a table that cannot be stored must not cost the point
-            sys.stderr.write(f"{request['run_id']}: the table was not stored: {error}\n")
+        # The page finds the table through the summary. A table that was logged is not stored again.
+        run.summary.update({given["key"]: table})
+    except Exception as error:  # noqa: BLE001 - a table that cannot be stored must not cost the point
+        problem = f"{type(error).__name__}: {error}"
+        for index, row in rows[-1:]:
             run.log(row, step=index)
     run.summary.update(request["summary"])
+    return problem or (_wait_for_artifact(table) if online else None)
+
+
+def _wait_for_artifact(table: Any) -> Optional[str]:  # noqa: ANN401 - the client's own type
+    """Wait until the server has the artifact that the client makes of a table; return why it has not.
+
+    The page shows the table from it, and it is the one thing whose arrival the client acknowledges. A table
+    has no public way to its artifact, and the artifact's own `wait` asks the server for it once more: a
+    client that keeps the acknowledgement elsewhere leaves us with what a look-up shows of the table.
+    """
+    artifact = getattr(getattr(table, "_artifact_target", None), "artifact", None)
+    wait = getattr(getattr(artifact, "_save_handle", None), "wait_or", None)
+    if wait is None:
+        return None
+    return wait(timeout=None).response.log_artifact_response.error_message or None
 
 
 class Worker:
@@ -326,16 +365,13 @@ def kill_children() -> None:
             continue
 
 
-def main() -> None:
-    """Serve stdin until it ends, then leave nothing behind."""
+def main(scratch: str) -> None:
+    """Serve stdin until it ends, then leave nothing behind, the client's own files included."""
     with _own_channel() as (requests, answers):
         try:
             Worker(requests, answers).serve()
         finally:
             kill_children()
+            shutil.rmtree(scratch, ignore_errors=True)
             # No farewell: the client's exit handlers would wait for uploads that nobody waits for.
             os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
