@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
+from eval_sidecar.logs import FULL
 from eval_sidecar.trackers import wandb_worker
 from eval_sidecar.trackers.wandb import WandbTracker
 from eval_sidecar.types import ModelSpec, digest
@@ -518,6 +519,47 @@ def test_closing_leaves_no_process_and_can_be_repeated(
         tracker.close()
         assert still_running(mine) == []
         tracker.close()
+
+
+def test_what_sessions_leave_on_this_machine_goes_with_the_worker(
+    server: WandbServer, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with wandb_on(server, tmp_path) as tracker:
+        deliver(tracker, spec, points_of(100))
+        deliver(tracker, spec, points_of(200), points_of(100))
+        assert list((tmp_path / "tmp").glob("eval-sidecar-wandb-*/**/*.table.json")), (
+            "the client has left some"
+        )
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [tmp_path / "wandb.log"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_worker_that_has_done_much_is_replaced(
+    server: WandbServer, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval_sidecar.trackers.wandb._WORN", 2)
+    before = set(descendants())
+    with wandb_on(server, tmp_path) as tracker:
+        tracker.read(spec)
+        first = set(descendants()) - before
+        tracker.read(spec)
+        assert set(descendants()) - before == first
+        tracker.read(spec)
+        assert still_running(first) == []
+
+
+def test_a_log_that_is_full_is_set_aside(server: WandbServer, spec: ModelSpec, tmp_path: Path) -> None:
+    log = tmp_path / "wandb.log"
+    with wandb_on(server, tmp_path) as tracker:
+        tracker.read(spec)
+        os.truncate(log, FULL)
+        assert tracker.read(spec).last_index == -1
+    assert (tmp_path / "wandb.log.1").stat().st_size >= FULL
+    assert log.stat().st_size < FULL
 
 
 # -- offline -----------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a delivery that failed is tried again; the last one repeats.
 _RETRY_SECONDS = (15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+#: Seconds without anything to deliver after which the tracker is closed: its client takes more memory
+#: than all else here. The next delivery opens it again.
+_IDLE_SECONDS = 60.0
 
 
 class Courier:
@@ -28,6 +31,7 @@ class Courier:
         spec: The model and its run.
         settle_seconds: How long a server may take to show a row that it has.
         clock: Seconds since the epoch.
+        idle_seconds: How long the tracker stays open with nothing to deliver.
     """
 
     def __init__(
@@ -37,12 +41,14 @@ class Courier:
         spec: ModelSpec,
         settle_seconds: float,
         clock: Callable[[], float] = time.time,
+        idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         self._store = store
         self._tracker = tracker
         self._spec = spec
         self._settle_seconds = settle_seconds
         self._clock = clock
+        self._idle_seconds = idle_seconds
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
@@ -98,12 +104,21 @@ class Courier:
     def _run(self) -> None:
         try:
             while not self._ending.is_set():
-                self._wanted.wait(self._retry_seconds())
+                self._wait_until_wanted()
                 self._wanted.clear()
                 if not self._ending.is_set():
                     self._deliver(self._ending.wait)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
             self._broken = error
+
+    def _wait_until_wanted(self) -> None:
+        """Wait for something to deliver, or for the time to try again; close the tracker in a long wait."""
+        seconds = self._retry_seconds()
+        if seconds is not None and seconds <= self._idle_seconds:
+            self._wanted.wait(seconds)
+        elif not self._wanted.wait(self._idle_seconds):
+            self._tracker.close()
+            self._wanted.wait(None if seconds is None else seconds - self._idle_seconds)
 
     def _deliver(self, pause: Callable[[float], bool]) -> None:
         known = self._store.ledger.problem

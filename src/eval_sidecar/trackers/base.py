@@ -130,7 +130,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """End whatever the tracker keeps running. Idempotent."""
+        """End whatever the tracker keeps running. Idempotent; the next call of another method begins anew."""
         ...
 
 

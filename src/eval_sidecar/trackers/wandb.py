@@ -42,6 +42,8 @@ _START = (
     "from eval_sidecar.trackers.wandb_worker import main; main(sys.argv[2])"
 )
 _GONE = object()
+#: Requests after which a worker is replaced: the client keeps some memory and files of each session.
+_WORN = 200
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,12 @@ class WandbTracker:
         return answer
 
     def _enlist(self) -> _Worker:
-        if is_full(self._settings.log) and (full := self._worker) is not None:
-            self._retire(full)
+        worker = self._worker
+        if worker is not None and (worker.is_worn or is_full(self._settings.log)):
+            self._retire(worker)
         with self._lock:
             if self._worker is None or not self._worker.enlist():
-                self._worker = _Worker(self._settings.log)
+                self._worker = _Worker(self._settings.log, self._settings.mode == "online")
                 self._worker.enlist()
             return self._worker
 
@@ -209,9 +212,15 @@ class _WorkerLost(Exception):
 
 @dataclass
 class _Worker:
-    """One worker process, and who waits for its answers."""
+    """One worker process, and who waits for its answers.
+
+    Attributes:
+        log: File that gets what the client prints.
+        is_online: Whether what its sessions leave on this machine is of no use any more when it ends.
+    """
 
     log: Path
+    is_online: bool
     _waiting: dict[int, queue.SimpleQueue[Any]] = field(default_factory=dict)
     _users: int = 0
     _last_id: int = 0
@@ -252,7 +261,17 @@ class _Worker:
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not _NOT_OURS.match(name)}
         # The client's own process logs into the cache what servers answer.
-        return {**ours, "WANDB_DIR": self._scratch, "WANDB_CACHE_DIR": self._scratch}
+        names = ["WANDB_DIR", "WANDB_CACHE_DIR"]
+        if (
+            self.is_online
+        ):  # each session leaves copies of its table there; offline, they are still to be sent
+            names += ["WANDB_DATA_DIR", "TMPDIR"]
+        return {**ours, **dict.fromkeys(names, self._scratch)}
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether it has done so much that what the client keeps of it is worth a fresh start."""
+        return self._last_id >= _WORN
 
     def enlist(self) -> bool:
         """Count another user in; False where the worker is on its way out."""
