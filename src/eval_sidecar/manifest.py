@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.files import write_json
+from eval_sidecar.files import write_text
 from eval_sidecar.store import now_text, stable_hash
 from eval_sidecar.types import ModelSpec
 
@@ -117,7 +117,7 @@ def write_manifest(
     except OSError as error:
         raise UsageError(f"{results_root}: results cannot be listed ({error.strerror})") from error
     for name in names:
-        _require_text(name, str(results_root))
+        require_text(name, str(results_root))
     before = _read_object(output) if output.exists() else {}
     known = {model.get("model_dir"): model for model in before.get("models") or [] if isinstance(model, dict)}
     models = {name: {**_inferred(name, defaults), **known.get(name, {})} for name in names}
@@ -136,7 +136,9 @@ def write_manifest(
     root = str(results_root)
     manifest = {**before, "version": VERSION, "results_root": root, "models": rows}
     if manifest != before:
-        write_json(output, {"version": VERSION, "generated_at": now_text(), **_without_time(manifest)})
+        manifest = {"version": VERSION, "generated_at": now_text(), **_without_time(manifest)}
+        # Indented to the last key, since people read and change it.
+        write_text(output, json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return output
 
 
@@ -293,14 +295,22 @@ def _checked_name(model: Any, where: str) -> str:  # noqa: ANN401 - whatever the
     name = model.get("model_dir") if isinstance(model, dict) else None
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: has no model_dir")
-    _require_text(name, f"{where}: model_dir")
+    require_text(name, f"{where}: model_dir")
     if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise UsageError(f"{where}: model_dir {name!r} would leave the results root")
     return name
 
 
-def _require_text(name: str, where: str) -> None:
-    """Refuse a model dir whose run could not have its name."""
+def require_text(name: str, where: str) -> None:
+    """Refuse a model dir whose run could not have its name.
+
+    Args:
+        name: The model dir's name.
+        where: What to say before it.
+
+    Raises:
+        UsageError: where it is no text.
+    """
     try:
         name.encode()
     except UnicodeEncodeError as error:

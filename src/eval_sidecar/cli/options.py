@@ -14,7 +14,7 @@ import click
 from eval_sidecar.checkpoints import step_of
 from eval_sidecar.errors import UsageError
 from eval_sidecar.launchers.local import split_devices
-from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, run_key
+from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.pinning import parse_floor
 from eval_sidecar.sidecar import WatchConfig
 from eval_sidecar.types import ModelSpec
@@ -109,6 +109,7 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
     model_dir = find_path(flags["sft_root"], repo_root)
     _require_folder(model_dir, "--sft-root")
+    require_text(model_dir.name, "--sft-root")
     if step_of(model_dir.name) is not None:
         raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
     eval_script = find_path(flags["eval_script"], repo_root)
