@@ -7,6 +7,8 @@
 #
 # CKPT_LIST: names of checkpoints under <sft-root>, or absolute paths, separated by white space; or one path,
 # which may hold spaces. Empty: every checkpoint-<step> under <sft-root>, or <sft-root> itself if it is one.
+#
+# EVAL_SIDECAR_WARM is set by `eval-sidecar watch --warm`: the evaluation is done by a process that it keeps.
 set -euo pipefail
 
 fail() {
@@ -69,6 +71,8 @@ else
     )
     [ "$#" -gt 0 ] || fail "$root: holds no checkpoint-<step> folder"
 fi
+
+if [ -n "${EVAL_SIDECAR_WARM:-}" ]; then set -- "$@" --warm "$EVAL_SIDECAR_WARM"; fi
 
 export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}"
 # exec: a signal to this process is one to the evaluation.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_sidecar.genrec.data import load_index, load_rows
 from eval_sidecar.genrec.errors import EvaluationError, printable
+from eval_sidecar.genrec.session import Session
+from eval_sidecar.genrec.warm import evaluate_warm
 
 log = logging.getLogger("eval_sidecar.genrec")
 
@@ -21,66 +20,28 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate the named checkpoints; return 0, or 2 after a line that says what is wrong.
-
-    A checkpoint that cannot be evaluated does not keep the others from it.
-    """
-    arguments = _parser().parse_args(argv)
-    _log_to_stderr()
+    """Evaluate the named checkpoints; return 0, or 2 after a line that says what is wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parse(words)
+    log_to_stderr()
+    session = Session()
     try:
-        return _run(arguments)
+        code = evaluate_warm(arguments.warm, arguments.devices, words) if arguments.warm else None
+        return run(arguments, session) if code is None else code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    finally:
+        session.close()
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Evaluate the named checkpoints in this process and return the exit code, as :func:`main` does."""
+    try:
+        _check_arguments(arguments)
+        return EXIT_ERROR if session.evaluate(arguments) else 0
     except EvaluationError as error:
         log.error("error: %s", error)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    _check_arguments(arguments)
-    # The files first: what is wrong with them shows at once, before seconds of imports.
-    index = load_index(arguments.index, arguments.sid_levels)
-    rows = load_rows(arguments.test_data)
-    if arguments.num_beams > len(index.items):
-        raise EvaluationError(
-            f"--num-beams {arguments.num_beams} is more than the {len(index.items)} distinct items of index "
-            f"{arguments.index}"
-        )
-    _check_libraries()
-    # An evaluation runs beside a training. Threads that spin while they wait for work then cost both their
-    # time: on two busy cores this alone took a search from 11 s to 1 s. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from eval_sidecar.genrec.devices import find_devices
-    from eval_sidecar.genrec.evaluation import Evaluator, Ranker, TestSet
-    from eval_sidecar.genrec.search import SearchSettings
-
-    settings = SearchSettings(arguments.num_beams, arguments.length_penalty, arguments.batch_size)
-    devices = find_devices(arguments.devices)
-    ranker: Ranker
-    if len(devices) > 1:
-        from eval_sidecar.genrec.parallel import ParallelRanker
-
-        ranker = ParallelRanker(devices, settings)
-    else:
-        from eval_sidecar.genrec.ranking import LocalRanker
-
-        ranker = LocalRanker(devices[0].name, settings)
-    evaluator = Evaluator(
-        TestSet(rows, index), ranker, arguments.output_root, arguments.num_beams, arguments.max_new_tokens
-    )
-    failed = 0
-    try:
-        for checkpoint in arguments.checkpoint:
-            try:
-                # Results are named after the folder and its parent, as the user named them: "." and ".." must
-                # go, symbolic links must stay.
-                evaluator.evaluate(Path(os.path.abspath(checkpoint)))
-            except EvaluationError as error:
-                failed += 1
-                log.error("error: %s", error)
-    finally:
-        ranker.close()
-    return EXIT_ERROR if failed else 0
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -94,16 +55,6 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1")
 
 
-def _check_libraries() -> None:
-    missing = [
-        name for name in ("torch", "transformers", "tokenizers") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise EvaluationError(
-            f"{', '.join(missing)} not installed in {sys.executable}: pip install 'eval-sidecar[genrec]'"
-        )
-
-
 class _OneLine(logging.Formatter):
     """Keeps names of files from breaking a line, and from telling the terminal what to do."""
 
@@ -111,7 +62,8 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Write what is logged to the standard error, a line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     log.handlers = [handler]
@@ -119,7 +71,8 @@ def _log_to_stderr() -> None:
     log.propagate = False
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; ends the process where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m eval_sidecar.genrec",
         description="Rank the items of an index for every row of a test set, and write HR@K and NDCG@K.",
@@ -151,7 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--do-sample", type=_boolean, default=False, help="only False is supported")
     add("--temperature", type=float, default=1.0, help="without effect, as nothing is sampled")
     add("--seed", type=int, default=42, help="without effect, as nothing is sampled")
-    return parser
+    add(
+        "--warm",
+        type=Path,
+        metavar="DIR",
+        help="folder of a running `eval-sidecar watch --warm`: evaluate in the process that it keeps",
+    )
+    return parser.parse_args(words)
 
 
 def _boolean(text: str) -> bool:

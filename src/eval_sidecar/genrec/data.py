@@ -33,6 +33,21 @@ class ItemIndex:
         return self.by_full_id.get(semantic_id)
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """What every checkpoint is evaluated on.
+
+    Attributes:
+        rows: Rows of the test set.
+        index: The items.
+    """
+
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+
+    rows: list[dict[str, Any]]
+    index: ItemIndex
+
+
 def load_index(path: Path, sid_levels: int = -1) -> ItemIndex:
     """Read ``id2sid.json``: item id to the list of its semantic-ID tokens.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from eval_sidecar.genrec.data import ItemIndex, find_targets
+from eval_sidecar.genrec.data import TestSet, find_targets
 from eval_sidecar.genrec.errors import EvaluationError
 from eval_sidecar.genrec.metrics import compute_metrics
 from eval_sidecar.genrec.output import write_results
@@ -41,21 +40,6 @@ class Ranker(Protocol):
 
     def close(self) -> None:
         """Release what ranking holds."""
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What every checkpoint is evaluated on.
-
-    Attributes:
-        rows: Rows of the test set.
-        index: The items.
-    """
-
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
-
-    rows: list[dict[str, Any]]
-    index: ItemIndex
 
 
 class Evaluator:

@@ -13,6 +13,8 @@ from eval_sidecar.genrec.errors import EvaluationError, one_line
 
 #: Untyped on purpose: its types differ between the versions that are supported.
 transformers: Any = _transformers
+#: Named here so that it is imported with this module: transformers loads a class when it is first named.
+_AutoModel = transformers.AutoModelForCausalLM
 
 
 def load_model(checkpoint: Path, device: torch.device) -> Any:  # noqa: ANN401
@@ -43,7 +45,7 @@ def _load_pretrained(source: str, device: torch.device, checkpoint: str) -> Any:
     dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     options = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = _AutoModel.from_pretrained(
             source, attn_implementation="sdpa", output_loading_info=True, **options
         )
     except Exception as error:  # broken files raise whatever the library in charge raises

@@ -16,6 +16,7 @@ from typing import Any
 
 from eval_sidecar.genrec.devices import Device
 from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.libraries import with_this_package
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.search import SearchSettings
 
@@ -87,14 +88,8 @@ class ParallelRanker:
         self._workers, self._readers = [], []
 
     def _start(self) -> None:
-        package_root = str(Path(__file__).resolve().parents[2])
-        paths = [package_root, os.environ.get("PYTHONPATH", "")]
         for device in self._devices:
-            environment = {
-                **os.environ,
-                "CUDA_VISIBLE_DEVICES": device.visible,
-                "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            }
+            environment = {**with_this_package(os.environ), "CUDA_VISIBLE_DEVICES": device.visible}
             self._workers.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "eval_sidecar.genrec.worker"],

@@ -14,7 +14,7 @@ from eval_sidecar.genrec.errors import EvaluationError, one_line
 #: Tokens of a prompt; what exceeds them is cut on the right.
 MAX_PROMPT_TOKENS = 512
 
-#: Everything that decides how a tokenizer reads text.
+#: Files of a tokenizer; a checkpoint has one of them at least.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,6 +25,17 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+)
+
+#: Files of a checkpoint that change from one to the next, and say nothing of its tokenizer.
+_OF_ONE_CHECKPOINT = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.distcp",
+    "*.index.json",
+    "trainer_state.json",
 )
 
 
@@ -78,12 +89,16 @@ def load_tokenizer(checkpoint: Path) -> Any:  # noqa: ANN401
 
 
 def tokenizer_digest(checkpoint: Path) -> str:
-    """Return a hash of a checkpoint's tokenizer files: the same hash gives the same prompts."""
+    """Return a hash of what a checkpoint's tokenizer is made from: the same hash gives the same prompts.
+
+    All files count that are not known to be of no account: which ones there are, and which of them are read,
+    differs from tokenizer to tokenizer. The class is chosen by config.json.
+    """
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        path = checkpoint / name
-        content = path.read_bytes() if path.is_file() else b""
-        digest.update(f"{name} {len(content)}\n".encode() + content)
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and not any(path.match(pattern) for pattern in _OF_ONE_CHECKPOINT):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(checkpoint)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 

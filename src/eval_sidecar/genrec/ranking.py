@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +52,10 @@ class LocalRanker:
         check_fits(checkpoint, model, prompts, items, trie.depth)
         check_tree_attention(model)
         self.load_seconds = time.monotonic() - started
-        return rank(model, prompts, trie, self._settings, advance)
+        ranked = rank(model, prompts, trie, self._settings, advance)
+        del model
+        release_memory()
+        return ranked
 
     def close(self) -> None:
         """Nothing to end: the work is done in this process."""
@@ -60,6 +64,13 @@ class LocalRanker:
         if self._trie is None or self._trie[0] != items or self._trie[1] != eos:
             self._trie = (items, eos, build_trie(items, eos).to(self._device))
         return self._trie[2]
+
+
+def release_memory() -> None:
+    """Give back what a model has used: until the next checkpoint comes, the training may want it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_fits(

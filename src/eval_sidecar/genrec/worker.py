@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
+from eval_sidecar.genrec.libraries import importing
 
 
 def main() -> None:
@@ -51,10 +52,11 @@ def _read(requests: queue.SimpleQueue[str]) -> None:
 
 def _start(request: dict[str, Any]) -> Any:  # noqa: ANN401
     """Return a ranker on the one device that this process sees."""
-    import torch
+    with importing():
+        import torch
 
-    from eval_sidecar.genrec.ranking import LocalRanker
-    from eval_sidecar.genrec.search import SearchSettings
+        from eval_sidecar.genrec.ranking import LocalRanker
+        from eval_sidecar.genrec.search import SearchSettings
 
     if request["threads"]:
         torch.set_num_threads(request["threads"])

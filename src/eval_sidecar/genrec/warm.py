@@ -1,0 +1,177 @@
+"""Hands an evaluation to a warm process (:mod:`.server`), and starts that one where there is none.
+
+The process that was called stays until the evaluation has ended, and is the evaluation to whoever called it:
+what it prints to is printed to, its exit code is the evaluation's, its end is the evaluation's end. It does
+not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eval_sidecar.genrec.errors import one_line
+from eval_sidecar.genrec.libraries import LIBRARIES, with_this_package
+
+log = logging.getLogger(__name__)
+
+#: Exit code where the warm process died during the evaluation.
+EXIT_DIED = 1
+
+#: Variables that belong to one evaluation; a warm process has all others in common with those that it serves.
+#: The first marks what the sidecar ends together with a job, which a warm process outlives.
+_OF_ONE_EVALUATION = ("EVAL_SIDECAR_JOB", "CKPT_LIST", "SHLVL", "OLDPWD", "_")
+
+
+class _Stopped(BaseException):
+    """SIGTERM was received."""
+
+
+def evaluate_warm(folder: Path, devices: str, words: Sequence[str]) -> int | None:
+    """Have an evaluation done by the warm process that there is for these devices.
+
+    Args:
+        folder: Where its owner's warm processes are found. They leave when nobody holds the file ``lock`` in
+            it locked (flock) any more.
+        devices: The devices, as given; each such list has a process of its own.
+        words: The command line of the evaluation.
+
+    Returns:
+        The exit code; None where there is no warm process and none can be started.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_EVALUATION}
+    previous = signal.signal(signal.SIGTERM, _raise_stopped)
+    server: _Server | None = None
+    try:
+        server = _find_or_start(folder, devices, environment, words)
+        answer = server.receive()
+    except (_Stopped, KeyboardInterrupt) as stopped:
+        if server is not None:
+            server.kill()
+        if isinstance(stopped, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise  # not reached
+    except OSError as error:
+        log.warning("no warm process (%s): this evaluation has one of its own", one_line(error))
+        return None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if answer is None:
+        log.error("error: the warm process %d died during the evaluation; the next has a new one", server.pid)
+        return EXIT_DIED
+    return int(answer["code"])
+
+
+def _raise_stopped(_number: int, _frame: object) -> NoReturn:
+    raise _Stopped
+
+
+class _Server:
+    """A warm process that has taken on an evaluation.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    def __init__(self, connection: socket.socket, request: Mapping[str, Any]) -> None:
+        """Hand over a request, with the files that this process prints to.
+
+        Raises:
+            OSError: It is not taken: the process has ended, or belongs to another environment.
+        """
+        self._answers = connection.makefile("r", encoding="utf-8")
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
+        accepted = self.receive()
+        if accepted is None:
+            raise ConnectionError("the process ended before it took the evaluation")
+        self.pid = int(accepted["pid"])
+
+    def receive(self) -> dict[str, Any] | None:
+        """Return the next answer; None where the process has ended."""
+        try:
+            line = self._answers.readline()
+        except ConnectionError:
+            line = ""
+        answer: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+        return answer
+
+    def kill(self) -> None:
+        """End the process, however deep in a computation it is; return when it can write no more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        while self.receive() is not None:
+            pass
+
+
+def _find_or_start(
+    folder: Path, devices: str, environment: Mapping[str, str], words: Sequence[str]
+) -> _Server:
+    """Return a warm process that has taken on the evaluation.
+
+    Raises:
+        OSError: There is none.
+    """
+    key = _key(environment)
+    request = {"key": key, "words": list(words)}
+    name = hashlib.sha256(f"{devices}\n{environment.get('CUDA_VISIBLE_DEVICES')}".encode()).hexdigest()[:12]
+    path = folder / f"{name}.sock"
+    with _locked(folder / f"{name}.starting"):
+        # None yet, one that has ended, or one of another environment, which leaves.
+        with contextlib.suppress(OSError):
+            return _Server(_connect(path), request)
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            # The socket is there before the process: nobody waits for it to get ready.
+            inherited = [str(listener.fileno()), str(folder), key]
+            subprocess.Popen(
+                [sys.executable, "-m", "eval_sidecar.genrec.server", *inherited],
+                stdin=subprocess.DEVNULL,
+                env=with_this_package(environment),
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+        return _Server(_connect(path), request)
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep a second evaluation on the same devices from starting a process at the same time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _key(environment: Mapping[str, str]) -> str:
+    """Return what tells a process that would give other results, or work elsewhere, from this one."""
+    code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    specs = [importlib.util.find_spec(name) for name in LIBRARIES]
+    files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
+    libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
+    parts = [sys.executable, sys.version, str(Path.cwd()), sorted(environment.items()), libraries, code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
