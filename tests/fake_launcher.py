@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
-from eval_sidecar.errors import LaunchError
-from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
+from eval_sidecar.errors import BusyError, LaunchError
+from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, LOST, QUEUED, RUNNING, JobState
 from eval_sidecar.types import Handle, Job
 
 
@@ -18,13 +18,21 @@ class FakeLauncher:
         jobs: Every job submitted, in order.
         cancelled: Tokens of the jobs that were cancelled, in order.
         refusal: Why the next `submit` fails, or None.
+        busy: Why no `submit` is taken at the moment, or None.
+        stuck: Why no `cancel` works at the moment, or None.
+        goes_on: Whether jobs go on without the sidecar.
     """
+
+    pause = 0.25
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
         self.jobs: list[Job] = []
         self.cancelled: list[str] = []
         self.refusal: Optional[str] = None
+        self.busy: Optional[str] = None
+        self.stuck: Optional[str] = None
+        self.goes_on = False
         self._states: dict[str, JobState] = {}
 
     @property
@@ -48,6 +56,26 @@ class FakeLauncher:
         """Let a step's newest job vanish without a trace."""
         self._states[self.newest(step).token] = JobState(LOST, reason="no trace of it")
 
+    def queue(self, step: int, reason: str = "PENDING (Priority)") -> None:
+        """Let a step's newest job wait for a machine."""
+        self._states[self.newest(step).token] = JobState(QUEUED, reason=reason)
+
+    def begin(self, step: int, when: float) -> None:
+        """Let a step's newest job get its machine."""
+        self._states[self.newest(step).token] = JobState(RUNNING, reason="RUNNING on n1", began=when)
+
+    def evict(self, step: int) -> None:
+        """Let the machine take a step's newest job away."""
+        self._states[self.newest(step).token] = JobState(EVICTED, reason="job 7: NODE_FAIL")
+
+    def cancel_by_hand(self, step: int) -> None:
+        """Let somebody cancel a step's newest job."""
+        self._states[self.newest(step).token] = JobState(CANCELLED, reason="job 7: CANCELLED")
+
+    def run_out_of_time(self, step: int) -> None:
+        """Let a step's newest job be ended for its own doing."""
+        self._states[self.newest(step).token] = JobState(ENDED, reason="job 7: TIMEOUT")
+
     def free_slots(self, running: Sequence[Handle]) -> int:
         return max(0, self.slots - len(running))
 
@@ -56,9 +84,14 @@ class FakeLauncher:
         if self.refusal is not None:
             reason, self.refusal = self.refusal, None
             raise LaunchError(reason)
+        if self.busy is not None:
+            raise BusyError(self.busy)
         self.jobs.append(job)
         self._states[job.token] = JobState(RUNNING)
-        return {"token": job.token, "pid": len(self.jobs)}
+        return {**self.announce(job), "pid": len(self.jobs)}
+
+    def announce(self, job: Job) -> Handle:
+        return {"token": job.token}
 
     def poll(self, handle: Handle) -> JobState:
         if "pid" not in handle:
@@ -66,5 +99,12 @@ class FakeLauncher:
         return self._states.get(handle["token"], JobState(LOST, reason="never heard of it"))
 
     def cancel(self, handle: Handle) -> None:
+        if self.stuck is not None:
+            raise LaunchError(self.stuck)
         self.cancelled.append(handle["token"])
         self._states[handle["token"]] = JobState(LOST, reason="cancelled")
+
+    def leave(self, handle: Handle) -> bool:
+        if not self.goes_on:
+            self.cancel(handle)
+        return self.goes_on

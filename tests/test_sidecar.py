@@ -381,7 +381,7 @@ def test_a_cancel_ends_everything_and_counts_as_no_attempt(tmp_path):
     for step in (10, 20):
         world.write(step)
     world.tick()
-    world.sidecar.cancel()
+    world.sidecar.leave()
     assert world.launcher.running() == []
     assert [world.entry(step).is_pending for step in (10, 20)] == [True, True]
     assert [world.entry(step).attempts for step in (10, 20)] == [0, 0]

@@ -212,7 +212,7 @@ def test_an_evaluation_that_has_just_ended_by_itself_is_left_for_the_next_sideca
     world.write(495)
     world.tick()
     world.finish(495)
-    world.sidecar.cancel()
+    world.sidecar.leave()
     world.restart()
     world.tick()
     assert world.entry(495).result is not None

@@ -318,7 +318,7 @@ def test_numbers_of_an_evaluation_that_was_stopped_are_not_taken(world):
     world.write(495)
     world.tick()
     world.report(495, {"HR@10": 0.001})
-    world.sidecar.cancel()
+    world.sidecar.leave()
     assert world.tick() == 1
     assert world.entry(495).result is None
     assert world.metrics_file(495).with_name("metrics.json.interrupted").exists()

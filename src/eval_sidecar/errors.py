@@ -33,6 +33,10 @@ class LaunchError(SidecarError):
     """An evaluation could not be started."""
 
 
+class BusyError(LaunchError):
+    """No evaluation is taken at the moment, for a reason that is none of its own; nothing was started."""
+
+
 class DaemonError(SidecarError):
     """A background instance could not be started, found or stopped.
 

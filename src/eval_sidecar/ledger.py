@@ -69,6 +69,7 @@ class Running:
         fingerprint: Name, size and mtime (ns) of each file in it at the start.
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
         metrics: Where the evaluation is to leave its ``metrics.json``.
+        state: Where the job stood when it was last looked at, in the launcher's words.
     """
 
     handle: dict[str, Any]
@@ -78,6 +79,7 @@ class Running:
     fingerprint: tuple[tuple[str, int, int], ...]
     before: Optional[tuple[int, int]] = None
     metrics: Optional[str] = None
+    state: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Entry:
         first_seen: ISO 8601, UTC.
         pinned: Whether hard links keep it alive.
         attempts: Evaluations that have failed since it was last cleared.
+        evictions: Why evaluations were taken away by the machine since then, one text each.
         running: The evaluation under way.
         failure: Why the last evaluation failed.
         result: Its numbers.
@@ -104,6 +107,7 @@ class Entry:
     first_seen: Optional[str] = None
     pinned: bool = False
     attempts: int = 0
+    evictions: tuple[str, ...] = ()
     running: Optional[Running] = None
     failure: Optional[Failure] = None
     result: Optional[Result] = None
@@ -217,6 +221,10 @@ class Ledger:
         """An evaluation ended for a reason that is not its own; the checkpoint is as if never tried."""
         return self.with_entry(step, running=None)
 
+    def evicted(self, step: int, reason: str) -> Ledger:
+        """The machine took an evaluation away: no attempt of the checkpoint's, but remembered."""
+        return self.with_entry(step, running=None, evictions=(*self.entry(step).evictions, reason))
+
     def failed(self, step: int, failure: Failure) -> Ledger:
         """An evaluation failed by its own doing."""
         attempts = self.entry(step).attempts + 1
@@ -229,14 +237,19 @@ class Ledger:
         if delivery.via == CARRIED and (entry.result is None or _agree(entry.result.metrics, result.metrics)):
             # Older scripts kept eight metrics of a file that holds more: that is no new result.
             delivery = replace(delivery, digest=result.digest)
-        return self.with_entry(step, running=None, attempts=0, failure=None, result=result, delivery=delivery)
+        done = replace(entry, running=None, attempts=0, evictions=(), failure=None)
+        return self.with_entries([replace(done, result=result, delivery=delivery)])
 
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
         """Forget failures, of these steps or of all, so that they are tried again."""
         chosen = self.entries if steps is None else set(steps)
         return self.with_entries(
             replace(
-                entry, attempts=0, failure=None, verdict=None if entry.verdict == "gone" else entry.verdict
+                entry,
+                attempts=0,
+                evictions=(),
+                failure=None,
+                verdict=None if entry.verdict == "gone" else entry.verdict,
             )
             for entry in self.steps()
             if entry.step in chosen

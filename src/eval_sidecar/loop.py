@@ -15,9 +15,6 @@ from eval_sidecar.sidecar import Sidecar
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at evaluations under way.
-_JOB_PAUSE = 0.25
-
 
 def run_loop(
     sidecar: Sidecar,
@@ -40,7 +37,7 @@ def run_loop(
         poll_seconds: Longest time between two passes.
         retry_request: File by which `eval-sidecar retry` asks for failures to be cleared.
         wake: Set by whoever knows of something new.
-        stop: Set to end; evaluations under way are then ended.
+        stop: Set to end; evaluations that cannot go on alone are then ended.
         on_pass: Called after each pass.
         monotonic: Seconds since some moment.
     """
@@ -72,5 +69,5 @@ def run_loop(
         exhausted = bool(limit) and started >= limit
         if once and ((sidecar.is_idle and not begun) or (exhausted and not sidecar.is_running)):
             return
-        wake.wait(_JOB_PAUSE if sidecar.is_running else poll_seconds)
-    sidecar.cancel()
+        wake.wait(min(sidecar.launcher.pause, poll_seconds) if sidecar.is_running else poll_seconds)
+    sidecar.leave()

@@ -16,10 +16,11 @@ from typing import Callable, Optional
 
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
-from eval_sidecar.errors import LaunchError, ResultError
+from eval_sidecar.errors import BusyError, LaunchError, ResultError
 from eval_sidecar.files import last_line, set_aside
-from eval_sidecar.launchers.base import ENDED, RUNNING, Launcher
+from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState, Launcher
 from eval_sidecar.ledger import Entry, Failure, Running
+from eval_sidecar.outcome import read_new_result, set_aside_unfinished, was_rewritten
 from eval_sidecar.pinning import Floor
 from eval_sidecar.readiness import Readiness, WarnOnce
 from eval_sidecar.results import metrics_path, read_result, stamp
@@ -44,6 +45,7 @@ class WatchConfig:
         newest_first: Take the newest checkpoint first instead of the oldest.
         force: Evaluate every checkpoint that is there once more, whatever is known of it.
         max_attempts: How often an evaluation may fail before it stays failed.
+        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
         time_limit: Seconds after which an evaluation is ended; 0 means never.
         floor: Free space below which pins are given up.
     """
@@ -58,6 +60,7 @@ class WatchConfig:
     newest_first: bool = False
     force: bool = False
     max_attempts: int = 2
+    max_evictions: int = 10
     time_limit: float = 24 * 3600.0
     floor: Floor = 0.01
 
@@ -132,15 +135,21 @@ class Sidecar:
         self._discover()
         return self._start(budget)
 
-    def cancel(self) -> None:
-        """End every evaluation under way; their checkpoints are as if never tried."""
+    def leave(self) -> None:
+        """End what cannot go on without this process; the checkpoints of those are as if never tried.
+
+        What has ended by itself, and what goes on, is the next sidecar's to collect.
+        """
         for entry in self._running():
             assert entry.running is not None
-            if self.launcher.poll(entry.running.handle).phase == ENDED:
-                continue  # by itself: the next sidecar collects it
-            self.launcher.cancel(entry.running.handle)
-            log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
-            self._set_interrupted(entry)
+            state = self.launcher.poll(entry.running.handle)
+            if state.phase == ENDED:
+                continue
+            if self.launcher.leave(entry.running.handle):
+                log.info("%s: %s; it goes on, and the next start collects it", entry.name, state.reason)
+            else:
+                log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
+                self._set_interrupted(entry)
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
@@ -160,19 +169,40 @@ class Sidecar:
         for entry in self._running():
             assert entry.running is not None
             state = self.launcher.poll(entry.running.handle)
-            ours = entry.step in self._running_since
-            if state.phase == RUNNING:
-                self._enforce_time_limit(entry, entry.running)
-                continue
-            self.launcher.cancel(entry.running.handle)  # whatever it has left running
-            if state.phase == ENDED:
-                self._judge_ended(entry, entry.running, state.exit_code)
-            elif ours:
-                self._fail(entry, f"the evaluation vanished: {state.reason}", entry.running)
-            else:
-                log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
-                self._set_interrupted(entry)
-            self._running_since.pop(entry.step, None)
+            try:
+                if state.phase in (QUEUED, RUNNING):
+                    self._follow(entry, entry.running, state)
+                else:
+                    self.launcher.cancel(entry.running.handle)  # whatever it has left running
+                    self._settle(entry, entry.running, state)
+            except LaunchError as error:
+                self._warn_once(f"{entry.name}: {error}; the next pass tries again")
+
+    def _follow(self, entry: Entry, running: Running, state: JobState) -> None:
+        """Note how far an evaluation is that is not over, and end it where it takes too long."""
+        began = running.started_at if state.began is None else state.began
+        if (began, state.reason) != (running.started_at, running.state):
+            running = replace(running, started_at=began, state=state.reason)
+            self.store.update(lambda ledger: ledger.started(entry.step, running))
+        if state.phase == QUEUED:
+            self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
+        else:
+            self._enforce_time_limit(entry, running)
+
+    def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
+        """Draw the consequences of an evaluation that is over, however it ended."""
+        ours = self._running_since.pop(entry.step, None) is not None
+        if state.phase == ENDED:
+            self._judge_ended(entry, running, state)
+        elif state.phase == CANCELLED:
+            self._fail(entry, f"{state.reason}, by somebody's hand", running, final=True)
+        elif state.phase == EVICTED:
+            self._judge_evicted(entry, running, state)
+        elif ours:
+            self._fail(entry, f"the evaluation vanished: {state.reason}", running)
+        else:
+            log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
+            self._set_interrupted(entry)
 
     def _enforce_time_limit(self, entry: Entry, running: Running) -> None:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
@@ -185,18 +215,27 @@ class Sidecar:
             limit = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
             self._fail(entry, limit, running)
 
-    def _judge_ended(self, entry: Entry, running: Running, exit_code: Optional[int]) -> None:
+    def _judge_evicted(self, entry: Entry, running: Running, state: JobState) -> None:
+        times, most = len(entry.evictions) + 1, self.config.max_evictions
+        if times > most:
+            self._fail(entry, f"{state.reason}, after the machine took it away {most} times", running)
+            return
+        set_aside_unfinished(running, "interrupted")
+        reason = f"{now_text()} {state.reason}"
+        self.store.update(lambda ledger: ledger.evicted(entry.step, reason))
+        log.warning("%s: %s; it is started again (%d of %d)", entry.name, state.reason, times, most)
+
+    def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         path = self._metrics_path(entry.step)
-        if exit_code != 0:
-            self._fail(entry, f"the evaluation script ended with exit code {exit_code}", running)
-        elif _rewritten(running.fingerprint, Path(running.path)):
+        if state.exit_code != 0:
+            reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
+            self._fail(entry, reason, running)
+        elif was_rewritten(running):
             self._readiness.unpin(entry.step)
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
-                if stamp(path) in (None, running.before):
-                    raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}")
-                result = read_result(path)
+                result = read_new_result(running, path)
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
@@ -210,12 +249,12 @@ class Sidecar:
         log.info("%s: %s (%s)", entry.name, shown, how)
         self._readiness.unpin(entry.step)
 
-    def _fail(self, entry: Entry, error: str, running: Running) -> None:
+    def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         set_aside_unfinished(running, "failed")
         said = last_line(Path(running.log))
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
-        final = attempt >= self.config.max_attempts
+        final = final or attempt >= self.config.max_attempts
         if final:
             self._redone.add(entry.step)
         failure = Failure(now_text(), text, running.log, final)
@@ -294,7 +333,12 @@ class Sidecar:
             handles: list[Handle] = [entry.running.handle for entry in self._running() if entry.running]
             if self.launcher.free_slots(handles) == 0 or (budget is not None and started >= budget):
                 break
-            self._start_one(self.store.ledger.entry(step), self._ready.pop(step), handles)
+            try:
+                self._start_one(self.store.ledger.entry(step), self._ready[step], handles)
+            except BusyError as error:
+                self._warn_once(str(error))
+                break
+            del self._ready[step]
             started += 1
         return started
 
@@ -309,7 +353,7 @@ class Sidecar:
             set_aside(path, "unreadable")
             before = None
         running = Running(
-            handle={"token": job.token},
+            handle=self.launcher.announce(job),
             started_at=self._clock(),
             log=str(job.log),
             path=str(checkpoint.path),
@@ -317,10 +361,13 @@ class Sidecar:
             before=before,
             metrics=str(path),
         )
-        # The token is on disk before the job exists: however this ends, it is found again.
+        # It is on disk before the job exists: however this ends, the job is found again.
         self.store.update(lambda ledger: ledger.started(entry.step, running))
         try:
             handle = self.launcher.submit(job, handles)
+        except BusyError:
+            self.store.update(lambda ledger: ledger.interrupted(entry.step))
+            raise
         except LaunchError as error:
             self._fail(entry, str(error), running)
             return
@@ -341,29 +388,6 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
-
-
-def _rewritten(before: tuple[tuple[str, int, int], ...], folder: Path) -> bool:
-    """Whether a file was changed since. One that was deleted was read before; one that was added is none
-    of the trainer's, who has finished: an evaluation script may keep something of its own there.
-    """
-    now = {name: (size, mtime) for name, size, mtime in fingerprint(folder)}
-    return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in before)
-
-
-def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
-    """Put numbers aside that an evaluation has written which did not end well: else they would be taken."""
-    if running is None or running.metrics is None:
-        return
-    metrics = Path(running.metrics)
-    try:
-        if stamp(metrics) in (None, running.before):
-            return
-    except ResultError:
-        return  # no file that could be taken
-    log.warning(
-        "what an evaluation had written that did not end well is kept as %s", set_aside(metrics, reason)
-    )
 
 
 def _headline(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -95,7 +95,13 @@ def _running(entry: Entry) -> dict[str, Any]:
         "started_at": entry.running.started_at,
         "log": entry.running.log,
         "attempt": entry.attempts + 1,
-        "job": {key: entry.running.handle[key] for key in ("pid", "devices") if key in entry.running.handle},
+        "evictions": list(entry.evictions),
+        "state": entry.running.state,
+        "job": {
+            key: entry.running.handle[key]
+            for key in ("launcher", "job_id", "name", "pid", "devices")
+            if key in entry.running.handle
+        },
     }
 
 

@@ -101,6 +101,10 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
             say(f"  - {fact}")
     if entry.running:
         say(f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
+        if entry.running.state:
+            say(f"             {entry.running.state}")
+    for reason in entry.evictions:
+        say(f"interrupted  {reason}")
     if entry.failure:
         then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
         say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")

@@ -13,14 +13,14 @@ import click
 
 from eval_sidecar import daemon
 from eval_sidecar.cli import show
+from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import say, say_json, say_lines
 from eval_sidecar.daemon import Instance
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
-from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.ledger import Ledger
-from eval_sidecar.sidecar import set_aside_unfinished
+from eval_sidecar.outcome import set_aside_unfinished
 from eval_sidecar.status import describe
 from eval_sidecar.store import load, open_store
 
@@ -42,18 +42,18 @@ def start(instance: str, arguments: Sequence[str]) -> None:
 @click.command(context_settings=_LENIENT)
 @_instance_option
 def stop(instance: str) -> None:
-    """End an instance with its evaluations; their checkpoints stay pending."""
+    """End an instance with its local evaluations, whose checkpoints stay pending; Slurm jobs go on."""
     chosen = Instance(instance, manager_folder())
     pid = daemon.stop(chosen)
     say(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
-    for name in _end_orphans(chosen):
-        say(f"ended the evaluation of {name}, which a killed sidecar had left behind")
+    for sentence in _settle_left(chosen):
+        say(sentence)
 
 
-def _end_orphans(instance: Instance) -> list[str]:
-    """End evaluations whose sidecar was killed; return their checkpoints, which stay pending."""
-    ended = []
-    launcher = LocalLauncher(())
+def _settle_left(instance: Instance) -> list[str]:
+    """End evaluations under way that cannot go on alone, as of a killed sidecar; return what was found."""
+    found = []
+    launcher = launcher_of_old_jobs()
     for path in _state_files(instance):
         ledger = load(path, keep_corrupt=True)
         left = [entry for entry in ledger.steps() if entry.running] if ledger else []
@@ -65,12 +65,17 @@ def _end_orphans(instance: Instance) -> list[str]:
             open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store,
         ):
             for entry in left:
-                if entry.running and launcher.poll(entry.running.handle).phase != ENDED:
-                    launcher.cancel(entry.running.handle)
-                    set_aside_unfinished(entry.running, "interrupted")
-                    store.update(partial(Ledger.interrupted, step=entry.step))
-                    ended.append(entry.name)
-    return ended
+                assert entry.running is not None
+                state = launcher.poll(entry.running.handle)
+                if state.phase == ENDED:
+                    continue
+                if launcher.leave(entry.running.handle):
+                    found.append(f"{entry.name} is left to the next start: {state.reason}")
+                    continue
+                set_aside_unfinished(entry.running, "interrupted")
+                store.update(partial(Ledger.interrupted, step=entry.step))
+                found.append(f"ended the evaluation of {entry.name}, which a killed sidecar had left behind")
+    return found
 
 
 def _state_files(instance: Instance) -> list[Path]:
@@ -139,9 +144,7 @@ def _print_state(state: dict[str, Any]) -> None:
             continue
         say(f"  {model['model']}: {show.counts_line(model)}")
         for job in model["running"]:
-            took = max(0, time.time() - job["started_at"])
-            alone = "" if state["running"] else " (left behind: start goes on with it, stop ends it)"
-            say(f"    evaluating {job['checkpoint']} for {took:.0f} s, log: {job['log']}{alone}")
+            say(f"    {_job_line(job, alone=not state['running'])}")
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
             say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
@@ -150,6 +153,15 @@ def _print_state(state: dict[str, Any]) -> None:
         say(f"    ledger {model['state_file']}")
         say(f"    W&B run {model['run_id']}: {model['where'] or 'no session yet'}")
     say(f"  log {state['log']}")
+
+
+def _job_line(job: dict[str, Any], *, alone: bool) -> str:
+    took = f"for {max(0, time.time() - job['started_at']):.0f} s"
+    if job["state"] is None:
+        left = " (left behind: start goes on with it, stop ends it)" if alone else ""
+        return f"evaluating {job['checkpoint']} {took}, log: {job['log']}{left}"
+    left = " (as last seen; start collects it)" if alone else ""
+    return f"{job['checkpoint']}: {job['state']} {took}, log: {job['log']}{left}"
 
 
 @click.command(context_settings=_LENIENT)

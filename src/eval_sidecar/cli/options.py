@@ -12,8 +12,9 @@ from typing import Any, Callable, Optional, TypeVar
 import click
 
 from eval_sidecar.checkpoints import step_of
+from eval_sidecar.cli.launching import choose_launcher
 from eval_sidecar.errors import UsageError
-from eval_sidecar.launchers.local import split_devices
+from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.pinning import parse_floor
 from eval_sidecar.sidecar import WatchConfig
@@ -35,6 +36,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--index-path", envvar="INDEX_PATH", help="Item index.  [default: data/CATEGORY/id2sid.json]"),
     click.option("--category", envvar="CATEGORY", default="Industrial_and_Scientific", show_default=True),
     click.option("--cuda-list", envvar="CUDA_LIST", default="0", show_default=True, help='GPUs, such as "0 1 2 3".'),
+    click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where evaluations run: on this machine's GPUs, or as Slurm jobs."),
+    click.option("--slurm-partition", help="Partition of the jobs.  [default: the cluster's]"),
+    click.option("--slurm-gres", help="What a job needs, such as gpu:1."),
+    click.option("--slurm-time", help="Time limit of a job, as sbatch takes it: 90 (minutes), 2:00:00, 1-12.  [default: the partition's]"),
+    click.option("--slurm-extra", multiple=True, metavar="OPTION[=VALUE]", help="Any other long option of sbatch, such as account=lab, mem=64G or exclusive; may be given several times."),
+    click.option("--max-jobs", type=click.IntRange(min=1), help="Slurm jobs in flight at a time, waiting or running.  [default: 4]"),
     click.option("--gpus-per-eval", type=int, default=0, help="Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one."),
     click.option("--python-bin", envvar="PYTHON_BIN", help="Python of the evaluation script.  [default: this one]"),
     click.option("--batch-size", envvar="BATCH_SIZE", type=int, default=8, show_default=True),
@@ -86,14 +93,14 @@ class WatchPlan:
         config: What to evaluate and how.
         spec: The model and its run.
         state_dir: Where the ledger is.
-        device_lists: One value of ``CUDA_LIST`` for each evaluation at a time.
+        launcher: What runs the evaluations.
         flags: The flags as given, for what concerns the command line alone.
     """
 
     config: WatchConfig
     spec: ModelSpec
     state_dir: Path
-    device_lists: tuple[str, ...]
+    launcher: Launcher
     flags: Mapping[str, Any]
 
 
@@ -143,7 +150,7 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         config=config,
         spec=_spec(flags, model_dir.name, test_data),
         state_dir=state_folder(flags["state_dir"], repo_root),
-        device_lists=split_devices(flags["cuda_list"], flags["gpus_per_eval"]),
+        launcher=choose_launcher(flags),
         flags=flags,
     )
 

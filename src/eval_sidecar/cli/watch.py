@@ -16,13 +16,13 @@ import click
 
 from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
+from eval_sidecar.cli.launching import STOPPING
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
-from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.loop import run_loop
 from eval_sidecar.notices import watch_folders
 from eval_sidecar.sidecar import Sidecar
@@ -46,7 +46,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     instance = instance_of(flags)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(stop, wake, "ending evaluations; their checkpoints stay pending"))
+        stack.enter_context(stopping(stop, wake, STOPPING[flags["launcher"]]))
         store = stack.enter_context(
             open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
         )
@@ -78,7 +78,7 @@ def _run(
 ) -> bool:
     """Do the work; return whether a signal ended it."""
     once = plan.flags["once"]
-    sidecar = Sidecar(plan.config, store, LocalLauncher(plan.device_lists))
+    sidecar = Sidecar(plan.config, store, plan.launcher)
     request = store.path.with_suffix(".retry")
 
     with show.progress(store):
@@ -100,9 +100,9 @@ def _run(
             if courier is not None and once:
                 courier.deliver_rest(stop)
         except BaseException:
-            # A second signal, or a ledger that cannot be saved: no evaluation is left behind.
+            # A second signal, or a ledger that cannot be saved: no process is left behind.
             with contextlib.suppress(StateError):
-                sidecar.cancel()
+                sidecar.leave()
             raise
         finally:
             if courier is not None:

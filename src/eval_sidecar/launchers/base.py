@@ -1,7 +1,7 @@
 """The contract between the sidecar and what runs evaluations: submit, poll, cancel.
 
-A launcher keeps nothing between calls. What it must know of a job is in the job's handle, plain JSON
-that the ledger keeps, so that a restarted sidecar finds the jobs of the one before it.
+What a launcher must know of a job is in the job's handle, plain JSON that the ledger keeps, so that a
+restarted sidecar finds the jobs of the one before it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from typing import Optional, Protocol
 
 from eval_sidecar.types import Handle, Job
 
+QUEUED = "queued"  # accepted, and not known to compute: waits for a machine, or nobody answers
 RUNNING = "running"
-ENDED = "ended"  # by itself, with an exit code
+ENDED = "ended"  # by its own doing: with an exit code, or over its time or memory
+EVICTED = "evicted"  # taken away by the machine: preempted, node failed
+CANCELLED = "cancelled"  # by a person
 LOST = "lost"  # without a trace: killed from outside, or the machine restarted
 
 
@@ -22,27 +25,40 @@ class JobState:
     """Where a job stands.
 
     Attributes:
-        phase: `RUNNING`, `ENDED` or `LOST`.
-        exit_code: Of a job that has ended.
-        reason: In words, where the launcher knows more than the code says.
+        phase: One of the constants above.
+        exit_code: Of a job that has ended, where it has one.
+        reason: In words, where the launcher knows more than the phase and the code say.
+        began: When a running job began to compute, seconds since the epoch; None where that is when it
+            was submitted.
     """
 
     phase: str
     exit_code: Optional[int] = None
     reason: Optional[str] = None
+    began: Optional[float] = None
 
 
 class Launcher(Protocol):
     """Runs evaluations somewhere."""
 
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at jobs under way."""
+        ...
+
     def free_slots(self, running: Sequence[Handle]) -> int:
         """How many more jobs may be submitted beside these."""
+        ...
+
+    def announce(self, job: Job) -> Handle:
+        """What finds a job again whose submission was cut short; saved before it is submitted."""
         ...
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job beside these and return at once.
 
         Raises:
+            BusyError: where no job is taken at the moment; nothing was started.
             LaunchError: where it cannot be started.
         """
         ...
@@ -52,5 +68,16 @@ class Launcher(Protocol):
         ...
 
     def cancel(self, handle: Handle) -> None:
-        """End a job with everything that it started; return when it has ended. Idempotent."""
+        """End a job with everything that it started; return when it has ended. Idempotent.
+
+        Raises:
+            LaunchError: where it goes on, or nobody can tell.
+        """
+        ...
+
+    def leave(self, handle: Handle) -> bool:
+        """Prepare a job for the sidecar's end; True where it goes on, for the next sidecar to collect.
+
+        A job that cannot go on alone is ended.
+        """
         ...

@@ -67,9 +67,18 @@ class LocalLauncher:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._mutex = threading.Lock()
 
+    @property
+    def pause(self) -> float:
+        """Looking at a process costs next to nothing."""
+        return 0.25
+
     def free_slots(self, running: Sequence[Handle]) -> int:
         """How many more jobs may be submitted beside these."""
         return max(0, len(self.device_lists) - len(running))
+
+    def announce(self, job: Job) -> Handle:
+        """The token is enough: every process of the job carries it."""
+        return {"token": job.token}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job on a device list that none of the running ones has."""
@@ -95,7 +104,7 @@ class LocalLauncher:
             ) from error
         self._children[child.pid] = child
         identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0.0)
-        return {**identity.to_json(), "token": job.token, "devices": free[0], "exit_file": str(exit_file)}
+        return {**self.announce(job), **identity.to_json(), "devices": free[0], "exit_file": str(exit_file)}
 
     def poll(self, handle: Handle) -> JobState:
         """Where a job stands, from its exit file; its process is only asked while there is none."""
@@ -126,6 +135,11 @@ class LocalLauncher:
         identity = ProcessIdentity.from_json(handle) if "pid" in handle else None
         end_family(identity, (_MARKER, handle["token"]), self.grace_seconds)
         self._reap(handle)
+
+    def leave(self, handle: Handle) -> bool:
+        """End the job: nobody expects GPUs to be busy after `stop`."""
+        self.cancel(handle)
+        return False
 
     def _reap(self, handle: Handle) -> Optional[int]:
         """The exit code of a child of ours that has ended; collecting it leaves no zombie."""

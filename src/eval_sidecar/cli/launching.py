@@ -1,0 +1,113 @@
+"""Which launcher new evaluations go to, by the flags; those under way stay with the one that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.launchers.base import JobState, Launcher
+from eval_sidecar.launchers.local import LocalLauncher, split_devices
+from eval_sidecar.launchers.slurm import KIND as SLURM
+from eval_sidecar.launchers.slurm import SlurmLauncher, require_slurm, sbatch_parameters
+from eval_sidecar.types import Handle, Job
+
+LOCAL = "local"
+#: How many Slurm jobs are in flight unless the user says otherwise.
+_MAX_JOBS = 4
+_SLURM_FLAGS = ("slurm_partition", "slurm_gres", "slurm_time", "slurm_extra", "max_jobs")
+
+#: What the first signal does, in words.
+STOPPING = {
+    LOCAL: "ending evaluations; their checkpoints stay pending",
+    SLURM: "Slurm jobs go on, and the next start collects them",
+}
+
+
+class Launchers:
+    """A launcher for new jobs, and every other for what it has under way from before.
+
+    Without this, a start with another ``--launcher`` would evaluate a second time what still runs.
+    """
+
+    def __init__(self, chosen: str, launchers: Mapping[str, Launcher]) -> None:
+        self._kind = chosen
+        self._chosen = launchers[chosen]
+        self._launchers = launchers
+
+    @property
+    def pause(self) -> float:
+        """As the chosen one wants it."""
+        return self._chosen.pause
+
+    def free_slots(self, running: Sequence[Handle]) -> int:
+        """How many more jobs the chosen one takes; those of others do not count."""
+        return self._chosen.free_slots(self._own(running))
+
+    def announce(self, job: Job) -> Handle:
+        """See `Launcher`."""
+        return self._chosen.announce(job)
+
+    def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
+        """See `Launcher`."""
+        return self._chosen.submit(job, self._own(running))
+
+    def poll(self, handle: Handle) -> JobState:
+        """See `Launcher`."""
+        return self._of(handle).poll(handle)
+
+    def cancel(self, handle: Handle) -> None:
+        """See `Launcher`."""
+        self._of(handle).cancel(handle)
+
+    def leave(self, handle: Handle) -> bool:
+        """See `Launcher`."""
+        return self._of(handle).leave(handle)
+
+    def _of(self, handle: Handle) -> Launcher:
+        return self._launchers[_kind(handle)]
+
+    def _own(self, running: Sequence[Handle]) -> list[Handle]:
+        return [handle for handle in running if _kind(handle) == self._kind]
+
+
+def _kind(handle: Handle) -> str:
+    kind: str = handle.get("launcher", LOCAL)
+    return kind
+
+
+def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
+    """The launcher that the flags ask for.
+
+    Raises:
+        UsageError: where flags do not go together, or what the launcher needs is not there.
+    """
+    extras = sbatch_parameters(
+        flags["slurm_extra"],
+        partition=flags["slurm_partition"],
+        gres=flags["slurm_gres"],
+        time=flags["slurm_time"],
+    )
+    if flags["launcher"] == SLURM:
+        require_slurm()
+    else:
+        for name in _SLURM_FLAGS:
+            if flags[name]:
+                raise UsageError(f"--{name.replace('_', '-')} is of no use without --launcher slurm")
+    return Launchers(
+        flags["launcher"],
+        {
+            LOCAL: LocalLauncher(split_devices(flags["cuda_list"], flags["gpus_per_eval"])),
+            SLURM: SlurmLauncher(
+                flags["max_jobs"] or _MAX_JOBS,
+                extras,
+                flags["cuda_list"],
+                ask_every=min(10.0, flags["poll_interval_seconds"]),
+            ),
+        },
+    )
+
+
+def launcher_of_old_jobs() -> Launchers:
+    """One that submits nothing, for what a sidecar has left under way."""
+    return Launchers(LOCAL, {LOCAL: LocalLauncher(()), SLURM: SlurmLauncher(0, {}, "")})

@@ -1,0 +1,179 @@
+"""What Slurm says about jobs: one `squeue` for all of them, `scancel`, and the traces that a job leaves.
+
+A command that fails is no answer: it says nothing about any job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a command of Slurm's may take; it gives up by itself long before where nobody answers.
+_PATIENCE = 60.0
+#: States of a job that will not run any more (squeue(1), JOB STATE CODES).
+_ENDED = frozenset(
+    {
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "REVOKED", "TIMEOUT"),
+    }
+)
+_COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
+# What slurmstepd writes into a job's output when it ends the job, and the state that this stands for.
+_LAST_WORDS = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: due to ([^*]+?))? \*\*\*", re.I)
+_CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job as `squeue` shows it.
+
+    Attributes:
+        job_id: Slurm's number.
+        state: ``PENDING``, ``RUNNING``, ``TIMEOUT``, …
+        reason: Why it is in that state, in Slurm's word; empty where there is none.
+        began: Start, seconds since the epoch; None where it has not begun.
+        nodes: Where it runs; empty where it does not.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    began: Optional[float] = None
+    nodes: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs, and nothing will."""
+        return self.state in _ENDED
+
+    @property
+    def computes(self) -> bool:
+        """Whether it has a machine and uses it."""
+        return self.state in _COMPUTES
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        nodes = f" on {self.nodes}" if self.nodes and self.computes else ""
+        return f"Slurm job {self.job_id}: {self.state}{reason}{nodes}"
+
+
+class Queue:
+    """This user's jobs.
+
+    Args:
+        ask_every: Seconds for which an answer is good; the controller serves a whole cluster.
+        monotonic: Seconds since some moment, never set back.
+    """
+
+    def __init__(self, ask_every: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._ask_every = ask_every
+        self._monotonic = monotonic
+        self._asked: Optional[float] = None
+        self._jobs: Optional[dict[str, QueuedJob]] = None
+        self._problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why there was no answer the last time; empty where there was one."""
+        return self._problem
+
+    def jobs(self, *, now: bool = False) -> Optional[Mapping[str, QueuedJob]]:
+        """Jobs by name, with those that have ended lately; None where nobody answers.
+
+        Args:
+            now: Ask again, however new the last answer is.
+        """
+        if now or self._asked is None or self._monotonic() - self._asked >= self._ask_every:
+            # Every job of the user, since a list of numbers is refused once Slurm has forgotten one of them.
+            user = f"--user={os.getuid()}"
+            said, problem = _call(
+                ["squeue", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%N|%j"],
+                SLURM_TIME_FORMAT="%s",
+            )
+            self._jobs = None if said is None else _read_jobs(said)
+            self._asked = self._monotonic()
+            self._tell(problem)
+        return self._jobs
+
+    def forget(self) -> None:
+        """Drop the last answer: a job has been submitted since."""
+        self._asked = None
+
+    def cancel(self, name: str) -> str:
+        """Ask Slurm to end a job; return why it could not be asked, else an empty text."""
+        self.forget()
+        return _call(["scancel", f"--user={os.getuid()}", f"--name={name}"])[1]
+
+    def _tell(self, problem: str) -> None:
+        if problem and not self._problem:
+            log.warning("%s; jobs under way are left as they are until it answers", problem)
+        elif self._problem and not problem:
+            log.info("squeue answers again")
+        self._problem = problem
+
+
+def accounted_state(name: str) -> str:
+    """How accounting remembers a job that the queue has forgotten; empty where there is no accounting."""
+    said, _ = _call(
+        [
+            *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days"),
+            *(f"--name={name}", "--format=State"),
+        ]
+    )
+    words = (said or "").split()  # "CANCELLED by 1000"
+    return words[0] if words else ""
+
+
+def state_from_output(output: Path) -> str:
+    """The state that Slurm's last words in a job's output stand for; empty where there are none."""
+    try:
+        text = output.read_text(errors="replace")
+    except OSError:
+        return ""
+    if re.search(r"oom[-_]kill event", text):
+        return "OUT_OF_MEMORY"
+    said = [match.group(1) or "" for match in _LAST_WORDS.finditer(text)]
+    if not said:
+        return ""
+    cause = said[-1].upper().partition(",")[0]
+    # Without a cause, or "due to signal Terminated", somebody has cancelled it.
+    return next((state for words, state in _CAUSES.items() if words in cause), "CANCELLED")
+
+
+def _read_jobs(said: str) -> dict[str, QueuedJob]:
+    jobs = {}
+    for line in said.splitlines():
+        job_id, state, reason, start, nodes, name = line.split("|", 5)
+        began = float(start) if start.isdecimal() and state in _COMPUTES else None
+        jobs[name] = QueuedJob(job_id, state, "" if reason == "None" else reason, began, nodes)
+    return jobs
+
+
+def _call(command: Sequence[str], **variables: str) -> tuple[Optional[str], str]:
+    """What a command printed and an empty text; or None and why it failed."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+            env={**os.environ, **variables},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{command[0]} does not answer ({error})"
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        return None, f"{command[0]} does not answer ({said})"
+    return done.stdout, ""

@@ -1,0 +1,62 @@
+"""What an evaluation that is over has left: its numbers, or why there are none that count."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Optional
+
+from eval_sidecar.completeness import fingerprint
+from eval_sidecar.errors import ResultError
+from eval_sidecar.files import set_aside
+from eval_sidecar.ledger import Running
+from eval_sidecar.results import read_result, stamp
+from eval_sidecar.types import Result
+
+log = logging.getLogger(__name__)
+
+
+def was_rewritten(running: Running) -> bool:
+    """Whether a file of the checkpoint was changed since. One that was deleted was read before; one that
+    was added is none of the trainer's, who has finished: an evaluation script may keep something there.
+    """
+    now = {name: (size, mtime) for name, size, mtime in fingerprint(Path(running.path))}
+    return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in running.fingerprint)
+
+
+def read_new_result(running: Running, path: Path) -> Result:
+    """The numbers that an evaluation has written.
+
+    Raises:
+        ResultError: where there are none, or none that were not there before.
+    """
+    _look_anew(path)
+    if stamp(path) in (None, running.before):
+        raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}")
+    return read_result(path)
+
+
+def _look_anew(path: Path) -> None:
+    """Open the folders above a file that another machine may have written: until then, NFS goes on for a
+    while showing what was there before.
+    """
+    for folder in reversed(list(path.parents)[:3]):
+        # A folder that cannot be opened is no news: reading the file says what is wrong.
+        with contextlib.suppress(OSError):
+            any(folder.iterdir())
+
+
+def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
+    """Put numbers aside that an evaluation has written which did not end well: else they would be taken."""
+    if running is None or running.metrics is None:
+        return
+    metrics = Path(running.metrics)
+    try:
+        if stamp(metrics) in (None, running.before):
+            return
+    except ResultError:
+        return  # no file that could be taken
+    log.warning(
+        "what an evaluation had written that did not end well is kept as %s", set_aside(metrics, reason)
+    )

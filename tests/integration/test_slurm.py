@@ -1,0 +1,227 @@
+"""Evaluations on a real Slurm: one node, started here, stopped in the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_cluster import Cluster, require_programs
+from toolbox import Command, Repository, wait_until
+
+pytest.importorskip("submitit")
+
+#: In one test process, so that one Slurm serves them all (`--dist loadgroup`).
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+
+FLAGS = ("--launcher", "slurm", "--poll-interval-seconds", "0.2")
+
+
+@pytest.fixture(scope="module")
+def running_cluster() -> Iterator[Cluster]:
+    require_programs()
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path may have 108 characters
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster, repository: Repository) -> Iterator[Cluster]:
+    """The cluster with an empty queue, and a repository whose commands use it."""
+    repository.extra.update(running_cluster.environment)
+    yield running_cluster
+    for process in repository.processes():
+        if "eval_sidecar" in " ".join(process.cmdline()):
+            process.kill()
+    running_cluster.clear()
+
+
+def watch(repository: Repository, *flags: str) -> Command:
+    return repository.run(*FLAGS, *flags)
+
+
+def failure(repository: Repository, step: int) -> dict[str, object]:
+    """The failure of a step that the ledger knows, once it does."""
+    return wait_until(lambda: repository.state["failed_steps"].get(str(step)), f"a failure of {step}")
+
+
+def kill(command: Command) -> None:
+    """Kill the sidecar at once, as a machine that restarts does."""
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+
+
+def test_checkpoints_are_evaluated_as_jobs_and_no_more_than_max_jobs_at_a_time(cluster, repository):
+    for step in (100, 200, 300):
+        repository.checkpoint(step)
+    repository.block()
+    sidecar = watch(repository, "--max-jobs", "2")
+    repository.wait_for_call(100)
+    repository.wait_for_call(200)
+    wait_until(lambda: str(repository.state).count(": RUNNING on") == 2, "both being seen to run")
+    assert len(cluster.jobs()) == 2
+    repository.release()
+    repository.wait_for_result(100, 200, 300)
+    assert sorted(repository.calls) == ["checkpoint-100", "checkpoint-200", "checkpoint-300"]
+    assert repository.seen_by_script(100)["CUDA_LIST"] == "0"
+    assert "SLURM_JOB_ID" in repository.seen_by_script(100)
+    log = repository.manager / "evaluations" / repository.model / "checkpoint-100.log"
+    assert log.read_text() == f"evaluating checkpoint-100 of {repository.model_dir}\n"
+    sidecar.signal(signal.SIGTERM)
+    assert sidecar.wait() == 0
+
+
+def test_a_sidecar_that_was_killed_is_followed_by_one_that_submits_nothing_again(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    first = watch(repository)
+    repository.wait_for_call(100)
+    kill(first)
+    watch(repository)
+    repository.release()
+    repository.wait_for_result(100)
+    assert repository.calls == ["checkpoint-100"]
+
+
+def test_a_sidecar_killed_before_sbatch_has_returned_evaluates_the_checkpoint_once(cluster, repository):
+    repository.checkpoint(100)
+    real = shutil.which("sbatch")
+    repository.add_python("sbatch", f'{real} "$@"; kill -9 $PPID')
+    first = watch(repository)
+    cluster.wait_for("RUNNING")
+    assert first.wait() != 0
+    (repository.home / "bin/sbatch").unlink()
+    assert repository.once(*FLAGS).returncode == 0
+    assert repository.calls == ["checkpoint-100"]
+    assert not cluster.jobs(), "the job that would have waited in vain is ended"
+
+
+def test_a_stop_leaves_jobs_to_the_next_start_and_says_so(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    repository.start(*FLAGS)
+    repository.wait_for_call(100)
+    job = cluster.wait_for("RUNNING")
+    done = repository.sidecar("stop", "--instance", "cb64")
+    assert f"checkpoint-100 is left to the next start: Slurm job {job}: RUNNING" in done.stdout
+    shown = repository.status()["models"][0]["running"][0]
+    assert shown["job"]["job_id"] == str(job)
+    assert f"Slurm job {job}: RUNNING" in shown["state"]
+    assert f"Slurm job {job}: RUNNING" in repository.sidecar("status", "--instance", "cb64").stdout
+    repository.release()
+    assert repository.once(*FLAGS).returncode == 0
+    assert repository.calls == ["checkpoint-100"]
+
+
+def test_a_start_with_the_local_launcher_collects_the_job_too(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    first = watch(repository)
+    repository.wait_for_call(100)
+    kill(first)
+    repository.run("--poll-interval-seconds", "0.2")
+    repository.release()
+    repository.wait_for_result(100)
+    assert repository.calls == ["checkpoint-100"]
+
+
+def test_a_job_that_waits_shows_slurms_reason_and_one_cancelled_by_hand_stays_so(cluster, repository):
+    repository.checkpoint(100)
+    watch(repository, "--slurm-extra", "begin=now+1hour")
+    job = cluster.wait_for("PENDING")
+    explain = ("explain", "--sft-root", str(repository.model_dir), "100")
+    said = f"Slurm job {job}: PENDING (BeginTime)"
+    wait_until(lambda: said in repository.sidecar(*explain).stdout, said)
+    cluster.ask("scancel", str(job))
+    failed = failure(repository, 100)
+    assert f"Slurm job {job}: CANCELLED" in failed["error"]
+    assert failed["final"] and failed["attempts"] == 1
+    assert f"Slurm job {job}: CANCELLED" in repository.sidecar(*explain).stdout
+    assert not cluster.jobs(), "it is not submitted again"
+
+
+def test_a_job_cancelled_while_it_runs_is_taken_up_by_retry(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    watch(repository)
+    repository.wait_for_call(100)
+    cluster.ask("scancel", str(cluster.wait_for("RUNNING")))
+    assert failure(repository, 100)["final"]
+    repository.release()
+    repository.sidecar("retry", "--sft-root", str(repository.model_dir))
+    repository.wait_for_result(100)
+
+
+def test_a_script_that_fails_is_tried_as_often_as_max_attempts_allows(cluster, repository):
+    repository.checkpoint(100)
+    repository.fail(100, "CUDA out of memory")
+    done = repository.once(*FLAGS)
+    assert done.returncode == 1
+    assert "the evaluation script ended with exit code 7: CUDA out of memory" in done.stderr
+    assert repository.calls == ["checkpoint-100"] * 2
+    assert failure(repository, 100)["attempts"] == 2
+
+
+def test_a_preempted_job_is_submitted_again_and_costs_no_attempt(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    watch(repository)
+    repository.wait_for_call(100)
+    cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true")
+    repository.wait_for_call(100, times=2)
+    entry = repository.state["checkpoints"]["100"]
+    assert len(entry["evictions"]) == 1 and "PREEMPTED" in entry["evictions"][0]
+    assert repository.state["failed_steps"] == {}
+    repository.release()
+    repository.wait_for_result(100)
+
+
+def test_a_job_that_slurm_refuses_fails_with_slurms_words(cluster, repository):
+    repository.checkpoint(100)
+    done = repository.once(*FLAGS, "--slurm-partition", "nosuch")
+    assert done.returncode == 1
+    assert "Slurm refuses the job" in done.stderr and "nvalid partition" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_time_out_is_named_and_uses_an_attempt(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    watch(repository, "--slurm-time", "10")
+    repository.wait_for_call(100)
+    job = cluster.wait_for("RUNNING")
+    # The controller looks at time limits every 30 s from its start on: hence this test's place in the file.
+    cluster.ask("scontrol", "update", f"jobid={job}", "EndTime=now+1")
+    failed = failure(repository, 100)
+    assert f"Slurm job {job}: TIMEOUT" in failed["error"] and "--slurm-time" in failed["error"]
+    assert failed["attempts"] == 1 and not failed.get("final")
+    repository.release()
+    repository.wait_for_result(100)
+    assert repository.calls == ["checkpoint-100"] * 2
+
+
+def test_a_controller_that_restarts_ends_nothing(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    sidecar = watch(repository)
+    repository.wait_for_call(100)
+    cluster.stop_controller()
+    try:
+        wait_until(lambda: "squeue does not answer" in sidecar.output, "the sidecar noticing")
+        repository.checkpoint(200)
+    finally:
+        cluster.start_controller()
+    repository.release()
+    repository.wait_for_result(100, 200)
+    assert repository.calls == ["checkpoint-100", "checkpoint-200"]
+    assert "failed" not in sidecar.output
