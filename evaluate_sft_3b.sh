@@ -11,30 +11,45 @@
 # EVAL_SIDECAR_WARM is set by `eval-sidecar watch --warm`: the evaluation is done by a process that it keeps.
 set -euo pipefail
 
+# One line, whatever the name of a folder holds.
+say() { printf '%s\n' "${1//[[:cntrl:]]/?}" >&2; }
+
 fail() {
-    printf 'error: %s\n' "$*" >&2
+    say "error: $1"
     exit 2
 }
 
-# Whether a Python can run the evaluator; finds the libraries without importing them.
+# Whether a Python can run the evaluator; finds the libraries without importing them, and not in the working
+# directory, where a folder of results may have their name.
 can_evaluate() {
     "$1" -c '
 import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")))
+sys.path[:] = filter(None, sys.path)
+found = [importlib.util.find_spec(name) for name in ("torch", "transformers")]
+sys.exit(any(spec is None or spec.origin is None for spec in found))
 ' >/dev/null 2>&1
 }
 
 [ "$#" -eq 1 ] && [ -n "$1" ] || fail "usage: bash evaluate_sft_3b.sh <sft-root>"
-here=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+here=${BASH_SOURCE[0]%/*}
+[ "$here" != "${BASH_SOURCE[0]}" ] || here=.
+# The dot keeps a line break at the end of a name.
+here=$(CDPATH='' cd -P -- "$here" && printf '%s.' "$PWD")
+here=${here%.}
 root=$1
+case $root in -*) root=./$root ;; esac
 while [ "$root" != / ] && [ "${root%/}" != "$root" ]; do root=${root%/}; done
 [ -d "$root" ] || fail "$root: no such folder"
 
 category=${CATEGORY:-Industrial_and_Scientific}
+test_data=${TEST_DATA_PATH:-data/$category/sft/test.json}
+index=${INDEX_PATH:-data/$category/id2sid.json}
+case $test_data in -*) test_data=./$test_data ;; esac
+case $index in -*) index=./$index ;; esac
 python=${PYTHON_BIN:-python}
 if ! can_evaluate "$python"; then
     if can_evaluate "$here/.venv/bin/python"; then
-        printf '%s has no torch and transformers: using %s\n' "$python" "$here/.venv/bin/python" >&2
+        say "$python has no torch and transformers: using $here/.venv/bin/python"
         python=$here/.venv/bin/python
     else
         fail "$python has no torch and transformers: set PYTHON_BIN, or pip install 'eval-sidecar[genrec]'"
@@ -48,6 +63,7 @@ if [ -n "${list//[[:space:]]/}" ]; then
     if [ -d "$root/$list" ]; then
         set -- --checkpoint "$root/$list"
     elif [ -d "$list" ]; then
+        case $list in -*) list=./$list ;; esac
         set -- --checkpoint "$list"
     else
         IFS=$' \t\n' read -r -d '' -a names <<<"$list" || true
@@ -75,10 +91,12 @@ fi
 if [ -n "${EVAL_SIDECAR_WARM:-}" ]; then set -- "$@" --warm "$EVAL_SIDECAR_WARM"; fi
 
 export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}"
+# Nor do the evaluator's own processes import from the working directory (since Python 3.11).
+export PYTHONSAFEPATH=1
 # exec: a signal to this process is one to the evaluation.
-exec "$python" -m eval_sidecar.genrec "$@" \
-    --test-data "${TEST_DATA_PATH:-data/$category/sft/test.json}" \
-    --index "${INDEX_PATH:-data/$category/id2sid.json}" \
+exec -- "$python" -m eval_sidecar.genrec "$@" \
+    --test-data "$test_data" \
+    --index "$index" \
     --output-root results \
     --devices "${CUDA_LIST:-0}" \
     --batch-size "${BATCH_SIZE:-8}" \

@@ -6,21 +6,28 @@
 #   SIDECAR_PY                the sidecar's Python script (eval_wandb_sidecar.py in the repository)
 set -euo pipefail
 
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+fail() {
+  local code=$1
+  # One line, whatever a name holds.
+  printf '%s: %s\n' sync_results_from_remote.sh "${2//[[:cntrl:]]/?}" >&2
+  exit "$code"
+}
+
+here=${BASH_SOURCE[0]%/*}
+[[ "$here" != "${BASH_SOURCE[0]}" ]] || here=.
 if [[ -z "${PYTHON_BIN:-}" ]]; then
   PYTHON_BIN=python
   command -v python >/dev/null || PYTHON_BIN=python3
 fi
 sidecar_py=${SIDECAR_PY:-./eval_wandb_sidecar.py}
 [[ -n "${SIDECAR_PY:-}" || -f "$sidecar_py" ]] || sidecar_py=$here/../eval_wandb_sidecar.py
+[[ "$sidecar_py" != -* ]] || sidecar_py=./$sidecar_py
 
 if ! command -v -- "$PYTHON_BIN" >/dev/null; then
-  echo "sync_results_from_remote.sh: $PYTHON_BIN: command not found; set PYTHON_BIN, such as PYTHON_BIN=python3" >&2
-  exit 127
+  fail 127 "$PYTHON_BIN: command not found; set PYTHON_BIN, such as PYTHON_BIN=python3"
 fi
 if [[ ! -f "$sidecar_py" ]]; then
-  echo "sync_results_from_remote.sh: SIDECAR_PY $sidecar_py: there is no such file" >&2
-  exit 2
+  fail 2 "SIDECAR_PY $sidecar_py: there is no such file"
 fi
 
 command=${1:-}
@@ -31,8 +38,7 @@ case "$command" in
     [[ -n "$command" ]] && exit 0 || exit 2
     ;;
   *)
-    echo "sync_results_from_remote.sh: unknown command $command (pack, unpack)" >&2
-    exit 2
+    fail 2 "unknown command $command (pack, unpack)"
     ;;
 esac
-exec "$PYTHON_BIN" "$sidecar_py" "$command" "$@"
+exec -- "$PYTHON_BIN" "$sidecar_py" "$command" "$@"

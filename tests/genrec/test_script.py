@@ -127,9 +127,50 @@ def test_a_python_without_torch_gives_way_to_the_one_beside_the_script(tmp_path,
     assert output.is_file()
 
 
+def test_paths_that_begin_with_a_dash_are_no_flags(call, tmp_path):
+    (tmp_path / "-mo del" / "checkpoint-5").mkdir(parents=True)
+    arguments = call("-mo del/", TEST_DATA_PATH="-test.json", INDEX_PATH="-index.json")
+    assert checkpoints(arguments) == ["./-mo del/checkpoint-5"]
+    assert {"--test-data": "./-test.json", "--index": "./-index.json"}.items() <= values(
+        arguments[1:]
+    ).items()
+    assert checkpoints(call(tmp_path, CKPT_LIST="-mo del/checkpoint-5")) == [
+        f"{tmp_path}/-mo del/checkpoint-5"
+    ]
+
+
+def test_no_name_of_a_folder_is_run_or_breaks_the_line(call, tmp_path):
+    name = "a $(touch pwned) `touch pwned` 'b' \"c\" *\n\x1b[31m"
+    (tmp_path / name / "checkpoint-5").mkdir(parents=True)
+    arguments = "\n".join(call(tmp_path / name, CKPT_LIST=str(tmp_path / name / "checkpoint-5")))
+    assert f"--checkpoint\n{tmp_path}/{name}/checkpoint-5\n--test-data" in arguments
+    refused = call(tmp_path / name / "checkpoint-5\n", code=2)
+    assert refused.count("\n") == 1 and "\x1b" not in refused
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_folder_named_as_a_library_is_none(tmp_path, root):
+    for name in ("torch", "transformers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    bare = tmp_path / "python"
+    bare.write_text(f"#!/bin/sh\nexec '{sys.executable}' -S \"$@\"\n")
+    bare.chmod(0o755)
+    (tmp_path / "evaluate_sft_3b.sh").write_text(SCRIPT.read_text())
+    done = subprocess.run(
+        ["bash", "evaluate_sft_3b.sh", str(root)],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHON_BIN": str(bare)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"error: {bare} has no torch and transformers")
+
+
 def test_an_evaluation_runs_through_the_script(tiny, tmp_path):
     folder = tmp_path / 'it\'s a "place"'
-    folder.mkdir()
+    for name in ("torch", "transformers"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise SystemExit('a folder of the user was run')")
     model = folder / "mo del"
     model.symlink_to(tiny.folder / "model")
     for name in ("id2sid.json", "test.json"):
