@@ -25,11 +25,23 @@ from eval_sidecar.status import describe
 from eval_sidecar.store import load, open_store
 
 _instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
-#: Flags that commands of the first scripts were given and that mean nothing to these.
-_LENIENT: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+#: Flags that commands of the first scripts were given and that mean nothing to these. Without -h: the value
+#: of such a flag may begin with a dash, and any "h" in it would ask for help.
+_LENIENT: dict[str, Any] = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": ["--help"],
+}
 
 
-@click.command(context_settings=_LENIENT)
+class _Lenient(click.Command):
+    """A command that ignores flags it does not know."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--help"] if "-h" in args else args)
+
+
+@click.command(cls=_Lenient, context_settings=_LENIENT)
 @_instance_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start(instance: str, arguments: Sequence[str]) -> None:
@@ -39,7 +51,7 @@ def start(instance: str, arguments: Sequence[str]) -> None:
     say(f"started {instance} (pid {pid}), log: {chosen.log_file}")
 
 
-@click.command(context_settings=_LENIENT)
+@click.command(cls=_Lenient, context_settings=_LENIENT)
 @_instance_option
 def stop(instance: str) -> None:
     """End an instance with its local evaluations, whose checkpoints stay pending; Slurm jobs go on."""
@@ -82,7 +94,7 @@ def _state_files(instance: Instance) -> list[Path]:
     return [Path(path) for path in daemon.read_record(instance).get("state_files", [])]
 
 
-@click.command(context_settings=_LENIENT)
+@click.command(cls=_Lenient, context_settings=_LENIENT)
 @click.option("--instance", envvar="INSTANCE", help="[default: all of them]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(instance: Optional[str], as_json: bool) -> int:
@@ -164,7 +176,7 @@ def _job_line(job: dict[str, Any], *, alone: bool) -> str:
     return f"{job['checkpoint']}: {job['state']} {took}, log: {job['log']}{left}"
 
 
-@click.command(context_settings=_LENIENT)
+@click.command(cls=_Lenient, context_settings=_LENIENT)
 @_instance_option
 @click.option(
     "-n", "--lines", default=50, show_default=True, help="How many of the last lines to begin with."

@@ -1,0 +1,117 @@
+"""The shell scripts, with paths and names of every kind: blanks, quotes, line breaks, commands, dashes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toolbox import CHECKOUT, Repository, assert_refused, wait_until
+
+#: Everything that a shell could take for something else.
+AWKWARD = "-rf 'a' \"b\" $(touch pwned) `touch pwned` $HOME ; touch pwned & *[a-z]? \\n %s\nend"
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Iterator[Repository]:
+    """A repository where everything that has a name has an awkward one."""
+    made = Repository(tmp_path / f"{AWKWARD}\n", model=AWKWARD)
+    (made.root / "scripts").mkdir()
+    shutil.copy(CHECKOUT / "scripts/sync_results_from_remote.sh", made.root / "scripts")
+    # A relative `cd` would look there first, and say where it went.
+    (tmp_path / "cdpath/scripts").mkdir(parents=True)
+    made.add_python("-python", (made.home / "bin/python").read_text().partition("\n")[2])
+    made.extra.update(CDPATH=str(tmp_path / "cdpath"), PYTHON_BIN="-python")
+    yield made
+    made.clean_up()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_an_instance_is_managed_with_awkward_names_all_over(awkward: Repository) -> None:
+    (awkward.root / "eval_wandb_sidecar.py").rename(awkward.root / f"-{AWKWARD}.py")
+    (awkward.root / "eval_wandb_sidecar.sh").rename(awkward.root / "scripts/run it.sh")
+    manager = awkward.root / AWKWARD / "log"
+    awkward.extra.update(MANAGER_DIR=f"{AWKWARD}/log", INSTANCE=AWKWARD, SIDECAR_PY=f"-{AWKWARD}.py")
+    awkward.checkpoint(100)
+    flags = [
+        *("--sft-root", f"saves/{AWKWARD}", "--repo-root", ".", "--disable-wandb", "--category"),
+        *("Instruments_grec", "--python-bin", "python", "--state-dir", AWKWARD),
+    ]
+    script = ("bash", "scripts/run it.sh")
+    started = awkward.execute(*script, "start", *flags)
+    assert started.returncode == 0, started.stderr
+    status = json.loads(awkward.execute(*script, "status", "--json").stdout)
+    assert (status["instance"], status["running"]) == (AWKWARD, True)
+    assert Path(status["log"]).parent == manager
+    wait_until(awkward.metrics(100).exists, "the result")
+    assert "--instance" in awkward.execute(*script, "stop", "-h").stdout
+    stopped = awkward.execute(*script, "stop", "--sft-root", AWKWARD)
+    assert stopped.stdout.startswith("stopped"), stopped.stdout
+    assert awkward.calls == ["checkpoint-100"]
+    assert {path.parent for path in manager.glob("*.*")} == {manager}
+    assert not [path for path in manager.iterdir() if path.name.startswith("-")]
+
+
+@pytest.mark.parametrize("name", ["../../x", "--help\n"])
+def test_the_files_of_an_instance_stay_in_the_manager_folder(awkward: Repository, name: str) -> None:
+    def files() -> set[Path]:
+        return {path for path in awkward.root.parent.rglob("*") if "commands" not in path.parts}
+
+    before = files()
+    done = awkward.sidecar("start", "--instance", name, "--sft-root", "nowhere")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    new = files() - before
+    assert [path.parent for path in new if path.is_file()] == [awkward.manager]
+
+
+def test_results_are_carried_with_awkward_names_all_over(awkward: Repository) -> None:
+    metrics = awkward.root / "-results" / AWKWARD / "checkpoint-100" / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"HR@10": 0.5}')
+    (awkward.root / AWKWARD).mkdir()
+    sync = ("bash", "scripts/sync_results_from_remote.sh")
+    packed = awkward.execute(*sync, "pack", "--results-root=-results", f"--output-dir={AWKWARD}")
+    assert packed.returncode == 0, packed.stderr
+    (archive,) = (awkward.root / AWKWARD).iterdir()
+    shutil.rmtree(awkward.root / "-results")
+    unpacked = awkward.execute(*sync, "unpack", "--results-root=-results", "--", f"{AWKWARD}/{archive.name}")
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert metrics.read_text() == '{"HR@10": 0.5}'
+
+
+@pytest.mark.parametrize("script", ["eval_wandb_sidecar.sh", "scripts/sync_results_from_remote.sh"])
+def test_what_a_script_refuses_is_named_in_one_line(awkward: Repository, script: str) -> None:
+    assert_refused(awkward.execute("bash", script, "do\nthis"), "unknown command do?this")
+    assert_refused(
+        awkward.execute("bash", script, "pack", env={"PYTHON_BIN": "no\npython"}), "no?python: command not"
+    )
+    assert_refused(
+        awkward.execute("bash", script, "pack", env={"SIDECAR_PY": "-no\n.py"}), "./-no?.py: there"
+    )
+
+
+def test_the_quickstart_finds_its_checkout_at_any_path(tmp_path: Path) -> None:
+    root = tmp_path / f"{AWKWARD}x"
+    (root / "scripts").mkdir(parents=True)
+    (root / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "cdpath/scripts").mkdir(parents=True)
+    shutil.copy(CHECKOUT / "scripts/quickstart", root / "scripts")
+    setup, python = root / "scripts/setup", root / ".venv/bin/python"
+    setup.write_text("#!/bin/sh\n")
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\0" "$@"\n')
+    for program in (setup, python):
+        program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "scripts/quickstart", AWKWARD],
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "CDPATH": str(tmp_path / "cdpath")},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout.split("\0")[:2] == [f"{root}/examples/quickstart/run.py", AWKWARD]
+    assert not list(tmp_path.rglob("pwned"))
