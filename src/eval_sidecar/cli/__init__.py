@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,29 +16,55 @@ import click
 from click.core import ParameterSource
 
 import eval_sidecar
-from eval_sidecar.cli.checkpoints import explain, retry
-from eval_sidecar.cli.manage import start, status, stop, tail
 from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
-from eval_sidecar.cli.transfer import pack_command, unpack_command
-from eval_sidecar.cli.upload import prepare_manifest, receipt, upload, verify
-from eval_sidecar.cli.watch import watch
 from eval_sidecar.errors import DaemonError, SidecarError, UsageError
 
 #: Commands of the first scripts, which do one of two jobs depending on their flags.
 _EITHER = ("run", "once")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+#: Each command: its module here, its name there, and what it does.
+_COMMANDS = {
+    "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
+    "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
+    "prepare-manifest": ("upload", "prepare_manifest", "Write down which models there are in results"),
+    "receipt": ("upload", "receipt", "Write what is confirmed"),
+    "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
+    "start": ("manage", "start", "Run in the background, with the flags of `run`"),
+    "status": ("manage", "status", "Say what an instance does."),
+    "stop": ("manage", "stop", "End an instance with its local evaluations"),
+    "tail": ("manage", "tail", "Follow an instance's log for as long as it runs."),
+    "unpack": ("transfer", "unpack_command", "Bring an archive of `pack` into the results"),
+    "upload": ("upload", "upload", "Upload the results of a manifest's models"),
+    "verify": ("upload", "verify", "Compare ledgers and server, point by point."),
+    "watch": ("watch", "watch", "Evaluate the checkpoints of a training as they appear"),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for: importing all takes longer than most of them run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text.rstrip(".")) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(eval_sidecar.__version__, prog_name="eval-sidecar")
 def cli() -> None:
     """Evaluate every checkpoint of a training once, on one W&B curve per model."""
-
-
-for _command in (
-    *(watch, start, stop, status, tail, explain, retry),
-    *(prepare_manifest, pack_command, unpack_command, upload, verify, receipt),
-):
-    cli.add_command(_command)
 
 
 def resolve(arguments: Sequence[str]) -> list[str]:
