@@ -89,6 +89,8 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
         time=flags["slurm_time"],
     )
     if flags["launcher"] == SLURM:
+        if flags["warm"]:
+            raise UsageError("--warm is of no use with --launcher slurm: nothing outlives the job that it is in")
         require_slurm()
     else:
         for name in _SLURM_FLAGS:
