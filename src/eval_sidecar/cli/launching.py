@@ -90,7 +90,9 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
     )
     if flags["launcher"] == SLURM:
         if flags["warm"]:
-            raise UsageError("--warm is of no use with --launcher slurm: nothing outlives the job that it is in")
+            raise UsageError(
+                "--warm is of no use with --launcher slurm: nothing outlives the job that it is in"
+            )
         require_slurm()
     else:
         for name in _SLURM_FLAGS:

@@ -1,0 +1,257 @@
+"""Warm processes: what comes out is what a process of its own gives, and none stays that nobody needs."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import genrec_oracle as oracle
+from eval_sidecar.genrec.cli import main
+from eval_sidecar.process import wait_for_end
+from toolbox import wait_until
+
+pytestmark = pytest.mark.genrec
+
+SOURCES = Path(__file__).parents[2] / "src"
+FILES = ("final_result.json", "metrics.tsv", "metrics.json")
+
+
+class Owner:
+    """Stands for a sidecar: holds the lock of a folder of warm processes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lock = (folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def start(self, arguments, **variables):
+        """Begin an evaluation."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "eval_sidecar.genrec", *arguments, "--warm", str(self.folder)],
+            env={**os.environ, "PYTHONPATH": str(SOURCES), **variables},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def evaluate(self, arguments, code=0, **variables):
+        """Do an evaluation; return what it prints."""
+        client = self.start(arguments, **variables)
+        printed, _ = client.communicate(timeout=120)
+        assert client.returncode == code, printed
+        return printed
+
+    def processes(self):
+        """The warm processes."""
+        return [process for process in psutil.process_iter() if str(self.folder) in words_of(process)]
+
+    def process(self):
+        """The one warm process, as soon as it is there."""
+        (process,) = wait_until(self.processes, "a warm process")
+        return process
+
+    def end(self):
+        """End as the system ends a killed process: its locks are free."""
+        self._lock.close()
+
+
+def words_of(process):
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return []
+    return words if "eval_sidecar.genrec.server" in words else []
+
+
+@pytest.fixture
+def owner():
+    folder = Path(tempfile.mkdtemp())  # a short path, as sockets need it
+    owner = Owner(folder)
+    yield owner
+    owner.end()
+    left = owner.processes()
+    assert wait_for_end(left, 60), "a warm process stays behind"
+    assert not left or not folder.exists(), "its folder stays behind"
+
+
+@pytest.fixture
+def setup(tiny, tmp_path):
+    """Return a function that makes a checkpoint of a model of its own: its path."""
+
+    def make(name, vocabulary=None, tokenizer=tiny.tokenizer, **options):
+        folder = tmp_path / "model" / name
+        tokenizer.save_pretrained(folder)
+        oracle.make_model(vocabulary or len(tokenizer) + 9, **options).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@contextmanager
+def busy(arguments, replace, tmp_path, owner, **variables):
+    """Begin an evaluation that waits for its index: the process that stands for it, and a way to give it."""
+    fifo = tmp_path / "index"
+    os.mkfifo(fifo)
+    client = owner.start(replace(arguments, index=fifo), **variables)
+
+    def give(index):
+        with fifo.open("w") as pipe:
+            (tmp_path / "file").write_text(json.dumps(index))
+            (tmp_path / "file").replace(fifo)  # for whoever opens it from now on
+            pipe.write(json.dumps(index))
+
+    wait_until(lambda: is_reading(owner.process(), fifo), "an evaluation under way")
+    try:
+        yield client, give
+    finally:
+        client.kill()
+        client.communicate()
+
+
+def is_reading(process, fifo):
+    """Whether a process has begun to open a FIFO: then its opening for writing does not fail."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return process.is_running()
+
+
+def contents(root, checkpoint):
+    folder = root / checkpoint.parent.name / checkpoint.name
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def test_what_a_warm_process_gives_is_what_a_process_of_its_own_gives(owner, setup, tiny, tmp_path, replace):
+    """Whatever changes between two checkpoints: weights, shapes, architecture, test set, index, tokenizer."""
+    other_template = oracle.make_tokenizer(
+        sorted({token for tokens in tiny.index.values() for token in tokens}),
+        oracle.TEMPLATE.replace("[assistant]", "[answer]"),
+    )
+    test_data, index = tmp_path / "test.json", tmp_path / "id2sid.json"
+    arguments = replace(tiny.arguments, test_data=test_data, index=index, num_beams=10)
+    shorter = tiny.rows[:7]
+    fewer = dict(list(tiny.index.items())[:60])
+    plan = [
+        (tiny.checkpoint, tiny.rows, tiny.index),
+        (setup("checkpoint-1", seed=1), tiny.rows, tiny.index),
+        (setup("checkpoint-2", kind="llama", vocabulary=600), tiny.rows, tiny.index),
+        (setup("checkpoint-3", tokenizer=other_template, seed=3), tiny.rows, tiny.index),
+        (setup("checkpoint-4", seed=4), shorter, tiny.index),
+        (setup("checkpoint-5", seed=5), shorter, fewer),
+        (setup("checkpoint-6", seed=6), tiny.rows, tiny.index),
+    ]
+    pids = set()
+    for checkpoint, rows, items in plan:
+        test_data.write_text(json.dumps(rows))
+        index.write_text(json.dumps(items))
+        cold, warm = tmp_path / "cold", tmp_path / "warm"
+        assert main(replace(arguments, checkpoint=checkpoint, output_root=cold)) == 0
+        of_its_own = {"CKPT_LIST": str(checkpoint), "EVAL_SIDECAR_JOB": checkpoint.name}
+        printed = owner.evaluate(replace(arguments, checkpoint=checkpoint, output_root=warm), **of_its_own)
+        title = f"{checkpoint.parent.name}/{checkpoint.name}"
+        assert f"{title}: {len(rows)} of {len(rows)} rows (100%)" in printed
+        assert contents(warm, checkpoint) == contents(cold, checkpoint)
+        pids.add(owner.process().pid)
+    assert len(pids) == 1, "one process has done all of them"
+
+
+def test_memory_does_not_grow_over_ten_swaps(owner, setup, tiny, tmp_path, replace):
+    size = 24 << 20
+    checkpoint = setup("checkpoint-1", vocabulary=size // (4 * 32))
+    assert (checkpoint / "model.safetensors").stat().st_size > size
+    test_data = tmp_path / "test.json"
+    test_data.write_text(json.dumps(tiny.rows[:1]))
+    arguments = replace(
+        tiny.arguments, checkpoint=checkpoint, test_data=test_data, output_root=tmp_path, num_beams=3
+    )
+    held = []
+    for _ in range(11):
+        owner.evaluate(arguments)
+        held.append(owner.process().memory_info().rss)
+    assert held[-1] - held[0] < 3 * size, held  # one model kept a swap would be ten times its size
+
+
+def test_a_checkpoint_that_fails_does_not_harm_the_next(owner, setup, tiny, tmp_path, replace):
+    bad = setup("checkpoint-1")
+    weights = bad / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    good = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    owner.evaluate(good)
+    first = owner.process()
+    opened = {str(Path(f"/proc/{first.pid}/fd/{number}").readlink()) for number in (1, 2)}
+    assert opened == {os.devnull}, "the log of an evaluation that has ended is closed"
+    before = contents(tmp_path, tiny.checkpoint)
+    shutil.rmtree(tmp_path / "model" / "checkpoint-5")
+    printed = owner.evaluate(replace(good, checkpoint=bad), code=2)
+    assert f"error: {bad}: its model cannot be loaded" in printed
+    assert wait_for_end([first], 60), "a process that has failed is not used again"
+    owner.evaluate(good)
+    assert contents(tmp_path, tiny.checkpoint) == before
+
+
+def test_another_environment_gets_another_process(owner, tiny, tmp_path, replace):
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    owner.evaluate(arguments, SOME_LIBRARY="a")
+    first = owner.process()
+    with busy(arguments, replace, tmp_path, owner, SOME_LIBRARY="b"):
+        assert wait_for_end([first], 60), "one at a time for the same devices"
+        assert owner.process().environ()["SOME_LIBRARY"] == "b"
+
+
+def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, tiny, tmp_path, replace):
+    arguments = replace(tiny.arguments, output_root=tmp_path / "results", num_beams=10)
+    with busy(arguments, replace, tmp_path, owner) as (client, _):
+        owner.process().kill()
+        printed, _ = client.communicate(timeout=60)
+        assert client.returncode == 1
+        (line,) = printed.splitlines()
+        assert "died during the evaluation" in line
+    assert not (tmp_path / "results").exists()
+    owner.evaluate(arguments)
+    assert contents(tmp_path / "results", tiny.checkpoint)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_ending_an_evaluation_ends_the_work_on_it(number, owner, tiny, tmp_path, replace):
+    with busy(tiny.arguments, replace, tmp_path, owner) as (client, _):
+        process = owner.process()
+        client.send_signal(number)
+        code = client.wait(60)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "not only soon"
+        assert code == (130 if number == signal.SIGINT else -number)
+        assert wait_for_end([process], 60)
+
+
+def test_without_an_owner_the_evaluation_under_way_is_finished_and_no_other_begun(
+    owner, tiny, tmp_path, replace
+):
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    with busy(arguments, replace, tmp_path, owner) as (client, give):
+        process = owner.process()
+        owner.end()
+        give(tiny.index)
+        printed, _ = client.communicate(timeout=120)
+        assert client.returncode == 0, printed
+        assert contents(tmp_path, tiny.checkpoint)
+        assert wait_for_end([process], 60)
+    assert not owner.folder.exists()
+
+
+def test_where_no_warm_process_can_be_the_evaluation_has_one_of_its_own(tiny, tmp_path, replace, capfd):
+    gone = tmp_path / "gone"
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10, warm=gone)
+    assert main(arguments) == 0
+    assert "no warm process" in capfd.readouterr().err
+    assert contents(tmp_path, tiny.checkpoint)

@@ -1,0 +1,111 @@
+"""``watch --warm`` with the evaluator that the project brings: same results, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eval_sidecar.process import wait_for_end
+from toolbox import CHECKOUT, MODEL, Repository, assert_refused, finish_checkpoint, wait_until
+
+pytestmark = pytest.mark.genrec
+
+STEPS = (5, 10)
+
+
+@pytest.fixture
+def repository(tiny, tmp_path: Path) -> Iterator[Repository]:
+    """A repository with two checkpoints to evaluate."""
+    variables = {"NUM_BEAMS": "10", "CUDA_LIST": "cpu", "OMP_WAIT_POLICY": "PASSIVE", "PYTHON_BIN": "python3"}
+    repository = Repository(tmp_path / "GenRec", extra=variables)
+    shutil.copy(CHECKOUT / "evaluate_sft_3b.sh", repository.script)
+    shutil.copy(tiny.folder / "test.json", repository.test_data)
+    shutil.copy(tiny.folder / "id2sid.json", repository.index)
+    for step in STEPS:
+        checkpoint = repository.model_dir / f"checkpoint-{step}"
+        shutil.copytree(tiny.checkpoint, checkpoint)
+        finish_checkpoint(checkpoint)
+    yield repository
+    repository.clean_up()
+
+
+def warm_processes(repository: Repository) -> list[psutil.Process]:
+    found = []
+    for process in repository.processes():
+        try:
+            if "eval_sidecar.genrec.server" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def at_work(repository: Repository) -> list[psutil.Process]:
+    """Warm processes that have taken on an evaluation: a thread of each waits for the end of its client."""
+    return [process for process in warm_processes(repository) if process.num_threads() > 2]
+
+
+def log_of(repository: Repository, step: int) -> str:
+    return (repository.manager / f"evaluations/{MODEL}/checkpoint-{step}.log").read_text()
+
+
+def test_a_killed_warm_process_costs_its_checkpoint_one_retry_and_nothing_else(repository, tiny):
+    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    (first,) = wait_until(lambda: at_work(repository), "the first evaluation")
+    first.kill()
+    repository.wait_for_result(*STEPS)
+    (second,) = warm_processes(repository)
+    assert "EVAL_SIDECAR_JOB" not in second.environ(), "or it would end with the job that started it"
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0, command.output
+    assert wait_for_end([second], 60), "it ends with the sidecar"
+    assert command.output.count("attempt 1 of 2, it is tried again") == 1
+    assert "attempt 2 of 2" not in command.output
+    died = [step for step in STEPS if "died during the evaluation" in log_of(repository, step)]
+    assert died == [5]
+    ranked = {(repository.results / f"checkpoint-{step}/final_result.json").read_text() for step in STEPS}
+    assert len(ranked) == 1, "two copies of one checkpoint"
+    assert len(json.loads(ranked.pop())) == len(tiny.rows)
+
+
+def test_a_warm_process_ends_after_its_sidecar_was_killed_and_the_next_sidecar_loses_nothing(repository):
+    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    (process,) = wait_until(lambda: at_work(repository), "the first evaluation")
+    command.signal(signal.SIGKILL)
+    command.wait()
+    done = repository.once("--warm", "--poll-interval-seconds", "0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert repository.processed == list(STEPS)
+    assert wait_for_end([process, *warm_processes(repository)], 60)
+    for step in STEPS:
+        assert log_of(repository, step).count("10 of 10 rows (100%)") == 1, "nothing is evaluated twice"
+
+
+def test_stopping_ends_the_evaluation_in_the_warm_process_and_it_stays_pending(repository):
+    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    (process,) = wait_until(lambda: at_work(repository), "the first evaluation")
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0, command.output
+    assert wait_for_end([process], 60)
+    assert repository.processed == []
+    assert not repository.results.exists()
+
+
+def test_a_script_that_calls_no_evaluator_of_ours_works_with_warm_as_without(repository):
+    repository.script.write_text(
+        'mkdir -p "results/$(basename "$1")/${CKPT_LIST##*/}"\n'
+        'echo \'{"HR@10": 0.5}\' > "results/$(basename "$1")/${CKPT_LIST##*/}/metrics.json"\n'
+    )
+    done = repository.once("--warm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert repository.processed == list(STEPS)
+
+
+def test_warm_does_not_go_with_slurm(repository):
+    assert_refused(repository.once("--warm", "--launcher", "slurm"), "--warm", "--launcher slurm")
