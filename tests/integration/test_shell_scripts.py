@@ -56,13 +56,12 @@ def test_an_instance_is_managed_with_awkward_names_all_over(awkward: Repository)
     assert not [path for path in manager.iterdir() if path.name.startswith("-")]
 
 
-@pytest.mark.parametrize("name", ["../../x", "--help\n"])
-def test_the_files_of_an_instance_stay_in_the_manager_folder(awkward: Repository, name: str) -> None:
+def test_the_files_of_an_instance_stay_in_the_manager_folder(awkward: Repository) -> None:
     def files() -> set[Path]:
         return {path for path in awkward.root.parent.rglob("*") if "commands" not in path.parts}
 
     before = files()
-    done = awkward.sidecar("start", "--instance", name, "--sft-root", "nowhere")
+    done = awkward.sidecar("start", "--instance", "../../x", "--sft-root", "nowhere")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     new = files() - before
     assert [path.parent for path in new if path.is_file()] == [awkward.manager]
