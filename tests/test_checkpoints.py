@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import pytest
 from hypothesis import given
@@ -62,10 +62,10 @@ def test_a_folder_that_is_not_there_yet_has_no_checkpoints(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path, monkeypatch):
-    def refuse(self):
+    def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(CheckpointError, match=r"model: cannot be listed \(Permission denied\)"):
         list_checkpoints(tmp_path / "model")
 

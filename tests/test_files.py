@@ -37,7 +37,7 @@ def test_a_value_that_is_no_json_leaves_the_file_as_it_was(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
-    assert (tmp_path / "x.json").read_text() == '{\n "a": 1\n}\n'
+    assert (tmp_path / "x.json").read_text() == '{"a": 1}\n'
 
 
 def test_a_file_is_put_aside_under_a_name_that_says_why(tmp_path):

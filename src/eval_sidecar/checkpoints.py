@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Optional
@@ -31,13 +32,17 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
         CheckpointError: where the folder cannot be listed.
     """
     try:
-        names = [entry.name for entry in folder.iterdir()]
+        with os.scandir(folder) as entries:
+            found = [
+                Checkpoint(step, folder / entry.name)
+                for entry in entries
+                if (step := step_of(entry.name)) is not None and entry.is_dir()
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
-    found = [Checkpoint(step, folder / name) for name in names if (step := step_of(name)) is not None]
-    return sorted((c for c in found if c.path.is_dir()), key=lambda checkpoint: checkpoint.step)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def pins_folder(model_dir: Path) -> Path:

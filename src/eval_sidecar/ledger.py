@@ -148,6 +148,16 @@ class Entry:
             return None
         return Delivery(PENDING, self.delivery.revision + 1)
 
+    def evaluated(self, result: Result) -> Entry:
+        """The entry with a result; the same numbers again change nothing about their delivery."""
+        delivery = self.delivery or Delivery()
+        if delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
+            # Older scripts kept eight metrics of a file that holds more: that is no new result.
+            delivery = replace(delivery, digest=result.digest)
+        return replace(
+            self, running=None, attempts=0, evictions=(), failure=None, result=result, delivery=delivery
+        )
+
     def point(self, revision: int = 0) -> Point:
         """The point that stands for this checkpoint's result; it must have one."""
         assert self.result is not None
@@ -232,13 +242,7 @@ class Ledger:
 
     def evaluated(self, step: int, result: Result) -> Ledger:
         """A result is there. The same numbers again change nothing about their delivery."""
-        entry = self.entry(step)
-        delivery = entry.delivery or Delivery()
-        if delivery.via == CARRIED and (entry.result is None or _agree(entry.result.metrics, result.metrics)):
-            # Older scripts kept eight metrics of a file that holds more: that is no new result.
-            delivery = replace(delivery, digest=result.digest)
-        done = replace(entry, running=None, attempts=0, evictions=(), failure=None)
-        return self.with_entries([replace(done, result=result, delivery=delivery)])
+        return self.with_entries([self.entry(step).evaluated(result)])
 
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
         """Forget failures, of these steps or of all, so that they are tried again."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 from eval_sidecar.files import write_json
 from eval_sidecar.ledger import CONFIRMED, Ledger
@@ -15,8 +15,16 @@ VERSION = 1
 FILE_NAME = ".wandb_eval_receipt.json"
 
 
-def write_receipt(ledgers: Iterable[Ledger], path: Path) -> bool:
+def write_receipt(
+    models: Sequence[str], path: Path, read: Callable[[str], Optional[Ledger]], changed: Container[str]
+) -> bool:
     """Write what is confirmed; where nothing but the time would change, leave the file as it is.
+
+    Args:
+        models: All models that belong into it.
+        path: The receipt.
+        read: Reads a model's ledger; None where there is none.
+        changed: The models that may have changed since it was last written; the others are taken from it.
 
     Returns:
         Whether anything was written.
@@ -24,10 +32,16 @@ def write_receipt(ledgers: Iterable[Ledger], path: Path) -> bool:
     Raises:
         StateError: where it cannot be written.
     """
-    models = {ledger.model_dir: _confirmed(ledger) for ledger in ledgers}
-    if _read_models(path) == models:
+    before = _read_models(path)
+    models_now = {}
+    for model in models:
+        if model in before and model not in changed:
+            models_now[model] = before[model]
+        elif (ledger := read(model)) is not None:
+            models_now[model] = _confirmed(ledger)
+    if before == models_now and path.exists():
         return False
-    write_json(path, {"version": VERSION, "generated_at": now_text(), "models": models})
+    write_json(path, {"version": VERSION, "generated_at": now_text(), "models": models_now})
     return True
 
 
@@ -42,8 +56,9 @@ def _confirmed(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _read_models(path: Path) -> Any:  # noqa: ANN401 - whatever an earlier version wrote
+def _read_models(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes()).get("models")
-    except (OSError, ValueError, AttributeError):
-        return None
+        value = json.loads(path.read_bytes())
+        return dict(value["models"]) if value["version"] == VERSION else {}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -17,7 +18,7 @@ _RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoin
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
     """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
-    return results_root / model_dir / f"checkpoint-{step}" / "metrics.json"
+    return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
 
 
 def stamp(path: Path) -> Optional[tuple[int, int]]:
@@ -44,9 +45,10 @@ def read_result(path: Path) -> Result:
         ResultError: where the file is missing, empty, no JSON object, has no number, or has one that
             is not finite.
     """
-    before = stamp(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            text = file.read().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ResultError(f"{path}: is missing") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -58,7 +60,7 @@ def read_result(path: Path) -> Result:
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of absurd length
         raise ResultError(f"{path}: is no valid JSON ({error}); was its writer interrupted?") from error
     metrics = _numbers(value, path)
-    return Result(metrics, str(path), digest(metrics), before or (len(text), 0))
+    return Result(metrics, str(path), digest(metrics), (status.st_size, status.st_mtime_ns))
 
 
 def _numbers(value: Any, path: Path) -> dict[str, float]:  # noqa: ANN401 - whatever the file holds

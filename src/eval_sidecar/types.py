@@ -129,7 +129,9 @@ class Job:
 Handle = dict[str, Any]
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def digest(metrics: Mapping[str, float]) -> str:
     """A hash of the numbers of a result alone, independent of their order and of how a file writes them."""
-    canonical = json.dumps(dict(metrics), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(dict(metrics)).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delive
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints import list_checkpoints
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import ResultError, SidecarError, UsageError
-from eval_sidecar.ledger import Failure, Ledger
+from eval_sidecar.ledger import PENDING, SENT, Failure, Ledger
 from eval_sidecar.results import metrics_path, read_result, stamp
+from eval_sidecar.seen import FILE_NAME, Seen, Standing
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
 from eval_sidecar.trackers.base import Tracker
@@ -37,11 +39,13 @@ class Outcome:
         spec: The model and its run.
         report: What delivery did.
         left: What should have been done and is not, one line each.
+        was_opened: Whether there was anything to look into; False where nothing has changed.
     """
 
     spec: ModelSpec
     report: Report
     left: tuple[str, ...] = ()
+    was_opened: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,34 @@ class Uploader:
         Returns:
             An outcome for each model, in the order of the models.
         """
-        return self._for_each(models, lambda spec: self._deliver(spec, stop), on_outcome)
+        self._seen.begin_pass()
+        done = {spec.model_dir: outcome for spec in models if (outcome := self._unchanged(spec))}
+        for outcome in done.values():
+            on_outcome(outcome)
+        rest = [spec for spec in models if spec.model_dir not in done]
+        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_outcome)
+        self._seen.end_pass()
+        done.update({outcome.spec.model_dir: outcome for outcome in opened})
+        return [done[spec.model_dir] for spec in models]
+
+    def notice(self, path: Path) -> None:
+        """Take a report that something below the results root has changed."""
+        self._seen.touch(path.relative_to(self.results_root).parts[0])
+
+    @functools.cached_property
+    def _seen(self) -> Seen:
+        return Seen(self.state_dir / FILE_NAME)
+
+    def _unchanged(self, spec: ModelSpec) -> Optional[Outcome]:
+        """The outcome for a model in which nothing has changed and nothing is left to do."""
+        standing = self._seen.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
+        if standing is None:
+            return None
+        if self.tracker is None:
+            return Outcome(spec, Report(), was_opened=False)
+        if standing.undelivered or (self.confirms and standing.unconfirmed):
+            return None
+        return Outcome(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
 
     def _for_each(
         self,
@@ -97,6 +128,7 @@ class Uploader:
         return [outcomes[spec.model_dir] for spec in models]
 
     def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
+        look = self._seen.look(self.state_file(spec), self.results_root / spec.model_dir)
         with self._open(spec) as store:
             take_results(store, self.results_root)
             report = Report(where=store.ledger.where)
@@ -104,7 +136,12 @@ class Uploader:
                 report = deliver(
                     *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
                 )
-            return Outcome(spec, report, self._left(store))
+            left = self._left(store)
+            if look is not None and not left:
+                statuses = [due.status for entry in store.ledger.due() if (due := entry.due())]
+                unsent = statuses.count(PENDING) + store.ledger.table_due
+                self._seen.remember(store.path, Standing(look, unsent, statuses.count(SENT)))
+            return Outcome(spec, report, left)
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:
         expected = self.tracker is not None
@@ -171,7 +208,7 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
                 entry.result is not None and entry.result.stamp == found and not entry.failure
             ):
                 continue
-            changed.append((entry, read_result(path)))
+            changed.append((entry.step, read_result(path)))
         except ResultError as error:
             failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
             if entry.failure is None or entry.failure.error != str(error):
@@ -179,9 +216,8 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
                 broken.append(failed)
 
     def take(ledger: Ledger) -> Ledger:
-        for entry, result in changed:
-            ledger = ledger.evaluated(entry.step, result)
-        return ledger.with_entries(broken)
+        news = [ledger.entry(step).evaluated(result) for step, result in changed]
+        return ledger.with_entries([*news, *broken])
 
     store.update(take)
 

@@ -123,9 +123,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
             stopping(stop, wake, "ending; the next upload goes on from here"),
         ):
             if not flags["once"]:
-                watch_folders(
-                    [source.results_root], lambda path: source.receipt.name in path.name, wake, stop
-                )
+                watch_folders([source.results_root], lambda path: _is_own(source, uploader, path), wake, stop)
             outcomes: list[Outcome] = []
             while True:
                 wake.clear()
@@ -154,8 +152,16 @@ def _one_pass(
         is_news = report.sent or report.confirmed or report.already
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
             show.outcome(outcome.spec.model_dir, report, outcome.left)
-    source.write_receipt(uploader)
+    source.write_receipt(uploader, [outcome.spec.model_dir for outcome in outcomes if outcome.was_opened])
     return outcomes
+
+
+def _is_own(source: _Source, uploader: Uploader, path: Path) -> bool:
+    """Whether a change is this program's own; the uploader is told of all others."""
+    if source.receipt.name in path.name:
+        return True
+    uploader.notice(path)
+    return False
 
 
 @click.command()
@@ -210,7 +216,10 @@ def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one a
     """Write what is confirmed, for `pack --incremental` on the training machine."""
     source = _Source(flags, output)
     models = source.load()
-    source.write_receipt(_uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None))
+    source.write_receipt(
+        _uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None),
+        [spec.model_dir for spec in models],
+    )
     say(f"{len(models)} models in {source.receipt}")
     return 0
 
@@ -233,6 +242,7 @@ class _Source:
         self._all: list[ModelSpec] = []
         self._models: Optional[list[ModelSpec]] = None
         self._stamps: object = None
+        self._receipt_stamp: object = ()
 
     def load(self) -> list[ModelSpec]:
         """The models to work on.
@@ -254,12 +264,18 @@ class _Source:
             self._stamps = stamps
         return self._models
 
-    def write_receipt(self, uploader: Uploader) -> None:
-        """Write what the ledgers of all of the manifest's models say is confirmed."""
-        ledgers = [
-            ledger for spec in self._all if (ledger := _readable(uploader.state_file(spec))) is not None
-        ]
-        write_receipt(ledgers, self.receipt)
+    def write_receipt(self, uploader: Uploader, changed: Sequence[str]) -> None:
+        """Write what the ledgers of all of the manifest's models say is confirmed.
+
+        Args:
+            uploader: Knows where they are.
+            changed: The models whose ledgers may have changed.
+        """
+        if not changed and stamp(self.receipt) == self._receipt_stamp:
+            return
+        files = {spec.model_dir: uploader.state_file(spec) for spec in self._all}
+        write_receipt(list(files), self.receipt, lambda model: _readable(files[model]), frozenset(changed))
+        self._receipt_stamp = stamp(self.receipt)
 
 
 def _readable(path: Path) -> Optional[Ledger]:

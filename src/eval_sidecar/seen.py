@@ -1,0 +1,208 @@
+"""What each model looked like when all of it was in order, so that a pass opens only what has changed since.
+
+A cache: where its file is missing, old or unreadable, ledgers and results are opened, and it is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.checkpoints import step_of
+from eval_sidecar.errors import StateError
+from eval_sidecar.files import write_json
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+FILE_NAME = ".seen"
+#: A pass looks at every metrics.json this often, in seconds. One that is written anew in place changes no
+#: folder; a result of a new checkpoint does.
+_CLOSE_LOOK_SECONDS = 600.0
+#: A folder that changed so recently may change once more without its time changing, in ns.
+_TOO_FRESH = 2 * 10**9
+
+#: Inode, size and mtime (ns).
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What can be seen of a model without opening a file.
+
+    Attributes:
+        ledger: Of the state file; None where there is none.
+        folder: Mtime (ns) of the folder with its results; None where it is missing, or too fresh to be
+            relied on.
+        results: A hash over name, inode, size and mtime of every ``metrics.json``.
+        waiting: Folders of checkpoints that have none yet.
+    """
+
+    ledger: Optional[Stamp]
+    folder: Optional[int]
+    results: str
+    waiting: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model that had nothing wrong with it.
+
+    Attributes:
+        look: What it looked like.
+        undelivered: What has not been sent, since nothing was to be.
+        unconfirmed: Points that were sent where nothing can be read back.
+    """
+
+    look: Look
+    undelivered: int = 0
+    unconfirmed: int = 0
+
+
+class Seen:
+    """The standing of every model, by the name of its state file.
+
+    Args:
+        path: The file that keeps it from one process to the next.
+        monotonic: Seconds since some moment.
+        clock: Nanoseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._path = path
+        self._monotonic = monotonic
+        self._clock = clock
+        self._standings = _load(path)
+        self._looked_closely: Optional[float] = None
+        self._is_close = True
+        self._touched: set[str] = set()
+        self._touched_before: set[str] = set()
+        self._has_changed = False
+
+    def begin_pass(self) -> None:
+        """Decide whether this pass looks at every result: the first one does, and one every ten minutes."""
+        now = self._monotonic()
+        self._is_close = self._looked_closely is None or now - self._looked_closely >= _CLOSE_LOOK_SECONDS
+        if self._is_close:
+            self._looked_closely = now
+        self._touched_before, self._touched = self._touched, set()
+
+    def touch(self, model_dir: str) -> None:
+        """Look closely at a model in the next pass: something in it was reported to have changed."""
+        self._touched.add(model_dir)
+
+    def end_pass(self) -> None:
+        """Keep what was remembered."""
+        if self._has_changed:
+            value = {name: asdict(standing) for name, standing in self._standings.items()}
+            try:
+                write_json(self._path, {"version": VERSION, "models": value})
+                self._has_changed = False
+            except StateError as error:
+                log.warning("%s; the next upload looks at everything again", error)
+
+    def unchanged(self, state_file: Path, folder: Path) -> Optional[Standing]:
+        """The standing of a model that looks as it did; None where it has to be opened."""
+        standing = self._standings.get(state_file.name)
+        if standing is None:
+            return None
+        then = standing.look
+        try:
+            if self._is_close or then.folder is None or folder.name in self._touched_before:
+                now = self._look(state_file, folder)
+                is_same = (now.ledger, now.results, now.waiting) == (then.ledger, then.results, then.waiting)
+                if is_same and now.folder != then.folder:
+                    standing = replace(standing, look=now)
+                    self.remember(state_file, standing)
+            else:
+                is_same = (
+                    folder.stat().st_mtime_ns == then.folder
+                    and _stamp(str(state_file)) == then.ledger
+                    and not any(_stamp(f"{folder}/{name}/metrics.json") for name in then.waiting)
+                )
+        except OSError:
+            return None  # whoever opens it says what is wrong
+        return standing if is_same else None
+
+    def look(self, state_file: Path, folder: Path) -> Optional[Look]:
+        """Look at a model closely; None where something is there that cannot be looked at."""
+        try:
+            return self._look(state_file, folder)
+        except OSError:
+            return None  # whoever opens it says what is wrong
+
+    def _look(self, state_file: Path, folder: Path) -> Look:
+        ledger = _stamp(str(state_file))
+        try:
+            changed: Optional[int] = folder.stat().st_mtime_ns
+            names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
+        except FileNotFoundError:
+            changed, names = None, []
+        found, waiting = [], []
+        for name in names:
+            if step_of(name) is None:
+                continue
+            stamp = _stamp(f"{folder}/{name}/metrics.json")
+            if stamp is None:
+                waiting.append(name)
+            else:
+                found.append(f"{name} {stamp}")
+        digest = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+        if changed is not None and changed > self._clock() - _TOO_FRESH:
+            changed = None
+        return Look(ledger, changed, digest, tuple(sorted(waiting)))
+
+    def remember(self, state_file: Path, standing: Standing) -> None:
+        """Remember a model that has nothing wrong with it, as it looked before it was opened.
+
+        The ledger is taken as it is now: whoever calls has just closed it.
+        """
+        ledger = _stamp(str(state_file))
+        self._standings[state_file.name] = replace(standing, look=replace(standing.look, ledger=ledger))
+        self._has_changed = True
+
+
+def _stamp(path: str) -> Optional[Stamp]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a hundred thousand times a pass
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _load(path: Path) -> dict[str, Standing]:
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != VERSION:
+            return {}
+        return {name: _standing(record) for name, record in value["models"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        log.warning("%s: cannot be used (%s); everything is looked at again", path, error)
+        return {}
+
+
+def _standing(record: dict) -> Standing:  # type: ignore[type-arg]
+    look = record["look"]
+    ledger = look["ledger"]
+    return Standing(
+        **{
+            **record,
+            "look": Look(
+                tuple(ledger) if ledger else None, look["folder"], look["results"], tuple(look["waiting"])
+            ),
+        }
+    )
