@@ -125,7 +125,7 @@ def test_nothing_is_sent_where_the_intent_cannot_be_saved(
     def full(*_: object) -> None:
         raise StateError("no space left on device")
 
-    monkeypatch.setattr("eval_sidecar.store.write_json", full)
+    monkeypatch.setattr("eval_sidecar.store.write_text", full)
     with pytest.raises(StateError, match="no space"):
         world.deliver()
     assert world.tracker.sessions == []

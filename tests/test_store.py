@@ -10,7 +10,7 @@ import pytest
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.ledger import CONFIRMED, Delivery, Failure, Ledger
-from eval_sidecar.store import LedgerStore, load, open_store, state_path, to_json
+from eval_sidecar.store import LedgerStore, load, open_store, state_path, to_text
 from eval_sidecar.types import Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
@@ -177,7 +177,7 @@ def test_keys_that_this_version_does_not_know_are_kept(path):
 def test_the_keys_of_the_first_scripts_are_still_written(path):
     ledger = Ledger(MODEL, RUN, "my-model-eval").evaluated(495, result(METRICS))
     ledger = ledger.failed(500, Failure("t", "oom", "x.log"))
-    saved = to_json(ledger)
+    saved = json.loads(to_text(ledger, {}))
     assert saved["processed_steps"] == [495]
     assert saved["failed_steps"] == {
         "500": {"time": "t", "error": "oom", "log": "x.log", "final": False, "attempts": 1}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.store import LedgerStore, from_json, load, open_store, state_path, to_json
+from eval_sidecar.store import LedgerStore, from_json, load, open_store, state_path, to_text
 from eval_sidecar.types import Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
@@ -103,7 +103,16 @@ def test_a_ledger_comes_back_from_its_file_as_it_was(ledger, failed):
     steps = sorted(ledger.entries)
     for step, (failure, attempts) in zip(steps, failed):
         ledger = ledger.with_entry(step, failure=failure, attempts=attempts)
-    assert from_json(json.loads(json.dumps(to_json(ledger), allow_nan=False)), Path("x.json")) == ledger
+    assert from_json(json.loads(to_text(ledger, {})), Path("x.json")) == ledger
+
+
+@given(st.lists(ledgers, max_size=5))
+def test_what_is_kept_of_the_last_text_changes_nothing_about_the_next(versions):
+    known = {}
+    for ledger in versions:
+        changed = ledger.with_entries(replace(entry, pinned=not entry.pinned) for entry in ledger.steps()[:1])
+        for version in (ledger, changed):
+            assert to_text(version, known) == to_text(version, {})
 
 
 # -- one at a time ---------------------------------------------------------------------------------------

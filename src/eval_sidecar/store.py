@@ -11,13 +11,13 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from eval_sidecar.errors import StateError
-from eval_sidecar.files import held_lock, set_aside, write_json
+from eval_sidecar.files import encode, held_lock, set_aside, write_text
 from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
 from eval_sidecar.types import Result, digest
 
@@ -28,6 +28,7 @@ _TABLE_COLUMNS = (
     *("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10"),
     "metrics_path",
 )
+_NEXT = ",\n "
 _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
     *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
@@ -58,6 +59,7 @@ class LedgerStore:
         self.path = path
         self._ledger = ledger
         self._mutex = threading.Lock()
+        self._encoded: dict[int, tuple[Entry, str, str]] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -74,7 +76,7 @@ class LedgerStore:
             changed = transition(self._ledger)
             if changed != self._ledger:
                 changed = replace(changed, updated=now_text())
-                write_json(self.path, to_json(changed))
+                write_text(self.path, to_text(changed, self._encoded))
                 self._ledger = changed
             return self._ledger
 
@@ -144,8 +146,30 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
     )
 
 
-def to_json(ledger: Ledger) -> dict[str, Any]:
-    """The file's content."""
+def to_text(ledger: Ledger, encoded: dict[int, tuple[Entry, str, str]]) -> str:
+    """The file's content.
+
+    Args:
+        ledger: What to write.
+        encoded: Each entry as it was last written, with its two texts; brought up to date. Of thousands of
+            checkpoints, a change is about one or two.
+    """
+    rows, details = [], []
+    for entry in ledger.steps():
+        known = encoded.get(entry.step)
+        if known is None or known[0] is not entry:
+            row = "" if entry.result is None else encode(_table_row(entry))
+            known = encoded[entry.step] = (entry, row, f'"{entry.step}": {encode(_details(entry))}')
+        rows += [known[1]] if known[1] else []
+        details.append(known[2])
+    parts = {key: encode(value) for key, value in _about_model(ledger).items()}
+    parts["table_rows"] = f"[{_NEXT.join(rows)}]"
+    parts["checkpoints"] = f"{{{_NEXT.join(details)}}}"
+    return f"{{{_NEXT.join(f'{encode(key)}: {text}' for key, text in parts.items())}}}\n"
+
+
+def _about_model(ledger: Ledger) -> dict[str, Any]:
+    """All but what is the same for each checkpoint until something happens to it."""
     entries = ledger.steps()
     return {
         **ledger.extra,
@@ -155,11 +179,10 @@ def to_json(ledger: Ledger) -> dict[str, Any]:
         "run_name": ledger.run_name,
         "processed_steps": [entry.step for entry in entries if entry.processed],
         "failed_steps": {
-            str(entry.step): {**_present(asdict(entry.failure)), "attempts": entry.attempts}
+            str(entry.step): {**_present(vars(entry.failure)), "attempts": entry.attempts}
             for entry in entries
             if entry.failure is not None
         },
-        "table_rows": [_table_row(entry) for entry in entries if entry.result is not None],
         "last_seen_step": max(ledger.entries, default=None),
         "last_update_time": ledger.updated,
         "provable": ledger.provable,
@@ -168,7 +191,6 @@ def to_json(ledger: Ledger) -> dict[str, Any]:
         "problem": ledger.problem,
         "where": ledger.where,
         "writer": ledger.writer,
-        "checkpoints": {str(entry.step): _details(entry) for entry in entries},
     }
 
 
@@ -186,11 +208,11 @@ def _details(entry: Entry) -> dict[str, Any]:
             "evidence": list(entry.evidence) or None,
             "first_seen": entry.first_seen,
             "pinned": entry.pinned or None,
-            "running": _present(asdict(entry.running)) if entry.running else None,
+            "running": _present(vars(entry.running)) if entry.running else None,
             "evictions": list(entry.evictions) or None,
             "digest": result.digest if result else None,
             "stamp": list(result.stamp) if result else None,
-            "delivery": _present(asdict(entry.delivery)) if entry.delivery else None,
+            "delivery": _present(vars(entry.delivery)) if entry.delivery else None,
         }
     )
 
