@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from toolbox import CHECKOUT, Repository, assert_refused, wait_until
@@ -172,6 +173,19 @@ def test_an_uploader_in_the_background_brings_what_comes(local: Repository, serv
     run(local, STOP)
     assert tail.wait() == 0
     assert local.type(STATUS).returncode == 3
+
+
+def test_an_idle_uploader_keeps_no_client_running(local: Repository, server: WandbServer) -> None:
+    write(local, FIRST, 100, 0.1)
+    run(local, PREPARE)
+    run(local, f"{START} --poll-interval-seconds 0.2")
+    (pid_file,) = local.manager.glob("*.pid")
+    uploader = psutil.Process(int(pid_file.read_text()))
+    wait_until(lambda: points(server).get(RUNS[FIRST]) == [(100, 0.1)], "the first point")
+    wait_until(lambda: not uploader.children(recursive=True), "the client to be closed")
+    write(local, FIRST, 200, 0.2)
+    wait_until(lambda: points(server).get(RUNS[FIRST]) == [(100, 0.1), (200, 0.2)], "the second point")
+    run(local, STOP)
 
 
 def test_a_filter_uploads_one_model(remote: Repository, server: WandbServer) -> None:

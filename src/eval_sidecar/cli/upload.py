@@ -131,6 +131,10 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
                 presence.after_pass([str(uploader.state_file(outcome.spec)) for outcome in outcomes])
                 if flags["once"] or stop.is_set():
                     break
+                if tracker is not None and not any(
+                    outcome.report.sent or outcome.left for outcome in outcomes
+                ):
+                    tracker.close()  # while nothing is to be sent: its client takes more memory than all else
                 wake.wait(flags["poll_interval_seconds"])
                 if stop.is_set():
                     break
