@@ -1,0 +1,73 @@
+"""Runs every benchmark, prints one table, and writes it as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+TOPICS = ("uploads", "passes", "packing", "watching", "evaluator")
+
+
+def main() -> int:
+    """Return 0 where every target was reached."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--only", choices=TOPICS, action="append", help="Only this topic; repeatable.")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="[default: %(default)s]")
+    given = parser.parse_args()
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    for topic in given.only or TOPICS:
+        began = time.monotonic()
+        with console.status(f"{topic} …"):
+            found = importlib.import_module(topic).measure()
+        console.print(f"{topic}: {time.monotonic() - began:.0f} s")
+        rows += [{"topic": topic, **item} for item in found]
+    Console(width=None if sys.stdout.isatty() else 170).print(_table(rows))
+    report = {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), **_machine(), "rows": rows}
+    given.json.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"{_machine()['machine']}; written to {given.json}")
+    return 0 if all(item["reached"] for item in rows) else 1
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(show_edge=False)
+    for column in ("what", "baseline", "ours", "ratio", "must reach", "reached", "note"):
+        table.add_column(column, justify="left" if column in ("what", "note") else "right")
+    for item in rows:
+        baseline, ratio = item["baseline"], item["ratio"]
+        table.add_row(
+            item["what"],
+            "" if baseline is None else f"{baseline:.3g} {item['unit']}",
+            f"{item['ours']:.3g} {item['unit']}",
+            "" if ratio is None else f"{ratio:.3g}x",
+            str(item["target"]),
+            "yes" if item["reached"] else "no",
+            str(item.get("note", "")),
+            style=None if item["reached"] else "red",
+        )
+    return table
+
+
+def _machine() -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "machine": f"{cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}",
+        "load_before": f"{os.getloadavg()[1]:.1f}",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
