@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from slurm_cluster import Cluster, require_programs
+
 # PyPy stands for Python 3.9, not for more examples: it takes several times as long over the same.
 _EXAMPLES = 10 if platform.python_implementation() == "PyPy" else settings.default.max_examples
 settings.register_profile(
@@ -26,3 +28,16 @@ def temporary_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Ite
         tempfile.tempdir = folder
         yield
         tempfile.tempdir = before
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm of this test process's own."""
+    pytest.importorskip("submitit")
+    require_programs()
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -82,12 +82,13 @@ class Cluster:
 
     def stop(self) -> None:
         """End the jobs, then the daemons, each with what it has started."""
-        if "slurmctld" in self._daemons:
-            self.clear()
-        for name in ("slurmctld", "slurmd", "munged"):
-            pid = self._daemons.pop(name, None)
-            identity = ProcessIdentity.of(pid) if pid else None
-            end_family(identity, grace_seconds=10)
+        try:
+            if "slurmctld" in self._daemons:
+                self.clear()
+        finally:
+            for pid in self._daemons.values():
+                end_family(ProcessIdentity.of(pid), grace_seconds=10)
+            self._daemons.clear()
 
     def clear(self) -> None:
         """End every job."""

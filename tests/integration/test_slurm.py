@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from slurm_cluster import Cluster, require_programs
+from slurm_cluster import Cluster
 from toolbox import Command, Repository, wait_until
 
 pytest.importorskip("submitit")
@@ -22,28 +20,15 @@ pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 FLAGS = ("--launcher", "slurm", "--poll-interval-seconds", "0.2")
 
 
-@pytest.fixture(scope="module")
-def running_cluster() -> Iterator[Cluster]:
-    require_programs()
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path may have 108 characters
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder)
-
-
 @pytest.fixture
-def cluster(running_cluster: Cluster, repository: Repository) -> Iterator[Cluster]:
+def cluster(slurm_cluster: Cluster, repository: Repository) -> Iterator[Cluster]:
     """The cluster with an empty queue, and a repository whose commands use it."""
-    repository.extra.update(running_cluster.environment)
-    yield running_cluster
+    repository.extra.update(slurm_cluster.environment)
+    yield slurm_cluster
     for process in repository.processes():
         if "eval_sidecar" in " ".join(process.cmdline()):
             process.kill()
-    running_cluster.clear()
+    slurm_cluster.clear()
 
 
 def watch(repository: Repository, *flags: str) -> Command:

@@ -1,0 +1,80 @@
+"""Which launcher the flags choose, and which one a job from before belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eval_sidecar.cli.launching import choose_launcher, launcher_of_old_jobs
+from eval_sidecar.errors import UsageError
+from eval_sidecar.launchers.base import LOST, QUEUED
+from eval_sidecar.types import Job
+
+FLAGS = {
+    **{
+        "launcher": "local",
+        "cuda_list": "0 1",
+        "gpus_per_eval": 1,
+        "poll_interval_seconds": 60.0,
+        "warm": False,
+    },
+    **{"slurm_partition": None, "slurm_gres": None, "slurm_time": None, "slurm_extra": (), "max_jobs": None},
+}
+SLURM_JOB = {"launcher": "slurm", "name": "eval-495.t", "folder": "/nowhere", "job_id": "7"}
+
+
+@pytest.fixture
+def on_a_login_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval_sidecar.cli.launching.require_slurm", lambda: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+def test_evaluations_run_on_this_machine_unless_asked_otherwise():
+    assert choose_launcher(FLAGS).free_slots([]) == 2
+
+
+@pytest.mark.parametrize(("given", "slots"), [(None, 4), (7, 7)])
+def test_slurm_jobs_are_counted_by_max_jobs_and_not_by_gpus(on_a_login_node, given, slots):
+    launcher = choose_launcher({**FLAGS, "launcher": "slurm", "max_jobs": given})
+    assert launcher.free_slots([]) == slots
+
+
+def test_jobs_of_the_other_launcher_take_no_slots(on_a_login_node):
+    assert choose_launcher(FLAGS).free_slots([SLURM_JOB]) == 2
+    assert choose_launcher({**FLAGS, "launcher": "slurm"}).free_slots([{"pid": 1, "devices": "0"}]) == 4
+
+
+def test_a_job_of_slurm_is_asked_after_in_slurm_whatever_the_flags(on_a_login_node):
+    assert choose_launcher(FLAGS).poll(SLURM_JOB).phase == QUEUED, "squeue is not there, so nobody knows"
+    assert launcher_of_old_jobs().leave(SLURM_JOB) is True
+
+
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+def test_a_job_announced_by_one_launcher_is_known_as_its_own(on_a_login_node, tmp_path: Path, kind: str):
+    job = Job(495, "t0", ("true",), {}, tmp_path, tmp_path / "x.log")
+    announced = choose_launcher({**FLAGS, "launcher": kind}).announce(job)
+    assert launcher_of_old_jobs().poll(announced).phase == {"local": LOST, "slurm": QUEUED}[kind]
+
+
+def test_the_controller_is_asked_every_ten_seconds_or_more_often_where_the_user_wants_that(on_a_login_node):
+    slurm = {**FLAGS, "launcher": "slurm"}
+    assert choose_launcher(slurm).pause == 10.0
+    assert choose_launcher({**slurm, "poll_interval_seconds": 2.0}).pause == 2.0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("slurm_partition", "gpu"), ("slurm_gres", "gpu:1"), ("slurm_time", "90")),
+        *(("slurm_extra", ("mem=1G",)), ("max_jobs", 2)),
+    ],
+)
+def test_a_flag_of_slurms_without_slurm_is_a_usage_error_that_names_it(flag, value):
+    with pytest.raises(UsageError, match=f"--{flag.replace('_', '-')} .*--launcher slurm"):
+        choose_launcher({**FLAGS, flag: value})
+
+
+def test_processes_that_stay_warm_do_not_go_with_jobs(on_a_login_node):
+    with pytest.raises(UsageError, match="--warm"):
+        choose_launcher({**FLAGS, "launcher": "slurm", "warm": True})

@@ -1,0 +1,168 @@
+"""Evaluations on a cluster: jobs that wait, that are taken away, that somebody cancels, that outlive us."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval_sidecar.status import describe
+from watching import METRICS, World
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    """One checkpoint, and its evaluation under way."""
+    world = World(tmp_path, time_limit=600.0)
+    world.write(495)
+    world.tick()
+    return world
+
+
+# -- waiting for a machine -------------------------------------------------------------------------------
+
+
+def test_the_time_in_the_queue_is_not_the_evaluations(world):
+    world.launcher.queue(495)
+    world.tick(after=10_000)
+    world.launcher.begin(495, world.now)
+    world.tick(after=599)
+    assert world.launcher.cancelled == []
+    world.tick(after=2)
+    assert world.launcher.cancelled == [world.launcher.jobs[0].token]
+    assert "--eval-timeout-seconds" in world.entry(495).failure.error
+
+
+def test_a_restart_counts_from_when_the_job_began_and_not_from_its_submission(world):
+    world.launcher.queue(495)
+    world.tick(after=10_000)
+    world.launcher.begin(495, world.now)
+    world.tick()
+    world.restart()
+    world.tick(after=500)
+    assert world.launcher.cancelled == []
+
+
+def test_where_a_job_stands_is_in_the_ledger_for_others_to_see(world):
+    world.launcher.queue(495, "Slurm job 7: PENDING (Priority)")
+    world.tick()
+    saved = json.loads(world.state_file.read_text())["checkpoints"]["495"]["running"]
+    assert saved["state"] == "Slurm job 7: PENDING (Priority)"
+    (shown,) = describe(world.store.ledger, world.state_file)["running"]
+    assert shown["state"] == "Slurm job 7: PENDING (Priority)"
+
+
+def test_a_job_that_stands_where_it_stood_writes_nothing(world):
+    world.launcher.queue(495)
+    world.tick()
+    before = world.state_file.stat()
+    world.tick(after=60)
+    assert world.state_file.stat().st_ino == before.st_ino
+
+
+# -- taken away by the machine ---------------------------------------------------------------------------
+
+
+def test_an_eviction_costs_no_attempt_and_its_reason_is_kept(world):
+    world.launcher.evict(495)
+    assert world.tick() == 1
+    entry = world.entry(495)
+    assert (entry.attempts, entry.failure) == (0, None)
+    (reason,) = entry.evictions
+    assert reason.endswith("job 7: NODE_FAIL")
+
+
+def test_evictions_are_remembered_by_the_next_sidecar(world):
+    world.launcher.evict(495)
+    world.tick()
+    world.restart()
+    assert len(world.entry(495).evictions) == 1
+
+
+def test_evictions_are_bounded(tmp_path):
+    world = World(tmp_path, max_evictions=3)
+    world.write(495)
+    while world.tick():
+        world.launcher.evict(495)
+    assert len(world.launcher.jobs) == 3 + world.config.max_attempts
+    assert world.entry(495).has_failed
+    assert "NODE_FAIL, after the machine took it away 3 times" in world.entry(495).failure.error
+
+
+@pytest.mark.parametrize("how", ["a result", "retry"])
+def test_evictions_are_forgotten_after(world, how):
+    world.launcher.evict(495)
+    world.tick()
+    if how == "retry":
+        world.sidecar.clear_failures([495])
+    else:
+        world.finish(495)
+        world.tick()
+    assert world.entry(495).evictions == ()
+
+
+def test_numbers_of_an_evicted_evaluation_are_not_taken_for_a_result(world):
+    world.report(495)
+    world.launcher.evict(495)
+    world.tick()
+    assert world.entry(495).result is None
+    assert world.launcher.running() == [495]
+
+
+# -- ended for its own doing, or by somebody -------------------------------------------------------------
+
+
+def test_a_time_out_uses_an_attempt_and_is_told_in_the_launchers_words(world):
+    world.launcher.run_out_of_time(495)
+    world.tick()
+    assert world.entry(495).attempts == 1
+    assert world.entry(495).failure.error == "job 7: TIMEOUT"
+
+
+def test_what_somebody_cancelled_is_not_submitted_again_before_retry(world):
+    world.launcher.cancel_by_hand(495)
+    assert world.tick() == 0
+    assert world.entry(495).has_failed
+    assert "job 7: CANCELLED" in world.entry(495).failure.error
+    world.restart()
+    assert world.tick() == 0
+    world.sidecar.clear_failures([495])
+    assert world.tick() == 1
+
+
+# -- a launcher that cannot now --------------------------------------------------------------------------
+
+
+def test_a_launcher_that_takes_no_job_now_leaves_checkpoints_as_never_tried(tmp_path):
+    world = World(tmp_path, slots=2)
+    world.launcher.busy = "checkpoint-10: no more jobs now"
+    for step in (10, 20):
+        world.write(step)
+    assert world.tick() == 0
+    assert (world.entry(10).running, world.entry(10).attempts) == (None, 0)
+    assert not world.sidecar.is_idle, "a single pass waits for it"
+    world.launcher.busy = None
+    assert world.tick() == 2
+
+
+def test_an_evaluation_that_cannot_be_ended_is_not_started_a_second_time(world):
+    world.launcher.stuck = "the controller does not answer"
+    assert world.tick(after=601) == 0
+    assert world.entry(495).running is not None
+    world.launcher.stuck = None
+    assert world.tick() == 1
+    assert world.entry(495).attempts == 1
+
+
+# -- a sidecar that ends ---------------------------------------------------------------------------------
+
+
+def test_jobs_that_go_on_alone_are_collected_by_the_next_sidecar(world):
+    world.launcher.goes_on = True
+    world.sidecar.leave()
+    assert world.launcher.cancelled == []
+    world.finish(495)
+    world.restart()
+    world.tick()
+    assert dict(world.entry(495).result.metrics) == METRICS
+    assert world.launcher.steps == [495]
