@@ -19,15 +19,21 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 
-@pytest.fixture(autouse=True)
-def temporary_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of a run lies in the system's temporary folder; many tests have a run of the same id."""
+@pytest.fixture(scope="session")
+def temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Kept until the end: a client that several tests share has its files in the folder of the first."""
     tmp_path_factory.getbasetemp()  # made now, in the real temporary folder
-    before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="es-") as folder:
-        tempfile.tempdir = folder
-        yield
-        tempfile.tempdir = before
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder_of_its_own(temporary_folders: str) -> Iterator[None]:
+    """The lock of a run lies in the system's temporary folder; many tests have a run of the same id."""
+    before = tempfile.tempdir
+    tempfile.tempdir = tempfile.mkdtemp(dir=temporary_folders, prefix="")
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="session")
