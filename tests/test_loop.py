@@ -260,3 +260,13 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_ends_nothing(world, monkeyp
     run(world, nothing)
     assert world.entry(495).running is None  # ended with the loop, so it had been started
     assert world.entry(495).verdict == "complete"
+
+
+def test_a_disk_that_is_full_or_gone_for_hours_is_told_of_once(world, monkeypatch, caplog):
+    def tick(budget=None):
+        raise OSError(28, "No space left on device", str(world.model_dir))
+
+    monkeypatch.setattr(world.sidecar, "tick", tick)
+    run(world, *[nothing] * 80)
+    (said,) = [record.message for record in caplog.records]
+    assert "No space left on device" in said and str(world.model_dir) in said
