@@ -3,9 +3,8 @@
 import sys
 
 from eval_sidecar.genrec.cli import main
+from eval_sidecar.genrec.libraries import forget_working_directory
 
 if __name__ == "__main__":
-    # `-m` searches the working directory first, where a folder may have a library's name.
-    if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]
+    forget_working_directory()
     sys.exit(main())

@@ -16,6 +16,12 @@ from eval_sidecar.genrec.errors import EvaluationError
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
+def forget_working_directory() -> None:
+    """Undo what ``python -m`` does: search the working directory first, where a folder may be named torch."""
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
+
+
 def check_libraries() -> None:
     """Look for what an evaluation needs, without importing it.
 

@@ -13,8 +13,8 @@ from eval_sidecar.genrec.errors import EvaluationError, one_line
 
 #: Untyped on purpose: its types differ between the versions that are supported.
 transformers: Any = _transformers
-#: Named here so that it is imported with this module: transformers loads a class when it is first named.
-_AutoModel = transformers.AutoModelForCausalLM
+# transformers imports what a class needs when the class is first named; here that is done with this module.
+_AutoModel, _ = transformers.AutoModelForCausalLM, transformers.PreTrainedModel
 
 
 def load_model(checkpoint: Path, device: torch.device) -> Any:  # noqa: ANN401

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_sidecar.genrec.cli import log_to_stderr, parse, run
+from eval_sidecar.genrec.libraries import forget_working_directory
 from eval_sidecar.genrec.session import Session
 
 #: The file that the owner holds locked for as long as it lives, which the system then frees.
@@ -118,4 +119,5 @@ def _leave() -> None:
 
 
 if __name__ == "__main__":
+    forget_working_directory()
     main()

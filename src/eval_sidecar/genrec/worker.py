@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
-from eval_sidecar.genrec.libraries import importing
+from eval_sidecar.genrec.libraries import forget_working_directory, importing
 
 
 def main() -> None:
@@ -83,4 +83,5 @@ def _answer(answers: TextIO, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    forget_working_directory()
     main()
