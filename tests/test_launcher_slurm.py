@@ -153,6 +153,12 @@ def test_a_missing_squeue_is_not_the_end_of_a_job(slurm, monkeypatch):
     assert slurm.poll().phase == QUEUED
 
 
+def test_an_answer_that_is_no_list_of_jobs_is_not_the_end_of_a_job(slurm):
+    slurm.says("squeue", "This cluster is under maintenance.\n")
+    state = slurm.poll()
+    assert state.phase == QUEUED and "under maintenance" in state.reason
+
+
 def test_a_failure_is_not_judged_while_nobody_can_tell_the_reason(slurm):
     slurm.leaves("exit", "1\n")
     slurm.goes_down()

@@ -161,6 +161,7 @@ def test_jobs_that_go_on_alone_are_collected_by_the_next_sidecar(world):
     world.launcher.goes_on = True
     world.sidecar.leave()
     assert world.launcher.cancelled == []
+    assert world.entry(495).running is not None
     world.finish(495)
     world.restart()
     world.tick()

@@ -247,10 +247,9 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
     if state in _OWN_DOING:
         return JobState(ENDED, code, f"{said}, {_OWN_DOING[state]}")
     if state == "FAILED" and reason not in _MACHINES_DOING:
-        words = last_line(_output(handle))
-        return JobState(
-            ENDED, code, f"{said} without an exit code of the evaluation: {words} ({_output(handle)})"
-        )
+        words = last_line(_output(handle)) or "nothing was printed (is this folder on a shared disk?)"
+        said = f"{said} without an exit code of the evaluation; {_output(handle)}: {words}"
+        return JobState(ENDED, code, said)
     if not state:
         said = f"{_label(handle, seen)}: gone from the queue without a trace"
     return JobState(EVICTED, reason=said)

@@ -99,7 +99,10 @@ class Queue:
                 ["squeue", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%N|%j"],
                 SLURM_TIME_FORMAT="%s",
             )
-            self._jobs = None if said is None else _read_jobs(said)
+            try:
+                self._jobs = None if said is None else _read_jobs(said)
+            except ValueError as error:
+                self._jobs, problem = None, f"squeue does not answer with jobs ({error})"
             self._asked = self._monotonic()
             self._tell(problem)
         return self._jobs
@@ -110,7 +113,6 @@ class Queue:
 
     def cancel(self, name: str) -> str:
         """Ask Slurm to end a job; return why it could not be asked, else an empty text."""
-        self.forget()
         return _call(["scancel", f"--user={os.getuid()}", f"--name={name}"])[1]
 
     def _tell(self, problem: str) -> None:
@@ -144,15 +146,19 @@ def state_from_output(output: Path) -> str:
     said = [match.group(1) or "" for match in _LAST_WORDS.finditer(text)]
     if not said:
         return ""
-    cause = said[-1].upper().partition(",")[0]
+    cause = said[-1].partition(",")[0]
     # Without a cause, or "due to signal Terminated", somebody has cancelled it.
     return next((state for words, state in _CAUSES.items() if words in cause), "CANCELLED")
 
 
 def _read_jobs(said: str) -> dict[str, QueuedJob]:
+    """Jobs by name. A line that cannot be read is an error: its job would count as gone."""
     jobs = {}
     for line in said.splitlines():
-        job_id, state, reason, start, nodes, name = line.split("|", 5)
+        fields = line.split("|", 5)
+        if len(fields) < 6:
+            raise ValueError(repr(line[:200]))
+        job_id, state, reason, start, nodes, name = fields
         began = float(start) if start.isdecimal() and state in _COMPUTES else None
         jobs[name] = QueuedJob(job_id, state, "" if reason == "None" else reason, began, nodes)
     return jobs
