@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -63,12 +65,15 @@ def sigterm_upload(world: World) -> None:
 
 def end_with_sigterm(world: World, started: Started) -> None:
     """Ask a command to end as a service manager does, and see that it leaves nothing behind."""
+    has_begun = world.traces() > started.traces
     if started.is_running:
         started.command.signal(signal.SIGTERM)
         world.tell("SIGTERM")
     code = world.wait(started, 60.0)
-    if code == -signal.SIGTERM:
-        world.tell("it had not begun to listen")  # no promise was broken: nothing had been begun
+    if code == -signal.SIGTERM and has_begun and (left := world.left_by(started)):
+        world.verdict.count("dishonest", f"ended without a word in the middle of its work: {', '.join(left)}")
+    elif code == -signal.SIGTERM:
+        world.tell("it did not listen, before its work or after it")  # no promise was broken
     for process in world.repository.processes():
         world.verdict.count("leaked", f"left running after SIGTERM: {process}")
 
@@ -78,7 +83,10 @@ def two_uploaders_one_state(world: World) -> None:
     """Two uploads at once on one state folder."""
     write_results(world)
     slow_down(world)
-    _both(world, world.upload, world.upload)
+    if world.random.random() < 0.6:
+        _overlap(world, world.upload, world.upload)
+    else:
+        _both(world, world.upload, world.upload)
 
 
 @kind("two-uploaders-two-states")
@@ -86,8 +94,12 @@ def two_uploaders_two_states(world: World) -> None:
     """Two uploads at once on two state folders of one user."""
     write_results(world)
     slow_down(world)
-    _both(world, world.upload, lambda: world.upload(state="state/other"))
-    assert world.wait(world.upload(state="state/other")) is not None
+    other = functools.partial(world.upload, state="state/other")
+    if world.random.random() < 0.6:
+        _overlap(world, world.upload, other)
+    else:
+        _both(world, world.upload, other)
+    assert world.wait(other()) is not None
 
 
 @kind("two-machines")
@@ -98,8 +110,13 @@ def two_machines(world: World) -> None:
     elsewhere = world.folder / "elsewhere"
     elsewhere.mkdir()
     other = {"TMPDIR": str(elsewhere)}
-    _both(world, world.upload, lambda: world.upload(state="state/other", env=other))
-    assert world.wait(world.upload(state="state/other", env=other)) is not None
+    there = functools.partial(world.upload, state="state/other", env=other)
+    if world.random.random() < 0.6:
+        # Not before a session is seen to be open: two that begin in one moment nobody can tell apart.
+        _overlap(world, world.upload, there, ("file_stream",))
+    else:
+        _both(world, world.upload, there)
+    assert world.wait(there()) is not None
 
 
 def _both(world: World, *starts: Callable[[], Started]) -> None:
@@ -117,6 +134,28 @@ def _both(world: World, *starts: Callable[[], Started]) -> None:
             begun.pop(0)
     for started in begun:
         world.wait(started)
+
+
+def _overlap(
+    world: World,
+    first: Callable[[], Started],
+    second: Callable[[], Started],
+    requests: Sequence[str] = ("RunResumeStatus", "UpsertBucket", "file_stream"),
+) -> None:
+    """Hold the first in the middle of its sessions until the second, which knows more, has come as far."""
+    where = world.random.choice(requests)
+    world.server.fault(where, action="hang", times=len(world.models))
+    held = first()
+    world.wait_for(lambda: world.server.requests[where], held)
+    add_results(world)
+    seen = world.server.requests[where]
+    other = second()
+    world.wait_for(lambda: world.server.requests[where] > seen, other, 20)
+    world.wait_for(lambda: False, other, world.random.uniform(0, 1))
+    world.tell(f"{where} goes on, asked for {world.server.requests[where]} times")
+    world.server.heal()
+    world.wait(held)
+    world.wait(other)
 
 
 @kind("state-deleted")
@@ -159,8 +198,7 @@ def clock_set_back(world: World) -> None:
     killed_upload(world)
     if world.random.random() < 0.5:
         add_results(world)
-    world.repository.extra["FAULT_CLOCK"] = str(-world.random.choice((40, 3600, 86400 * 30)))
-    world.tell(f"clock at {world.repository.extra['FAULT_CLOCK']} s")
+    turn_clock_back(world)
 
 
 def set_clock_back(world: World) -> None:
@@ -169,6 +207,12 @@ def set_clock_back(world: World) -> None:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITE)
     world.repository.extra.update(PYTHONPATH=str(folder), FAULT_CLOCK=str(world.random.choice((0, 7200))))
+
+
+def turn_clock_back(world: World) -> None:
+    """Put the clock of what is started from now on behind the true one."""
+    world.repository.extra["FAULT_CLOCK"] = str(-world.random.choice((40, 3600, 86400 * 30)))
+    world.tell(f"clock at {world.repository.extra['FAULT_CLOCK']} s")
 
 
 @kind("disk-full")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faults.files import prepare_watching, stage, write_at_once, write_slowly
 from faults.registry import kind
-from faults.uploads import end_with_sigterm, set_clock_back, slow_down
+from faults.uploads import end_with_sigterm, set_clock_back, slow_down, turn_clock_back
 from faults.world import WATCHER_STATE, Started, World
 
 WATCH_MOMENTS = (
@@ -67,16 +67,35 @@ def sigterm_watch(world: World) -> None:
 
 @kind("watch-clock-set-back")
 def watch_clock_set_back(world: World) -> None:
-    """The clock is set back between two starts, and the state is lost with it, or not."""
+    """The clock is set back between two starts, and the state is lost with it, or not; or it is set back
+    before checkpoints that nothing but time can show to be whole.
+    """
     set_clock_back(world)
     prepare_watching(world)
+    if world.random.random() < 0.5:
+        _quiet_checkpoints(world)
+        return
     _checkpoints(world, most=3)
     _killed_watch(world)
     if world.random.random() < 0.3:
         world.kill_rest()
         shutil.rmtree(world.root / WATCHER_STATE, ignore_errors=True)
         world.tell("state deleted")
-    world.repository.extra["FAULT_CLOCK"] = str(-world.random.choice((40, 3600, 86400 * 30)))
+    turn_clock_back(world)
+
+
+def _quiet_checkpoints(world: World) -> None:
+    """Checkpoints that hold weights alone, found under a clock that is behind their files' times."""
+    turn_clock_back(world)
+    started = _watching(world)
+    for step in (10, 20):
+        files = stage(world, step, 0.1)
+        del files["trainer_state.json"], files["optimizer.pt"]
+        write_at_once(world.repository.model_dir / f"checkpoint-{step}", files)
+        world.complete.add(step)
+        time.sleep(world.random.uniform(0, 1))
+    world.wait_for(lambda: len(world.results()) == len(world.complete), started, 30)
+    end_with_sigterm(world, started)
 
 
 @kind("checkpoint-deleted")
@@ -107,12 +126,12 @@ def checkpoint_deleted(world: World) -> None:
 
 @kind("rotation")
 def rotation(world: World) -> None:
-    """As `save_total_limit=1`: the next is written, the one before deleted, long before its turn comes."""
+    """As `save_total_limit=1`: the one before is deleted while it is evaluated, or before its turn comes."""
     prepare_watching(world)
     started = _watching(world)
     before = None
-    for step in range(10, 10 * world.random.randint(4, 7), 10):
-        folder = _checkpoint(world, step, world.random.uniform(0.5, 1.5))
+    for step in range(10, 10 * world.random.randint(4, 6), 10):
+        folder = _checkpoint(world, step, world.random.uniform(2.0, 3.5))
         world.complete.add(step)
         time.sleep(world.random.uniform(1.5, 2.0))
         if before is not None:

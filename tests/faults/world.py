@@ -42,6 +42,7 @@ class Started:
     words: tuple[str, ...]
     results: Results
     complete: frozenset[int]
+    traces: int
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -109,6 +110,7 @@ class World:
             words,
             self.results(),
             frozenset(self.complete),
+            self.traces(),
         )
         self.tell(f"started {began.command.pid}: {' '.join(words)}")
         return began
@@ -151,20 +153,25 @@ class World:
         output = started.command.output
         if "Traceback" in output:
             self.verdict.count("dishonest", f"a traceback instead of words:\n{output}")
-        if code == 0 and started.words[0] in ("upload", "once"):
-            now = self.results()
-            kept = {place: numbers for place, numbers in started.results.items() if now.get(place) == numbers}
-            left = not_there(self.server, self.models, kept)
-            left += [
+        left = self.left_by(started) if code == 0 and started.words[0] in ("upload", "once") else []
+        if left:
+            self.verdict.count("dishonest", f"exit code 0 with this left: {', '.join(left)}")
+        elif code > 0 and not started.command.errors.strip():
+            self.verdict.count("dishonest", f"exit code {code} without a word")
+
+    def left_by(self, started: Started) -> list[str]:
+        """What a command has not done of what was there when it began, and has not changed since."""
+        now = self.results()
+        kept = {place: numbers for place, numbers in started.results.items() if now.get(place) == numbers}
+        return [
+            *not_there(self.server, self.models, kept),
+            *(
                 f"checkpoint-{step} is not evaluated"
                 for step in sorted(started.complete)
                 if not any(place[1] == step for place in now)
-            ]
-            left += [f"{model} cannot be delivered" for model in sorted(self.given_up)]
-            if left:
-                self.verdict.count("dishonest", f"exit code 0 with this left: {', '.join(left)}")
-        elif code > 0 and not started.command.errors.strip():
-            self.verdict.count("dishonest", f"exit code {code} without a word")
+            ),
+            *(f"{model} cannot be delivered" for model in sorted(self.given_up)),
+        ]
 
     def until_done(self) -> None:
         """Start the command again and again, as a person would, until it ends with 0."""
@@ -211,6 +218,10 @@ class World:
                 return True
             time.sleep(0.002)
         return False
+
+    def traces(self) -> int:
+        """What commands have done so far that can be seen from outside: requests and evaluations."""
+        return sum(self.server.requests.values()) + len(self.repository.calls)
 
     def random_moment(self, started: Started, moments: Sequence[str]) -> None:
         """Wait for a moment of a command's life that chance chooses."""
