@@ -57,6 +57,12 @@ def test_a_link_to_a_folder_is_a_checkpoint_and_one_to_nothing_is_not(tmp_path):
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]
 
 
+def test_a_link_in_a_circle_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-1").symlink_to("checkpoint-1")
+    (tmp_path / "checkpoint-2").mkdir()
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2]
+
+
 def test_a_folder_that_is_not_there_yet_has_no_checkpoints(tmp_path):
     assert list_checkpoints(tmp_path / "later") == []
 

@@ -36,13 +36,20 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
             found = [
                 Checkpoint(step, folder / entry.name)
                 for entry in entries
-                if (step := step_of(entry.name)) is not None and entry.is_dir()
+                if (step := step_of(entry.name)) is not None and _is_folder(entry)
             ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, say
 
 
 def pins_folder(model_dir: Path) -> Path:
