@@ -369,7 +369,7 @@ class Sidecar:
             self.store.update(lambda ledger: ledger.interrupted(entry.step))
             raise
         except LaunchError as error:
-            self._fail(entry, str(error), running)
+            self._fail(entry, str(error).replace(f"{entry.name}: ", "", 1), running)
             return
         self._running_since[entry.step] = self._monotonic()
         self.store.update(lambda ledger: ledger.started(entry.step, replace(running, handle=handle)))

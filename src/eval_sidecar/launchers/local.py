@@ -99,7 +99,9 @@ class LocalLauncher:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise LaunchError(f"the evaluation could not be started ({error})") from error
+            raise LaunchError(
+                f"checkpoint-{job.step}: the evaluation could not be started ({error})"
+            ) from error
         self._children[child.pid] = child
         identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0.0)
         return {**self.announce(job), **identity.to_json(), "devices": free[0], "exit_file": str(exit_file)}
