@@ -352,7 +352,7 @@ def test_an_evaluation_that_cannot_be_started_counts_as_an_attempt(world):
     world.write(495)
     world.launcher.refusal = "checkpoint-495: no such folder"
     world.tick()
-    assert world.entry(495).failure.error == "checkpoint-495: no such folder"
+    assert world.entry(495).failure.error == "no such folder"
     assert (world.entry(495).attempts, world.entry(495).running) == (1, None)
 
 
