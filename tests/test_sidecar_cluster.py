@@ -52,12 +52,16 @@ def test_where_a_job_stands_is_in_the_ledger_for_others_to_see(world):
     assert shown["state"] == "Slurm job 7: PENDING (Priority)"
 
 
-def test_a_job_that_stands_where_it_stood_writes_nothing(world):
+def test_a_job_that_stands_where_it_stood_says_and_writes_nothing(world, caplog):
+    caplog.set_level("INFO", "eval_sidecar")
     world.launcher.queue(495)
     world.tick()
+    assert "checkpoint-495: PENDING (Priority)" in caplog.messages
+    caplog.clear()
     before = world.state_file.stat()
     world.tick(after=60)
     assert world.state_file.stat().st_ino == before.st_ino
+    assert caplog.messages == []
 
 
 # -- taken away by the machine ---------------------------------------------------------------------------

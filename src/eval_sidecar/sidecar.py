@@ -181,6 +181,8 @@ class Sidecar:
     def _follow(self, entry: Entry, running: Running, state: JobState) -> None:
         """Note how far an evaluation is that is not over, and end it where it takes too long."""
         began = running.started_at if state.began is None else state.began
+        if state.reason != running.state:
+            log.info("%s: %s", entry.name, state.reason)
         if (began, state.reason) != (running.started_at, running.state):
             running = replace(running, started_at=began, state=state.reason)
             self.store.update(lambda ledger: ledger.started(entry.step, running))
