@@ -1,9 +1,20 @@
-"""One small checkpoint with its index and test set, shared by the tests that only read it."""
+"""What tests of the evaluator share: a small checkpoint with its data, and an owner of warm processes."""
 
+import fcntl
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
+
+from eval_sidecar.process import wait_for_end
+from toolbox import wait_until
+
+SOURCES = Path(__file__).parents[2] / "src"
 
 # As the evaluator's command line does, and for the same reason; torch reads it when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,3 +54,59 @@ def replace():
         return arguments
 
     return replaced
+
+
+class Owner:
+    """Stands for a sidecar: holds the lock of a folder of warm processes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lock = (folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def start(self, arguments, **variables):
+        """Begin an evaluation."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "eval_sidecar.genrec", *arguments, "--warm", str(self.folder)],
+            env={**os.environ, "PYTHONPATH": str(SOURCES), **variables},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def evaluate(self, arguments, code=0, **variables):
+        """Do an evaluation; return what it prints."""
+        client = self.start(arguments, **variables)
+        printed, _ = client.communicate(timeout=120)
+        assert client.returncode == code, printed
+        return printed
+
+    def processes(self):
+        """The warm processes."""
+        return [process for process in psutil.process_iter() if str(self.folder) in words_of(process)]
+
+    def process(self):
+        """The one warm process, as soon as it is there."""
+        (process,) = wait_until(self.processes, "a warm process")
+        return process
+
+    def end(self):
+        """End as the system ends a killed process: its locks are free."""
+        self._lock.close()
+
+
+def words_of(process):
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return []
+    return words if "eval_sidecar.genrec.server" in words else []
+
+
+@pytest.fixture
+def owner():
+    folder = Path(tempfile.mkdtemp())  # a short path, as sockets need it
+    owner = Owner(folder)
+    yield owner
+    owner.end()
+    left = owner.processes()
+    assert wait_for_end(left, 60), "a warm process stays behind"
+    assert not left or not folder.exists(), "its folder stays behind"

@@ -20,14 +20,32 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("checkpoint", ["checkpoint-300", "checkpoint-600"])
+CHECKPOINTS = ("checkpoint-300", "checkpoint-600")
+FILES = ("final_result.json", "metrics.json", "metrics.tsv")
+
+
+def arguments_for(checkpoint, output_root):
+    test_set = DATA / "data" / "Industrial_and_Scientific"
+    return [
+        "--checkpoint", str(DATA / "saves" / MODEL / checkpoint), "--output-root", str(output_root),
+        "--test-data", str(test_set / "sft" / "test.json"), "--index", str(test_set / "id2sid.json"),
+        "--devices", "cpu",
+    ]  # fmt: skip
+
+
+def test_a_warm_process_writes_the_same_bytes(owner, tmp_path):
+    for checkpoint in CHECKPOINTS:
+        assert main(arguments_for(checkpoint, tmp_path / "cold")) == 0
+        owner.evaluate(arguments_for(checkpoint, tmp_path / "warm"))
+        for name in FILES:
+            cold, warm = (tmp_path / root / MODEL / checkpoint / name for root in ("cold", "warm"))
+            assert warm.read_bytes() == cold.read_bytes()
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_the_reference_lists_and_metrics_come_out(checkpoint, tmp_path, record_property):
     folder = DATA / "saves" / MODEL / checkpoint
-    test_set = DATA / "data" / "Industrial_and_Scientific"
-    assert main([
-        "--checkpoint", str(folder), "--test-data", str(test_set / "sft" / "test.json"),
-        "--index", str(test_set / "id2sid.json"), "--output-root", str(tmp_path), "--devices", "cpu",
-    ]) == 0  # fmt: skip
+    assert main(arguments_for(checkpoint, tmp_path)) == 0
     mine, theirs = tmp_path / MODEL / checkpoint, DATA / "expected" / MODEL / checkpoint
     for name in ("metrics.json", "metrics.tsv"):
         assert (mine / name).read_text() == (theirs / name).read_text()

@@ -1,18 +1,13 @@
 """Warm processes: what comes out is what a process of its own gives, and none stays that nobody needs."""
 
-import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -25,64 +20,7 @@ from toolbox import wait_until
 
 pytestmark = pytest.mark.genrec
 
-SOURCES = Path(__file__).parents[2] / "src"
 FILES = ("final_result.json", "metrics.tsv", "metrics.json")
-
-
-class Owner:
-    """Stands for a sidecar: holds the lock of a folder of warm processes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._lock = (folder / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-
-    def start(self, arguments, **variables):
-        """Begin an evaluation."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "eval_sidecar.genrec", *arguments, "--warm", str(self.folder)],
-            env={**os.environ, "PYTHONPATH": str(SOURCES), **variables},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def evaluate(self, arguments, code=0, **variables):
-        """Do an evaluation; return what it prints."""
-        client = self.start(arguments, **variables)
-        printed, _ = client.communicate(timeout=120)
-        assert client.returncode == code, printed
-        return printed
-
-    def processes(self):
-        """The warm processes."""
-        return [process for process in psutil.process_iter() if str(self.folder) in words_of(process)]
-
-    def process(self):
-        """The one warm process, as soon as it is there."""
-        (process,) = wait_until(self.processes, "a warm process")
-        return process
-
-    def end(self):
-        """End as the system ends a killed process: its locks are free."""
-        self._lock.close()
-
-
-def words_of(process):
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return []
-    return words if "eval_sidecar.genrec.server" in words else []
-
-
-@pytest.fixture
-def owner():
-    folder = Path(tempfile.mkdtemp())  # a short path, as sockets need it
-    owner = Owner(folder)
-    yield owner
-    owner.end()
-    left = owner.processes()
-    assert wait_for_end(left, 60), "a warm process stays behind"
-    assert not left or not folder.exists(), "its folder stays behind"
 
 
 @pytest.fixture
