@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from eval_sidecar.checkpoints import pins_folder
 from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery
-from watching import METRICS, World
+from watching import METRICS, MODEL, World
 
 
 @pytest.fixture
@@ -181,6 +183,37 @@ def test_a_result_that_changes_later_is_due_once_more(world):
     world.report(495, {"HR@10": 0.5})
     world.tick()
     assert world.entry(495).due() == Delivery(PENDING, revision=1)
+
+
+@pytest.fixture
+def settled(world):
+    """A world with a result in a folder that has not changed for long, and that was looked at since."""
+    world.write(495)
+    world.evaluate(495)
+    folder = world.config.results_root / MODEL
+    os.utime(folder, (1_600_000_000, 1_600_000_000))
+    world.tick()
+    return world
+
+
+def test_a_pass_looks_at_no_result_of_a_folder_that_has_not_changed(settled, monkeypatch):
+    monkeypatch.setattr("eval_sidecar.sidecar.stamp", lambda path: pytest.fail(f"{path} was looked at"))
+    settled.tick()
+    settled.tick(after=60.0)
+
+
+def test_a_new_result_is_taken_at_once_though_others_are_not_looked_at(settled):
+    settled.report(500)
+    settled.tick()
+    assert settled.entry(500).result is not None
+
+
+def test_a_result_written_anew_in_place_is_noticed_within_ten_minutes(settled):
+    settled.report(495, {"HR@10": 0.5})
+    settled.tick(after=60.0)
+    assert settled.entry(495).result.metrics == METRICS
+    settled.tick(after=540.0)
+    assert settled.entry(495).result.metrics == {"HR@10": 0.5}
 
 
 def test_the_same_numbers_written_again_are_not_due_once_more(world):

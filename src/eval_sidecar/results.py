@@ -87,3 +87,9 @@ def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -
     """The step with the highest value of a metric, the earliest of several; None where none has it."""
     steps = [step for step in sorted(metrics_by_step) if metric in metrics_by_step[step]]
     return max(steps, key=lambda step: metrics_by_step[step][metric], default=None)
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The two numbers that people look at, or the first two that there are."""
+    chosen = [name for name in ("HR@10", "NDCG@10") if name in metrics] or list(metrics)[:2]
+    return {name: metrics[name] for name in chosen}

@@ -65,6 +65,30 @@ class Standing:
     unconfirmed: int = 0
 
 
+class CloseLooks:
+    """Says when every result in a folder has to be looked at: when it has changed, and every ten minutes.
+
+    Args:
+        folder: The results of one model.
+        monotonic: Seconds since some moment.
+    """
+
+    def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._monotonic = monotonic
+        self._last: Optional[float] = None
+        self._changed: Optional[int] = None
+
+    def is_due(self) -> bool:
+        """Whether to look now; who is told so is taken to do it."""
+        now, changed = self._monotonic(), _settled_mtime(str(self._folder), time.time_ns())
+        is_old = self._last is None or now - self._last >= _CLOSE_LOOK_SECONDS
+        if not is_old and changed is not None and changed == self._changed:
+            return False
+        self._last, self._changed = now, changed
+        return True
+
+
 class Seen:
     """The standing of every model, by the name of its state file.
 
@@ -145,11 +169,11 @@ class Seen:
 
     def _look(self, state_file: Path, folder: Path) -> Look:
         ledger = _stamp(str(state_file))
+        changed = _settled_mtime(str(folder), self._clock())
         try:
-            changed: Optional[int] = folder.stat().st_mtime_ns
             names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
         except FileNotFoundError:
-            changed, names = None, []
+            names = []
         found, waiting = [], []
         for name in names:
             if step_of(name) is None:
@@ -160,8 +184,6 @@ class Seen:
             else:
                 found.append(f"{name} {stamp}")
         digest = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
-        if changed is not None and changed > self._clock() - _TOO_FRESH:
-            changed = None
         return Look(ledger, changed, digest, tuple(sorted(waiting)))
 
     def remember(self, state_file: Path, standing: Standing) -> None:
@@ -180,6 +202,12 @@ def _stamp(path: str) -> Optional[Stamp]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _settled_mtime(folder: str, now: int) -> Optional[int]:
+    """A folder's mtime in ns; None where it is missing, or where it changed a moment ago."""
+    stamp = _stamp(folder)
+    return stamp[2] if stamp and stamp[2] <= now - _TOO_FRESH else None
 
 
 def _load(path: Path) -> dict[str, Standing]:

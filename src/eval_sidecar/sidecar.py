@@ -23,7 +23,8 @@ from eval_sidecar.ledger import Entry, Failure, Running
 from eval_sidecar.outcome import read_new_result, set_aside_unfinished, was_rewritten
 from eval_sidecar.pinning import Floor
 from eval_sidecar.readiness import Readiness, WarnOnce
-from eval_sidecar.results import metrics_path, read_result, stamp
+from eval_sidecar.results import headline, metrics_path, read_result, stamp
+from eval_sidecar.seen import CloseLooks
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Handle, Job, Result
 
@@ -99,6 +100,7 @@ class Sidecar:
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
         self._warn_once = WarnOnce()
+        self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic)
         self._readiness = Readiness(
             config.model_dir,
             store,
@@ -246,7 +248,7 @@ class Sidecar:
 
     def _accept(self, entry: Entry, result: Result, seconds: Optional[float] = None) -> None:
         self.store.update(lambda ledger: ledger.evaluated(entry.step, result))
-        shown = ", ".join(f"{name} {value:g}" for name, value in _headline(result.metrics).items())
+        shown = ", ".join(f"{name} {value:g}" for name, value in headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
         self._readiness.unpin(entry.step)
@@ -277,12 +279,15 @@ class Sidecar:
         reported = {
             checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model_dir.name)
         }
+        look_closely = self._close_looks.is_due()
         ready, parked = {}, {}
         for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
                 continue
             wanted_again = config.force and step not in self._redone and (step in present or step in pinned)
+            if entry.processed and not (look_closely or wanted_again or entry.failure or step in pinned):
+                continue
             if not wanted_again and self._take_result(entry, step in present or step in pinned):
                 if step in pinned:
                     self._readiness.unpin(step)
@@ -390,9 +395,3 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
-
-
-def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The two numbers that people look at, or the first two that there are."""
-    chosen = [name for name in ("HR@10", "NDCG@10") if name in metrics] or list(metrics)[:2]
-    return {name: metrics[name] for name in chosen}
