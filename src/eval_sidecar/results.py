@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from eval_sidecar.errors import ResultError
 from eval_sidecar.types import Result, digest
@@ -21,14 +21,14 @@ def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
     return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
 
 
-def stamp(path: Path) -> Optional[tuple[int, int]]:
+def stamp(path: Union[str, Path]) -> Optional[tuple[int, int]]:
     """``(size in bytes, mtime in ns)`` of a file, or None where it is missing.
 
     Raises:
         ResultError: where the file system does not say.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - a Path costs more than the look, and there are many
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -36,7 +36,7 @@ def stamp(path: Path) -> Optional[tuple[int, int]]:
     return status.st_size, status.st_mtime_ns
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Union[str, Path]) -> Result:
     """Read one ``metrics.json``.
 
     Text and nested values beside the numbers are left out; true and false are no numbers.
@@ -46,7 +46,7 @@ def read_result(path: Path) -> Result:
             is not finite.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in `stamp`
             status = os.fstat(file.fileno())
             text = file.read().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -63,7 +63,7 @@ def read_result(path: Path) -> Result:
     return Result(metrics, str(path), digest(metrics), (status.st_size, status.st_mtime_ns))
 
 
-def _numbers(value: Any, path: Path) -> dict[str, float]:  # noqa: ANN401 - whatever the file holds
+def _numbers(value: Any, path: Union[str, Path]) -> dict[str, float]:  # noqa: ANN401 - whatever the file holds
     if not isinstance(value, dict):
         raise ResultError(f"{path}: holds a JSON {type(value).__name__}, not an object of numbers")
     metrics = {}

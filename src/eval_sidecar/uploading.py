@@ -20,7 +20,7 @@ from eval_sidecar.checkpoints import list_checkpoints
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import PENDING, SENT, Failure, Ledger
-from eval_sidecar.results import metrics_path, read_result, stamp
+from eval_sidecar.results import read_result, stamp
 from eval_sidecar.seen import FILE_NAME, Seen, Standing
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
@@ -201,7 +201,7 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
     changed, broken = [], []
     for checkpoint in list_checkpoints(results_root / model):
         entry = store.ledger.entry(checkpoint.step)
-        path = metrics_path(results_root, model, checkpoint.step)
+        path = f"{checkpoint.path}/metrics.json"
         try:
             found = stamp(path)
             if found is None or (
