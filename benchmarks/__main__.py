@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
+COLUMNS = ["what", "baseline", "ours", "ratio", "must reach", "reached", "note"]
 TOPICS = ("uploads", "passes", "packing", "watching", "evaluator")
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--only", choices=TOPICS, action="append", help="Only this topic; repeatable.")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="[default: %(default)s]")
+    parser.add_argument("--markdown", type=Path, help="Write the table there too, as in docs/performance.md.")
     given = parser.parse_args()
     console = Console(stderr=True)
     rows: list[dict[str, Any]] = []
@@ -34,30 +36,37 @@ def main() -> int:
             found = importlib.import_module(topic).measure()
         console.print(f"{topic}: {time.monotonic() - began:.0f} s")
         rows += [{"topic": topic, **item} for item in found]
-    Console(width=None if sys.stdout.isatty() else 170).print(_table(rows))
+    lines = [_cells(item) for item in rows]
+    table = Table(show_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("what", "note") else "right")
+    for cells, item in zip(lines, rows):
+        table.add_row(*cells, style=None if item["reached"] else "red")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if given.markdown:
+        heads = [COLUMNS, ["---"] * len(COLUMNS), *lines]
+        given.markdown.write_text("".join(f"| {' | '.join(cells)} |\n" for cells in heads))
     report = {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), **_machine(), "rows": rows}
     given.json.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"{_machine()['machine']}; written to {given.json}")
     return 0 if all(item["reached"] for item in rows) else 1
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(show_edge=False)
-    for column in ("what", "baseline", "ours", "ratio", "must reach", "reached", "note"):
-        table.add_column(column, justify="left" if column in ("what", "note") else "right")
-    for item in rows:
-        baseline, ratio = item["baseline"], item["ratio"]
-        table.add_row(
-            item["what"],
-            "" if baseline is None else f"{baseline:.3g} {item['unit']}",
-            f"{item['ours']:.3g} {item['unit']}",
-            "" if ratio is None else f"{ratio:.3g}x",
-            str(item["target"]),
-            "yes" if item["reached"] else "no",
-            str(item.get("note", "")),
-            style=None if item["reached"] else "red",
-        )
-    return table
+def _cells(item: dict[str, Any]) -> list[str]:
+    baseline, ratio = item["baseline"], item["ratio"]
+    return [
+        item["what"],
+        "" if baseline is None else f"{_short(baseline)} {item['unit']}",
+        f"{_short(item['ours'])} {item['unit']}",
+        "" if ratio is None else f"{_short(ratio)}x",
+        str(item["target"]),
+        "yes" if item["reached"] else "no",
+        str(item.get("note", "")),
+    ]
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _machine() -> dict[str, str]:
