@@ -153,10 +153,13 @@ def read_lists(setup: Setup, folder: Path) -> list[list[str]]:
 
 def count_other(lists: Sequence[Sequence[str]], expected: Sequence[Sequence[tuple[str, float]]]) -> int:
     """Return how many lists are not the baseline's; items of all but equal scores may swap places."""
-    other = 0
+    other = abs(len(lists) - len(expected))
     for items, ranked in zip(lists, expected):
-        scores, last = dict(ranked), ranked[-1][1]
-        other += not all(
+        scores = dict(ranked)
+        last = min(scores.values(), default=0.0)
+        # Each item once, and as many as wanted: a list that is shorter agrees as far as it goes.
+        whole = 0 < len(ranked) == len(items) == len(set(items))
+        other += not whole or not all(
             item == wanted or abs(scores.get(item, last) - score) < NEAR_TIE
             for item, (wanted, score) in zip(items, ranked)
         )
