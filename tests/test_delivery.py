@@ -449,6 +449,38 @@ def test_a_table_that_was_not_stored_is_sent_again_although_the_state_was_lost(w
     assert (run.steps, [point.step for point in run.table]) == ([100, 200], [100, 200])
 
 
+def test_a_table_that_is_due_waits_for_a_server_that_can_be_read(world: World) -> None:
+    world.evaluate(100)
+    world.tracker.lose_table("403")
+    world.deliver()
+    world.tracker.read_back = False
+    assert world.deliver().problem is None
+    assert [len(session.rows) for session in world.tracker.sessions] == [1]
+    world.tracker.read_back = True
+    world.deliver()
+    assert [point.step for point in world.tracker.run("eval-1").table] == [100]
+
+
+def test_a_table_that_fails_where_nothing_can_be_read_back_is_named(world: World) -> None:
+    world.tracker.read_back = False
+    world.evaluate(100)
+    world.tracker.lose_table("no space left on device")
+    report = world.deliver()
+    assert report.problem is not None and "no space left on device" in report.problem
+    assert world.deliver().sent == 0
+
+
+def test_a_problem_is_over_when_nothing_is_due_any_more(world: World) -> None:
+    world.evaluate(100)
+    world.deliver()
+    world.evaluate(100, value=0.9)
+    world.tracker.read_faults.append(TrackerError("server down"))
+    assert world.deliver().problem == "server down"
+    world.evaluate(100)
+    assert world.deliver().problem is None
+    assert unfinished(world.store.ledger, expects_delivery=True, expects_confirmation=True) == []
+
+
 def test_a_run_of_an_older_script_is_left_as_it_is(world: World) -> None:
     world.evaluate(100)
     world.deliver()

@@ -55,7 +55,9 @@ class Machine:
         os.utime(self.results / model, (self._time, self._time))
 
     def run_pass(self) -> list[Outcome]:
-        return self.uploader.run_pass([spec_of("a"), spec_of("b")], threading.Event())
+        outcomes = self.uploader.run_pass([spec_of("a"), spec_of("b")], threading.Event())
+        self.uploader.remember(self.results / "receipt")
+        return outcomes
 
     def opened(self) -> list[str]:
         """The models that a pass opens."""
@@ -199,4 +201,32 @@ def test_what_was_seen_is_made_anew_where_it_cannot_be_used(machine: Machine, co
     machine.restart()
     assert machine.opened() == ["a", "b"]
     machine.restart()
+    assert machine.opened() == []
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing was delivered", "the pass was ended"])
+def test_a_result_that_changed_while_it_was_not_to_be_sent_is_sent_offline(
+    tmp_path: Path, meanwhile: str
+) -> None:
+    machine = Machine(tmp_path)
+    machine.tracker.read_back = False
+    machine.restart(confirms=False)
+    machine.run_pass()
+    machine.write("a", 10, value=0.9)
+    if meanwhile == "nothing was delivered":
+        machine.restart(tracker=None)
+        machine.run_pass()
+    else:
+        stop = threading.Event()
+        stop.set()
+        machine.restart(confirms=False)
+        left = machine.uploader.run_pass([spec_of("a"), spec_of("b")], stop)[0].left
+        assert left and "not delivered: checkpoint-10" in left[0]
+    machine.restart(confirms=False)
+    assert machine.opened() == ["a"]
+    assert machine.steps("a") == [10, 20, 10]
+
+
+def test_a_change_of_the_results_folder_itself_is_nobodys(machine: Machine) -> None:
+    machine.uploader.notice(machine.results)
     assert machine.opened() == []

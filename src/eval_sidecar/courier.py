@@ -8,7 +8,6 @@ import time
 from typing import Callable, Optional
 
 from eval_sidecar.delivery import deliver
-from eval_sidecar.ledger import PENDING
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.types import ModelSpec
@@ -142,8 +141,8 @@ class Courier:
         """Step, revision and digest of every point that has not been sent."""
         return {
             (entry.step, due.revision, entry.result.digest)
-            for entry in self._store.ledger.due()
-            if (due := entry.due()) and due.status == PENDING and entry.result
+            for entry in self._store.ledger.undelivered()
+            if (due := entry.due()) and entry.result
         }
 
     def _retry_seconds(self) -> Optional[float]:

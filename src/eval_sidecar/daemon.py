@@ -244,7 +244,8 @@ def follow_log(
             " folder, or with another MANAGER_DIR?"
         ) from error
     with reader:
-        yield from reader.read().splitlines(keepends=True)[-last_lines:]
+        lines = reader.read().splitlines(keepends=True)
+        yield from lines[max(0, len(lines) - last_lines) :]
         while True:
             alive = find_process(instance) is not None
             added = reader.read()

@@ -80,6 +80,7 @@ def deliver(
     """
     before = store.ledger
     if not before.is_due:
+        store.update(lambda ledger: replace(ledger, problem=None))
         return Report(where=before.where)
     session = _Delivery(store, tracker, spec, settle_seconds, pause or threading.Event().wait, clock)
     problem: Optional[str] = None
@@ -115,13 +116,12 @@ def _report(before: Ledger, after: Ledger, sent: set[int], problem: Optional[str
         if (delivery := after.entry(entry.step).delivery) and delivery.status == CONFIRMED
     }
     was_sent = {entry.step for entry in before.due() if entry.delivery and entry.delivery.status == SENT}
-    left = [entry.due() for entry in after.due()]
     return Report(
         sent=len(sent),
         confirmed=len(newly & (sent | was_sent)),
         already=len(newly - sent - was_sent),
-        unconfirmed=sum(due is not None and due.status == SENT for due in left),
-        undelivered=sum(due is not None and due.status == PENDING for due in left),
+        unconfirmed=len(after.unconfirmed()),
+        undelivered=len(after.undelivered()),
         problem=problem,
         where=after.where,
     )
@@ -163,6 +163,8 @@ class _Delivery:
             # Whatever is sent may have arrived: only what was never sent may be sent, and what has changed.
             self.store.update(_with_changes_due)
             self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
+            if self._table_problem:
+                raise TrackerError(self._without_table()) from unsupported
 
     def _send_what_is_missing(self) -> Optional[Session]:
         """Look up until it is sure what the server lacks, and send that. None where nothing was sent."""
@@ -199,8 +201,8 @@ class _Delivery:
 
     def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> Optional[Session]:
         ledger = self.store.ledger
-        if not entries and not ledger.table_due:
-            return None
+        if not entries and not (view and ledger.table_due):
+            return None  # without a view, a table alone would be sent in every pass
         points = _positioned(
             [entry.point(due.revision) for entry in entries if (due := entry.due())], ledger, self.spec
         )
@@ -246,10 +248,7 @@ class _Delivery:
             view = self._look_up()
             missing = [entry.name for entry in self.store.ledger.due() if entry.step in self.sent]
             if not missing and self._table_problem:
-                raise TrackerError(
-                    f"run {self.spec.run_id}: its points are there, its table was not stored"
-                    f" ({self._table_problem}); it is sent again"
-                )
+                raise TrackerError(self._without_table())
             if not _shows(view, session):
                 missing.append("the table")
             if not missing:
@@ -258,8 +257,14 @@ class _Delivery:
             if not self._wait():
                 raise TrackerError(
                     f"run {self.spec.run_id}: {', '.join(missing)} sent, but the server does not show it"
-                    f" after {self._waited:.0f} s; it is looked up again before anything is sent again"
+                    f" after {self._waited:.0f} s; points are looked up again before anything is sent again"
                 )
+
+    def _without_table(self) -> str:
+        return (
+            f"run {self.spec.run_id}: its points were sent, its table was not stored"
+            f" ({self._table_problem}); it is sent again"
+        )
 
     def _look_up(self) -> ServerView:
         view = self.tracker.read(self.spec)

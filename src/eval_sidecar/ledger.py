@@ -148,6 +148,14 @@ class Entry:
             return None
         return Delivery(PENDING, self.delivery.revision + 1)
 
+    @property
+    def is_unsent(self) -> bool:
+        """Whether the result, as it is now, has not been sent."""
+        due = self.due()
+        return due is not None and (
+            due.status == PENDING or (self.result is not None and due.digest != self.result.digest)
+        )
+
     def evaluated(self, result: Result) -> Entry:
         """The entry with a result; the same numbers again change nothing about their delivery."""
         delivery = self.delivery or Delivery()
@@ -264,6 +272,14 @@ class Ledger:
     def due(self) -> list[Entry]:
         """Entries whose point has to be sent or looked up, by step."""
         return [entry for entry in self.steps() if entry.due() is not None]
+
+    def undelivered(self) -> list[Entry]:
+        """Entries whose result, as it is now, has not been sent, by step."""
+        return [entry for entry in self.due() if entry.is_unsent]
+
+    def unconfirmed(self) -> list[Entry]:
+        """Entries whose result was sent and has not been seen on the server, by step."""
+        return [entry for entry in self.due() if not entry.is_unsent]
 
     @property
     def is_due(self) -> bool:

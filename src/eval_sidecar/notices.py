@@ -55,5 +55,5 @@ def _watch(
             if changes or is_first:
                 wake.set()
             is_first = False
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the poll goes on
         log.warning("no file notifications here (%s): new checkpoints are noticed by polling", error)

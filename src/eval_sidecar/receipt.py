@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -16,15 +16,15 @@ FILE_NAME = ".wandb_eval_receipt.json"
 
 
 def write_receipt(
-    models: Sequence[str], path: Path, read: Callable[[str], Optional[Ledger]], changed: Container[str]
+    models: Mapping[str, str], path: Path, read: Callable[[str], Optional[Ledger]], believed: Container[str]
 ) -> bool:
     """Write what is confirmed; where nothing but the time would change, leave the file as it is.
 
     Args:
-        models: All models that belong into it.
+        models: Run ids by model dir, of all models that belong into it.
         path: The receipt.
         read: Reads a model's ledger; None where there is none.
-        changed: The models that may have changed since it was last written; the others are taken from it.
+        believed: The models about which the receipt that is there may be believed.
 
     Returns:
         Whether anything was written.
@@ -34,8 +34,8 @@ def write_receipt(
     """
     before = _read_models(path)
     models_now = {}
-    for model in models:
-        if model in before and model not in changed:
+    for model, run_id in models.items():
+        if model in believed and before.get(model, {}).get("run_id") == run_id:
             models_now[model] = before[model]
         elif (ledger := read(model)) is not None:
             models_now[model] = _confirmed(ledger)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import queue
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,13 +57,15 @@ class Standing:
 
     Attributes:
         look: What it looked like.
-        undelivered: What has not been sent, since nothing was to be.
+        undelivered: Points that have not been sent, since nothing was to be.
         unconfirmed: Points that were sent where nothing can be read back.
+        table_due: As in `Ledger`.
     """
 
     look: Look
     undelivered: int = 0
     unconfirmed: int = 0
+    table_due: bool = False
 
 
 class CloseLooks:
@@ -71,17 +74,25 @@ class CloseLooks:
     Args:
         folder: The results of one model.
         monotonic: Seconds since some moment.
+        clock: Nanoseconds since the epoch, as the file system has it.
     """
 
-    def __init__(self, folder: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._folder = folder
         self._monotonic = monotonic
+        self._clock = clock
         self._last: Optional[float] = None
         self._changed: Optional[int] = None
 
     def is_due(self) -> bool:
         """Whether to look now; who is told so is taken to do it."""
-        now, changed = self._monotonic(), _settled_mtime(str(self._folder), time.time_ns())
+        now, changed = self._monotonic(), _settled_mtime(str(self._folder), self._clock())
         is_old = self._last is None or now - self._last >= _CLOSE_LOOK_SECONDS
         if not is_old and changed is not None and changed == self._changed:
             return False
@@ -108,10 +119,10 @@ class Seen:
         self._path = path
         self._monotonic = monotonic
         self._clock = clock
-        self._standings = _load(path)
+        self._standings, self._receipt = _load(path)
         self._looked_closely: Optional[float] = None
         self._is_close = True
-        self._touched: set[str] = set()
+        self._touched: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._touched_before: set[str] = set()
         self._has_changed = False
 
@@ -121,19 +132,24 @@ class Seen:
         self._is_close = self._looked_closely is None or now - self._looked_closely >= _CLOSE_LOOK_SECONDS
         if self._is_close:
             self._looked_closely = now
-        self._touched_before, self._touched = self._touched, set()
+        self._touched_before = {self._touched.get() for _ in range(self._touched.qsize())}
 
     def touch(self, model_dir: str) -> None:
         """Look closely at a model in the next pass: something in it was reported to have changed."""
-        self._touched.add(model_dir)
+        self._touched.put(model_dir)
 
-    def end_pass(self) -> None:
-        """Keep what was remembered."""
-        if self._has_changed:
-            value = {name: asdict(standing) for name, standing in self._standings.items()}
+    def knows_receipt(self, path: Path) -> bool:
+        """Whether a receipt is the one that was written after the last pass that was saved."""
+        return self._receipt is not None and self._receipt == _stamp(str(path))
+
+    def save(self, receipt: Path) -> None:
+        """Keep what was remembered, after a pass and after its receipt was written."""
+        written = _stamp(str(receipt))
+        if self._has_changed or written != self._receipt:
+            models = {name: asdict(standing) for name, standing in self._standings.items()}
             try:
-                write_json(self._path, {"version": VERSION, "models": value})
-                self._has_changed = False
+                write_json(self._path, {"version": VERSION, "receipt": written, "models": models})
+                self._has_changed, self._receipt = False, written
             except StateError as error:
                 log.warning("%s; the next upload looks at everything again", error)
 
@@ -148,8 +164,8 @@ class Seen:
                 now = self._look(state_file, folder)
                 is_same = (now.ledger, now.results, now.waiting) == (then.ledger, then.results, then.waiting)
                 if is_same and now.folder != then.folder:
-                    standing = replace(standing, look=now)
-                    self.remember(state_file, standing)
+                    self._standings[state_file.name] = standing = replace(standing, look=now)
+                    self._has_changed = True
             else:
                 is_same = (
                     folder.stat().st_mtime_ns == then.folder
@@ -210,17 +226,19 @@ def _settled_mtime(folder: str, now: int) -> Optional[int]:
     return stamp[2] if stamp and stamp[2] <= now - _TOO_FRESH else None
 
 
-def _load(path: Path) -> dict[str, Standing]:
+def _load(path: Path) -> tuple[dict[str, Standing], Optional[Stamp]]:
     try:
         value = json.loads(path.read_bytes())
         if value["version"] != VERSION:
-            return {}
-        return {name: _standing(record) for name, record in value["models"].items()}
+            return {}, None
+        receipt = value["receipt"]
+        standings = {name: _standing(record) for name, record in value["models"].items()}
+        return standings, tuple(receipt) if receipt else None
     except FileNotFoundError:
-        return {}
+        return {}, None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         log.warning("%s: cannot be used (%s); everything is looked at again", path, error)
-        return {}
+        return {}, None
 
 
 def _standing(record: dict) -> Standing:  # type: ignore[type-arg]

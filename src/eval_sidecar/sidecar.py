@@ -100,7 +100,7 @@ class Sidecar:
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
         self._warn_once = WarnOnce()
-        self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic)
+        self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
         self._readiness = Readiness(
             config.model_dir,
             store,

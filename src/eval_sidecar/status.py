@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.completeness import ABANDONED, GONE
-from eval_sidecar.ledger import PENDING, SENT, Entry, Ledger
+from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
 
 #: The metrics that have a best, where the results hold them.
@@ -17,7 +17,6 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
     """A ledger's state as plain JSON, the same for `status --json` and for people."""
     entries = ledger.steps()
     results = {entry.step: entry.result.metrics for entry in entries if entry.result}
-    dues = [due for entry in entries if (due := entry.due())]
     return {
         "model": ledger.model_dir,
         "run_id": ledger.run_id,
@@ -31,8 +30,8 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
         "failed": sum(entry.has_failed for entry in entries),
         "gone": sum(entry.verdict == GONE and not entry.processed for entry in entries),
         "abandoned": sum(entry.verdict == ABANDONED and not entry.processed for entry in entries),
-        "undelivered": sum(due.status == PENDING for due in dues),
-        "unconfirmed": sum(due.status == SENT for due in dues),
+        "undelivered": len(ledger.undelivered()),
+        "unconfirmed": len(ledger.unconfirmed()),
         "best": {
             metric: {"step": step, "value": results[step][metric]}
             for metric in HEADLINE
@@ -70,16 +69,14 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
-    for status, wanted, words in (
-        (PENDING, expects_delivery, "not delivered"),
-        (SENT, expects_confirmation, "sent, but not confirmed"),
+    for entries, wanted, words in (
+        (ledger.undelivered(), expects_delivery, "not delivered"),
+        (ledger.unconfirmed(), expects_confirmation, "sent, but not confirmed"),
     ):
-        names = [entry.name for entry in ledger.due() if (due := entry.due()) and due.status == status]
-        if wanted and names:
-            lines.append(
-                f"{len(names)} points {words}: {', '.join(names)}"
-                + (f": {ledger.problem}" if ledger.problem else "")
-            )
+        if wanted and entries:
+            names = ", ".join(entry.name for entry in entries)
+            why = f": {ledger.problem}" if ledger.problem else ""
+            lines.append(f"{len(entries)} points {words}: {names}{why}")
     if expects_delivery and ledger.problem and not any(ledger.problem in line for line in lines):
         lines.append(f"delivery: {ledger.problem}")
     elif expects_confirmation and ledger.table_due and not lines:

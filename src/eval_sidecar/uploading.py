@@ -19,7 +19,7 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints import list_checkpoints
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import ResultError, SidecarError, UsageError
-from eval_sidecar.ledger import PENDING, SENT, Failure, Ledger
+from eval_sidecar.ledger import Failure, Ledger
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.seen import FILE_NAME, Seen, Standing
 from eval_sidecar.status import unfinished
@@ -89,13 +89,21 @@ class Uploader:
             on_outcome(outcome)
         rest = [spec for spec in models if spec.model_dir not in done]
         opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_outcome)
-        self._seen.end_pass()
         done.update({outcome.spec.model_dir: outcome for outcome in opened})
         return [done[spec.model_dir] for spec in models]
 
     def notice(self, path: Path) -> None:
         """Take a report that something below the results root has changed."""
-        self._seen.touch(path.relative_to(self.results_root).parts[0])
+        for model in path.relative_to(self.results_root).parts[:1]:
+            self._seen.touch(model)
+
+    def knows_receipt(self, path: Path) -> bool:
+        """Whether a receipt is as `remember` found it, in this process or in one before."""
+        return self._seen.knows_receipt(path)
+
+    def remember(self, receipt: Path) -> None:
+        """Keep for the next process what was in order in this pass; its receipt has been written."""
+        self._seen.save(receipt)
 
     @functools.cached_property
     def _seen(self) -> Seen:
@@ -108,7 +116,7 @@ class Uploader:
             return None
         if self.tracker is None:
             return Outcome(spec, Report(), was_opened=False)
-        if standing.undelivered or (self.confirms and standing.unconfirmed):
+        if standing.undelivered or (self.confirms and (standing.unconfirmed or standing.table_due)):
             return None
         return Outcome(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
 
@@ -138,9 +146,9 @@ class Uploader:
                 )
             left = self._left(store)
             if look is not None and not left:
-                statuses = [due.status for entry in store.ledger.due() if (due := entry.due())]
-                unsent = statuses.count(PENDING) + store.ledger.table_due
-                self._seen.remember(store.path, Standing(look, unsent, statuses.count(SENT)))
+                ledger = store.ledger
+                counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
+                self._seen.remember(store.path, Standing(look, *counts, ledger.table_due))
             return Outcome(spec, report, left)
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:

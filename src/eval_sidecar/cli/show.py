@@ -84,7 +84,7 @@ def _progress(ledger: Ledger, path: Path) -> RenderableType:
     for job in state["running"]:
         line = Text(f"  {job['checkpoint']} ", "cyan")
         line.append(f"{max(0, time.time() - job['started_at']):.0f} s  ", "default")
-        line.append(f"{job['state']}  " if job["state"] else "", "default")
+        line.append(f"{clean(job['state'])}  " if job["state"] else "", "default")
         line.append(clean(last_line(Path(job["log"]), 80)), "dim")
         grid.add_row(line)
     return grid

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
@@ -156,7 +156,8 @@ def _one_pass(
         is_news = report.sent or report.confirmed or report.already
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
             show.outcome(outcome.spec.model_dir, report, outcome.left)
-    source.write_receipt(uploader, [outcome.spec.model_dir for outcome in outcomes if outcome.was_opened])
+    source.write_receipt(uploader, {outcome.spec.model_dir for outcome in outcomes if not outcome.was_opened})
+    uploader.remember(source.receipt)
     return outcomes
 
 
@@ -220,10 +221,7 @@ def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one a
     """Write what is confirmed, for `pack --incremental` on the training machine."""
     source = _Source(flags, output)
     models = source.load()
-    source.write_receipt(
-        _uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None),
-        [spec.model_dir for spec in models],
-    )
+    source.write_receipt(_uploader({**flags, "confirm_seconds": 0.0, "workers": 1}, None, None))
     say(f"{len(models)} models in {source.receipt}")
     return 0
 
@@ -246,7 +244,7 @@ class _Source:
         self._all: list[ModelSpec] = []
         self._models: Optional[list[ModelSpec]] = None
         self._stamps: object = None
-        self._receipt_stamp: object = ()
+        self._in_receipt: object = None
 
     def load(self) -> list[ModelSpec]:
         """The models to work on.
@@ -268,18 +266,21 @@ class _Source:
             self._stamps = stamps
         return self._models
 
-    def write_receipt(self, uploader: Uploader, changed: Sequence[str]) -> None:
+    def write_receipt(self, uploader: Uploader, unchanged: Collection[str] = ()) -> None:
         """Write what the ledgers of all of the manifest's models say is confirmed.
 
         Args:
             uploader: Knows where they are.
-            changed: The models whose ledgers may have changed.
+            unchanged: The models whose ledgers are as they were when the receipt was last written.
         """
-        if not changed and stamp(self.receipt) == self._receipt_stamp:
-            return
         files = {spec.model_dir: uploader.state_file(spec) for spec in self._all}
-        write_receipt(list(files), self.receipt, lambda model: _readable(files[model]), frozenset(changed))
-        self._receipt_stamp = stamp(self.receipt)
+        is_known = uploader.knows_receipt(self.receipt)
+        if is_known and self._in_receipt == files and len(unchanged) == len(files):
+            return
+        runs = {spec.model_dir: spec.run_id for spec in self._all}
+        believed = unchanged if is_known else ()
+        write_receipt(runs, self.receipt, lambda model: _readable(files[model]), believed)
+        self._in_receipt = files
 
 
 def _readable(path: Path) -> Optional[Ledger]:

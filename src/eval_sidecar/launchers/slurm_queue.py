@@ -27,6 +27,8 @@ _ENDED = frozenset(
     }
 )
 _COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
+# Variables with which a user changes what these commands choose and print: the launcher needs it as it asks.
+_USERS_OWN = ("SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 # What slurmstepd writes into a job's output when it ends the job, and the state that this stands for.
 _LAST_WORDS = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: due to ([^*]+?))? \*\*\*", re.I)
 _CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
@@ -96,7 +98,8 @@ class Queue:
             # Every job of the user, since a list of numbers is refused once Slurm has forgotten one of them.
             user = f"--user={os.getuid()}"
             said, problem = _call(
-                ["squeue", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%N|%j"],
+                # Not without --all: jobs in a hidden partition would count as gone.
+                ["squeue", "--all", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%N|%j"],
                 SLURM_TIME_FORMAT="%s",
             )
             try:
@@ -123,16 +126,18 @@ class Queue:
         self._problem = problem
 
 
-def accounted_state(name: str) -> str:
-    """How accounting remembers a job that the queue has forgotten; empty where there is no accounting."""
+def accounted_job(name: str) -> Optional[QueuedJob]:
+    """How accounting remembers a job that the queue has forgotten; None where there is no accounting."""
     said, _ = _call(
         [
             *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days"),
-            *(f"--name={name}", "--format=State"),
+            *(f"--name={name}", "--format=JobID,State"),
         ]
     )
-    words = (said or "").split()  # "CANCELLED by 1000"
-    return words[0] if words else ""
+    for line in (said or "").splitlines():
+        job_id, _, state = line.partition("|")
+        return QueuedJob(job_id, *state.split()[:1])  # "CANCELLED by 1000"
+    return None
 
 
 def state_from_output(output: Path) -> str:
@@ -166,6 +171,7 @@ def _read_jobs(said: str) -> dict[str, QueuedJob]:
 
 def _call(command: Sequence[str], **variables: str) -> tuple[Optional[str], str]:
     """What a command printed and an empty text; or None and why it failed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_USERS_OWN)}
     try:
         done = subprocess.run(
             command,
@@ -175,7 +181,7 @@ def _call(command: Sequence[str], **variables: str) -> tuple[Optional[str], str]
             errors="replace",
             timeout=_PATIENCE,
             check=False,
-            env={**os.environ, **variables},
+            env={**kept, **variables},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{command[0]} does not answer ({error})"

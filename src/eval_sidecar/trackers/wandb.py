@@ -333,9 +333,13 @@ class _Worker:
 
     def _listen(self) -> None:
         for line in self._answers:
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+                number = answer["id"]
+            except (ValueError, TypeError, LookupError):
+                break  # no answer of ours: whoever waits is told that the client is lost
             with self._lock:
-                waiting = self._waiting.get(answer["id"])
+                waiting = self._waiting.get(number)
             if waiting is not None:
                 waiting.put(answer)
         self._answers.close()

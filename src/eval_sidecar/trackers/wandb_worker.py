@@ -36,6 +36,8 @@ query RunSummary($entity: String, $project: String!, $run: String!) {
   }
 }
 """
+#: What of an answer may quote the server or the client.
+_TEXTS = ("error", "unsupported", "table_problem", "where")
 #: Steps, not rows, that one history query covers.
 _PAGE = 10_000
 #: Seconds without a heartbeat after which nobody is taken to be writing a run.
@@ -170,12 +172,13 @@ def _read_history(client: Client, request: Request) -> Answer:
     rows = list(_rows_of(run))
     # Not run.summary: the client keeps that from the first look-up.
     summary = run.summary_metrics or {}
+    delivered = summary.get(request["delivered_key"])
     return {
         "exists": True,
         "rows": rows,
         "writer": _writer_of(run),
-        "delivered": summary.get(request["delivered_key"]),
-        "table_stored": _is_stored(run, summary.get(request["table_key"])),
+        "delivered": delivered,
+        "table_stored": delivered is None or _is_stored(run, summary.get(request["table_key"])),
     }
 
 
@@ -183,7 +186,7 @@ def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server ke
     """Whether the file that a summary names is there; the summary names it before it is."""
     path = media.get("path") if hasattr(media, "get") else None
     try:
-        return path is None or any(file.name == path and file.size for file in run.files(names=[path]))
+        return bool(path) and any(file.name == path and file.size for file in run.files(names=[path]))
     except Exception as error:
         if NO_SUCH_QUERY.search(str(error)):
             return True  # a server that cannot tell
@@ -330,7 +333,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever went wrong, somebody waits for an answer
             sys.stderr.write(self._without_key(traceback.format_exc()))
             answer = {**describe(error, request), "nothing_sent": "opened" not in request}
-        line = self._without_key(json.dumps({**answer, "id": request["id"]}))
+        # Texts alone: a password may look like a number.
+        texts = {key: self._without_key(answer[key]) for key in _TEXTS if isinstance(answer.get(key), str)}
+        line = json.dumps({**answer, **texts, "id": request["id"]})
         with self._answer_lock:
             self._answers.write(line + "\n")
             self._answers.flush()
