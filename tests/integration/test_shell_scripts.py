@@ -93,6 +93,45 @@ def test_what_a_script_refuses_is_named_in_one_line(awkward: Repository, script:
     )
 
 
+#: Stands for a Python whose environments hold a program that names its Python by its path.
+PYTHON = """#!/bin/sh
+case "$*" in
+    -c*) echo 3.12 ;;
+    "-m venv "*)
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        printf '#!%s' "$3/bin/python" > "$3/bin/mypy" ;;
+esac
+"""
+
+
+def test_setup_makes_the_environment_anew_where_the_checkout_has_moved(tmp_path: Path) -> None:
+    root, moved = tmp_path / "a", tmp_path / f"{AWKWARD}\n"
+    (root / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
+        shutil.copy(CHECKOUT / name, root / name)
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def set_up(checkout: Path) -> str:
+        command = ["bash", str(checkout / "scripts/setup")]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
+        done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+        assert done.stderr == ""
+        return done.stdout
+
+    assert "making .venv" in set_up(root)
+    assert set_up(root) == ""
+    root.rename(moved)
+    assert "making .venv" in set_up(moved)
+    assert (moved / ".venv/bin/mypy").read_text() == f"#!{moved}/.venv/bin/python"
+    (moved / "constraints.txt").write_text("")
+    printed = set_up(moved)
+    assert "installing" in printed and "making .venv" not in printed, "the libraries are not fetched again"
+    assert set_up(moved) == ""
+
+
 def test_the_quickstart_finds_its_checkout_at_any_path(tmp_path: Path) -> None:
     root = tmp_path / f"{AWKWARD}x"
     (root / "scripts").mkdir(parents=True)
