@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,22 @@ def test_one_bad_checkpoint_does_not_keep_the_others_from_being_evaluated(tiny, 
     arguments = replace(tiny.arguments, checkpoint=tmp_path / "checkpoint-1", output_root=tmp_path / "out")
     assert main([*arguments, "--checkpoint", str(tiny.checkpoint), "--num-beams", "5"]) == 2
     assert "checkpoint-1: no such" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model" / "checkpoint-5" / "metrics.json").is_file()
+
+
+def test_nor_does_one_that_may_not_be_read(tiny, damaged, tmp_path, capsys, replace, monkeypatch):
+    is_file = Path.is_file
+
+    def refuse(path):
+        if path.parent == damaged:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    arguments = replace(tiny.arguments, checkpoint=damaged, output_root=tmp_path / "out", num_beams=5)
+    assert main([*arguments, "--checkpoint", str(tiny.checkpoint)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    assert line.startswith(f"error: {damaged} cannot be evaluated: [Errno 13] Permission denied")
     assert (tmp_path / "out" / "model" / "checkpoint-5" / "metrics.json").is_file()
 
 

@@ -18,6 +18,7 @@ from eval_sidecar.genrec.prompts import (
     encode_items,
     encode_prompts,
     load_tokenizer,
+    tells_time,
     tokenizer_digest,
 )
 
@@ -62,7 +63,7 @@ class Evaluator:
         self._output_root = output_root
         self._num_beams = num_beams
         self._max_new_tokens = max_new_tokens
-        self._encoded: tuple[str, Prompts, list[list[int]]] | None = None
+        self._encoded: tuple[str | None, Prompts, list[list[int]]] | None = None
 
     def evaluate(self, checkpoint: Path) -> dict[str, float]:
         """Evaluate one checkpoint, write its results, and return its metrics.
@@ -98,10 +99,12 @@ class Evaluator:
         if not checkpoint.is_dir():
             raise EvaluationError(f"{checkpoint}: no such checkpoint folder")
         digest = tokenizer_digest(checkpoint)
-        if self._encoded is None or self._encoded[0] != digest:
+        if self._encoded is None or digest is None or self._encoded[0] != digest:
             tokenizer = load_tokenizer(checkpoint)
             items = encode_items(tokenizer, self._test_set.index)
-            self._encoded = (digest, encode_prompts(tokenizer, self._test_set.rows), items)
+            prompts = encode_prompts(tokenizer, self._test_set.rows)
+            # Prompts that hold today's date serve one checkpoint only.
+            self._encoded = (None if tells_time(tokenizer) else digest, prompts, items)
         _, prompts, items = self._encoded
         longest = max(len(ids) for ids in items) + 1
         if longest > self._max_new_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +28,11 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
-#: Files of a checkpoint that change from one to the next, and say nothing of its tokenizer.
-_OF_ONE_CHECKPOINT = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.distcp",
-    "*.index.json",
-    "trainer_state.json",
-)
+#: Endings of all files that some class of tokenizers is made from, or is chosen by (config.json).
+_ENDINGS = (".json", ".jinja", ".txt", ".model", ".spm", ".codes", ".bpe", ".tiktoken", ".tokenizer")
+
+#: Of these, the files that change from one checkpoint to the next, and say nothing of its tokenizer.
+_OF_ONE_CHECKPOINT = (".index.json", "trainer_state.json")
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,34 @@ def load_tokenizer(checkpoint: Path) -> Any:  # noqa: ANN401
     return tokenizer
 
 
-def tokenizer_digest(checkpoint: Path) -> str:
-    """Return a hash of what a checkpoint's tokenizer is made from: the same hash gives the same prompts.
+def tokenizer_digest(checkpoint: Path) -> str | None:
+    """Return a hash of what a checkpoint's tokenizer may be made from: the same hash, the same tokenizer.
 
-    All files count that are not known to be of no account: which ones there are, and which of them are read,
-    differs from tokenizer to tokenizer. The class is chosen by config.json.
+    Which files there are, and which of them are read, differs from tokenizer to tokenizer. Where one of them
+    cannot be read there is no hash (None): whether it is needed is for the tokenizer to say.
     """
     digest = hashlib.sha256()
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and not any(path.match(pattern) for pattern in _OF_ONE_CHECKPOINT):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(checkpoint)} {len(content)}\n".encode() + content)
+    try:
+        for path in sorted([*checkpoint.iterdir(), *checkpoint.glob("additional_chat_templates/*")]):
+            ours = path.name.endswith(_ENDINGS) and not path.name.endswith(_OF_ONE_CHECKPOINT)
+            if ours and path.is_file():
+                digest.update(os.fsencode(path.name) + b"\0" + _content_digest(path))
+    except OSError:
+        return None
     return digest.hexdigest()
+
+
+def _content_digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def tells_time(tokenizer: Any) -> bool:  # noqa: ANN401
+    """Return whether the chat template writes the date or the time, as Llama 3's does."""
+    return "strftime_now" in str(tokenizer.chat_template)  # one template, or a dictionary of several
 
 
 def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts:  # noqa: ANN401

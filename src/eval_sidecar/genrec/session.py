@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval_sidecar.genrec.data import TestSet, load_index, load_rows
-from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.errors import EvaluationError, one_line
 from eval_sidecar.genrec.libraries import check_libraries, importing
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Session:
             except EvaluationError as error:
                 failed += 1
                 log.error("error: %s", error)
+            except OSError as error:
+                failed += 1
+                log.error("error: %s cannot be evaluated: %s", checkpoint, one_line(error))
         return failed
 
     def close(self) -> None:
