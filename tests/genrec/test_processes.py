@@ -1,13 +1,17 @@
 """Several processes, their lives, and the light start of the command line."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from eval_sidecar.genrec.devices import Device, _find_gpu, find_devices
 from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.warm import _key
 
 pytestmark = pytest.mark.genrec
 
@@ -60,6 +64,25 @@ def test_help_does_not_wait_for_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "src"}
     )
     assert "--num-beams" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["transformers", "peft"])
+def test_an_upgrade_of_a_library_asks_for_another_warm_process(library, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    installed = tmp_path / "__init__.py"
+
+    def find_spec(name):
+        if name != library:
+            return find(name)
+        return SimpleNamespace(origin=str(installed)) if installed.exists() else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    without = _key({})
+    installed.touch()
+    before = _key({})
+    os.utime(installed, (1, 1))
+    assert len({without, before, _key({})}) == 3
+    assert _key({}) == _key({})
 
 
 def test_cpus_are_as_many_processes_as_named():

@@ -15,6 +15,9 @@ from eval_sidecar.genrec.errors import EvaluationError
 #: What must be installed.
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
+#: What adapters need, where it is installed.
+OPTIONAL_LIBRARIES = ("peft",)
+
 
 def forget_working_directory() -> None:
     """Undo what ``python -m`` does: search the working directory first, where a folder may be named torch."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eval_sidecar.genrec.errors import one_line
-from eval_sidecar.genrec.libraries import LIBRARIES, with_this_package
+from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, with_this_package
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _key(environment: Mapping[str, str]) -> str:
     """Return what tells a process that would give other results, or work elsewhere, from this one."""
     code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    specs = [importlib.util.find_spec(name) for name in LIBRARIES]
+    specs = [importlib.util.find_spec(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
     parts = [sys.executable, sys.version, str(Path.cwd()), sorted(environment.items()), libraries, code]
