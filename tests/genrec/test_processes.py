@@ -3,15 +3,20 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from eval_sidecar.genrec.devices import Device, _find_gpu, find_devices
 from eval_sidecar.genrec.errors import EvaluationError
 from eval_sidecar.genrec.warm import _key
+from toolbox import wait_until
 
 pytestmark = pytest.mark.genrec
 
@@ -32,14 +37,55 @@ def test_two_processes_rank_as_one(tiny, tmp_path, replace):
 
 
 def test_a_worker_leaves_when_its_parent_does():
-    worker = subprocess.Popen(
-        [sys.executable, "-c", "from eval_sidecar.genrec.worker import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={"PYTHONPATH": "src"},
-    )
-    worker.communicate(timeout=60)  # closes the pipe, as the end of the parent does
+    ours, theirs = socket.socketpair()
+    with theirs:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", "from eval_sidecar.genrec.worker import main; main()"],
+            stdin=theirs.fileno(),
+            stdout=subprocess.PIPE,
+            env={"PYTHONPATH": "src"},
+        )
+    ours.close()  # as the end of the parent does
+    worker.communicate(timeout=60)
     assert worker.returncode == 0
+
+
+@contextmanager
+def standard_error(path):
+    """Let the standard error of this process be a file."""
+    before = os.dup(2)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def test_workers_print_to_the_log_of_the_evaluation_under_way(tiny, tmp_path):
+    pytest.importorskip("torch")
+    from eval_sidecar.genrec.parallel import ParallelRanker
+    from eval_sidecar.genrec.prompts import Prompts
+    from eval_sidecar.genrec.search import SearchSettings
+
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    one_row = Prompts(((5, 6),), (False,), 1)
+    broken = Prompts(((),), (False,), 1)
+    with standard_error(first):
+        ranker = ParallelRanker([Device("cpu", ""), Device("cpu", "")], SearchSettings(num_beams=1))
+        assert ranker.rank(tiny.checkpoint, one_row, [[3]], print) == [[0]]
+    workers = psutil.Process().children()
+    with standard_error(second), pytest.raises(EvaluationError, match="ValueError: max"):
+        wait_until(lambda: {*map(opened_by, workers)} == {(os.devnull, os.devnull)}, "closed logs")
+        ranker.rank(tiny.checkpoint, broken, [[3]], print)
+    assert "Traceback" in second.read_text()
+    assert first.read_text() == ""
+
+
+def opened_by(process):
+    """What a process prints to."""
+    return tuple(str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (1, 2))
 
 
 def test_a_worker_that_dies_is_an_error(monkeypatch):

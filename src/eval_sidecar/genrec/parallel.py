@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -26,8 +27,9 @@ _Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
 class ParallelRanker:
     """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
 
-    The workers hold the other end of a pipe and leave when it closes, so they never outlive this process,
-    however it ends.
+    The workers hold the other end of a socket and leave when it closes, so they never outlive this process,
+    however it ends. Each request brings the standard error of that moment, which differs from evaluation to
+    evaluation in a warm process.
     """
 
     def __init__(self, devices: Sequence[Device], settings: SearchSettings) -> None:
@@ -35,6 +37,7 @@ class ParallelRanker:
         self._devices = list(devices)
         self._settings = settings
         self._workers: list[subprocess.Popen[str]] = []
+        self._requests: list[socket.socket] = []
         self._readers: list[threading.Thread] = []
         #: Seconds that the slowest worker took to load the latest model.
         self.load_seconds = 0.0
@@ -81,24 +84,27 @@ class ParallelRanker:
             reader.join()
         for worker in self._workers:
             worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):  # what was written and never read
-                        pipe.close()
-        self._workers, self._readers = [], []
+            assert worker.stdout is not None
+            worker.stdout.close()
+        for requests in self._requests:
+            requests.close()
+        self._workers, self._requests, self._readers = [], [], []
 
     def _start(self) -> None:
         for device in self._devices:
             environment = {**with_this_package(os.environ), "CUDA_VISIBLE_DEVICES": device.visible}
-            self._workers.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "eval_sidecar.genrec.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    env=environment,
-                    encoding="utf-8",
+            requests, theirs = socket.socketpair()
+            self._requests.append(requests)
+            with theirs:
+                self._workers.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "eval_sidecar.genrec.worker"],
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.PIPE,
+                        env=environment,
+                        encoding="utf-8",
+                    )
                 )
-            )
 
     def _request(
         self,
@@ -118,12 +124,10 @@ class ParallelRanker:
             **asdict(prompts),
             "items": items,
         }
-        worker = self._workers[number]
-        assert worker.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died, which the reader reports
-            worker.stdin.write(json.dumps(request) + "\n")
-            worker.stdin.flush()
-        reader = threading.Thread(target=_read, args=(number, worker, messages), daemon=True)
+        with contextlib.suppress(ConnectionError):  # it has died, which the reader reports
+            socket.send_fds(self._requests[number], [b" "], [2])
+            self._requests[number].sendall(json.dumps(request).encode() + b"\n")
+        reader = threading.Thread(target=_read, args=(number, self._workers[number], messages), daemon=True)
         reader.start()
         self._readers.append(reader)
 

@@ -25,6 +25,7 @@ from typing import Any
 from eval_sidecar.genrec.cli import log_to_stderr, parse, run
 from eval_sidecar.genrec.libraries import forget_working_directory
 from eval_sidecar.genrec.session import Session
+from eval_sidecar.genrec.streams import print_nowhere, print_to
 
 #: The file that the owner holds locked for as long as it lives, which the system then frees.
 OWNER_LOCK = "lock"
@@ -51,7 +52,7 @@ def _serve(connection: socket.socket, key: str, session: Session) -> bool:
     request, files = _receive(connection)
     if request is None or request["key"] != key:
         return request is None
-    _print_to(*files)
+    print_to(*files)
     _answer(connection, {"pid": os.getpid()})
     finished = threading.Event()
     watcher = threading.Thread(target=_leave_with_client, args=(connection, finished), daemon=True)
@@ -62,8 +63,7 @@ def _serve(connection: socket.socket, key: str, session: Session) -> bool:
         traceback.print_exc()
         code = 1
     finished.set()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    _print_to(nowhere, nowhere)
+    print_nowhere()
     _answer(connection, {"code": code})
     connection.shutdown(socket.SHUT_RDWR)
     watcher.join()
@@ -83,16 +83,6 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int
 
 def _answer(connection: socket.socket, message: dict[str, int]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _print_to(output: int, errors: int) -> None:
-    """Make two open files the standard output and error, for libraries below Python too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(output, 1)
-    os.dup2(errors, 2)
-    for number in {output, errors}:
-        os.close(number)
 
 
 def _leave_with_owner(folder: Path, working: threading.Lock) -> None:

@@ -1,7 +1,8 @@
 """One of several processes that share the rows of a checkpoint; started by :mod:`.parallel`.
 
-Reads one JSON request a line from its standard input and answers on its standard output, in lines
-``{"advance": n}``, then ``{"ranked": …, "load_seconds": …}`` or ``{"error": …}``.
+Reads one JSON request a line from its standard input, a socket; with the first byte of each comes the file to
+print to until the answer is complete. Answers on its standard output, in lines ``{"advance": n}``, then
+``{"ranked": …, "load_seconds": …}`` or ``{"error": …}``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import queue
 import signal
-import sys
+import socket
 import threading
 import traceback
 from pathlib import Path
@@ -18,36 +19,45 @@ from typing import Any, TextIO
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
 from eval_sidecar.genrec.libraries import forget_working_directory, importing
+from eval_sidecar.genrec.streams import print_nowhere, print_to
 
 
 def main() -> None:
-    """Serve requests until the parent closes the pipe or dies."""
-    # Ctrl-C reaches the whole group; the parent decides, and its end closes the pipe.
+    """Serve requests until the parent closes the socket or dies."""
+    # Ctrl-C reaches the whole group; the parent decides, and its end closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries that print must not end up between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    print_nowhere()
+    requests: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     ranker: Any = None
     while True:
-        request = json.loads(requests.get())
+        line, log = requests.get()
+        print_to(log, log)
+        request = json.loads(line)
         try:
             if ranker is None:
                 ranker = _start(request)
-            _answer(answers, _rank(ranker, request, answers))
+            answer = _rank(ranker, request, answers)
         except EvaluationError as error:
-            _answer(answers, {"error": str(error)})
+            answer = {"error": str(error)}
         except Exception as error:  # noqa: BLE001  (the parent reports it; this process stays usable)
             traceback.print_exc()
-            _answer(answers, {"error": f"{type(error).__name__}: {one_line(error)}"})
+            answer = {"error": f"{type(error).__name__}: {one_line(error)}"}
+        print_nowhere()
+        _answer(answers, answer)
 
 
-def _read(requests: queue.SimpleQueue[str]) -> None:
-    """Pass requests on; leave at once when the pipe ends, also in the middle of a search."""
-    for line in sys.stdin:
-        requests.put(line)
-    os._exit(0)
+def _read(requests: queue.SimpleQueue[tuple[str, int]]) -> None:
+    """Pass requests on; leave at once when the socket ends, also in the middle of a search."""
+    with socket.socket(fileno=0) as connection, connection.makefile("r", encoding="utf-8") as lines:
+        while True:
+            _, files, _, _ = socket.recv_fds(connection, 1, 1)
+            line = lines.readline()
+            if not files or not line.endswith("\n"):
+                os._exit(0)
+            requests.put((line, files[0]))
 
 
 def _start(request: dict[str, Any]) -> Any:  # noqa: ANN401
