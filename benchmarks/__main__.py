@@ -18,7 +18,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 COLUMNS = ["what", "baseline", "ours", "ratio", "must reach", "reached", "note"]
-TOPICS = ("uploads", "passes", "packing", "watching", "evaluator")
+TOPICS = ("uploads", "passes", "packing", "watch", "evaluator")
 
 
 def main() -> int:
