@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Optional, TextIO
+
+log = logging.getLogger(__name__)
 
 #: Size in bytes at which a log is full.
 FULL = 10 * 2**20
@@ -38,6 +41,15 @@ def shift(path: Path) -> None:
             newer.replace(older)
 
 
+def make_room(path: Path) -> None:
+    """Set a log aside where it is full; where that cannot be done it goes on growing, and that is logged."""
+    try:
+        if is_full(path):
+            shift(path)
+    except OSError as error:
+        log.warning("%s: cannot be set aside (%s), so it goes on growing", path, error.strerror)
+
+
 def rotate_output(path: Path) -> bool:
     """Go on in a fresh file where this process's standard output and error fill a log.
 
@@ -52,8 +64,8 @@ def rotate_output(path: Path) -> bool:
     """
     if not is_full(path):
         return False
-    log = path.stat()
-    ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), log)]
+    full = path.stat()
+    ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), full)]
     if not ours:
         return False
     fresh = path.with_name(f".{path.name}.fresh")

@@ -159,6 +159,27 @@ def test_a_late_checkpoint_is_carried_alone_and_arrives_at_its_place(
     assert (found.summary["best_step_for_hr@10"], found.summary["last_step"]) == (150, 200)
 
 
+def test_a_receipt_that_is_older_than_the_ledgers_is_not_believed(
+    local: Repository, server: WandbServer
+) -> None:
+    receipt = local.root / "results/.wandb_eval_receipt.json"
+    write(local, FIRST, 100, 0.1)
+    write(local, SECOND, 100, 0.2)
+    run(local, PREPARE)
+    run(local, ONCE)
+    older = receipt.read_text()
+    write(local, FIRST, 200, 0.2)
+    run(local, ONCE)
+    newest = json.loads(receipt.read_text())["models"]
+    assert list(newest[FIRST]["confirmed"]) == ["100", "200"]
+    receipt.write_text(older)  # carried to the other machine before, and back with its results
+    assert "nothing new" in run(local, ONCE)
+    assert json.loads(receipt.read_text())["models"] == newest
+    receipt.unlink()
+    run(local, ONCE)
+    assert json.loads(receipt.read_text())["models"] == newest
+
+
 def test_an_uploader_in_the_background_brings_what_comes(local: Repository, server: WandbServer) -> None:
     write(local, FIRST, 100, 0.1)
     run(local, PREPARE)

@@ -42,8 +42,8 @@ def _has_wandb() -> bool:
     return found is not None and found.origin is not None
 
 
-def open_tracker(flags: Mapping[str, Any], mode: Optional[str], state_file: Path) -> Optional[Tracker]:
-    """The tracker for a mode, or None where there is none."""
+def open_tracker(flags: Mapping[str, Any], mode: Optional[str], log: Path) -> Optional[Tracker]:
+    """The tracker for a mode, or None where there is none; the client's output goes to the log."""
     if mode is None:
         return None
     from eval_sidecar.trackers.wandb import WandbSettings, WandbTracker
@@ -53,6 +53,6 @@ def open_tracker(flags: Mapping[str, Any], mode: Optional[str], state_file: Path
         resume=flags["wandb_resume"],
         job_type=flags["wandb_job_type"],
         directory=Path(os.path.abspath(os.environ.get("WANDB_DIR") or ".")),
-        log=state_file.with_suffix(".wandb.log"),
+        log=log,
     )
     return WandbTracker(settings)

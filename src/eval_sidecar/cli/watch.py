@@ -52,7 +52,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
             open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
         )
         stack.enter_context(_only_one(plan.config.model_dir))
-        tracker = open_tracker(flags, mode, path)
+        tracker = open_tracker(flags, mode, path.with_suffix(".wandb.log"))
         if reason:
             log.warning("%s", reason)
         courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None

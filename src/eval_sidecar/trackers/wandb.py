@@ -24,7 +24,7 @@ from typing import IO, Any, Optional
 import psutil
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.logs import is_full, shift
+from eval_sidecar.logs import is_full, make_room
 from eval_sidecar.texts import without_secrets
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
@@ -232,8 +232,7 @@ class _Worker:
         self._write_lock = threading.Lock()
         self._scratch = tempfile.mkdtemp(prefix="eval-sidecar-wandb-")
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if is_full(self.log):
-            shift(self.log)
+        make_room(self.log)
         root = Path(__file__).resolve().parents[2]
         log = self.log.open("ab", buffering=0)
         self._process = subprocess.Popen(
