@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
-from eval_sidecar.errors import BusyError, LaunchError
+from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, LOST, QUEUED, RUNNING, JobState
 from eval_sidecar.types import Handle, Job
 
@@ -19,7 +19,9 @@ class FakeLauncher:
         cancelled: Tokens of the jobs that were cancelled, in order.
         refusal: Why the next `submit` fails, or None.
         busy: Why no `submit` is taken at the moment, or None.
+        mistake: Why no `submit` will ever be taken, or None.
         stuck: Why no `cancel` works at the moment, or None.
+        slow: Whether a cancelled job goes on ending until the test says how it ended.
         goes_on: Whether jobs go on without the sidecar.
     """
 
@@ -31,7 +33,9 @@ class FakeLauncher:
         self.cancelled: list[str] = []
         self.refusal: Optional[str] = None
         self.busy: Optional[str] = None
+        self.mistake: Optional[str] = None
         self.stuck: Optional[str] = None
+        self.slow = False
         self.goes_on = False
         self._states: dict[str, JobState] = {}
 
@@ -86,6 +90,8 @@ class FakeLauncher:
             raise LaunchError(reason)
         if self.busy is not None:
             raise BusyError(self.busy)
+        if self.mistake is not None:
+            raise UsageError(self.mistake)
         self.jobs.append(job)
         self._states[job.token] = JobState(RUNNING)
         return {**self.announce(job), "pid": len(self.jobs)}
@@ -98,11 +104,14 @@ class FakeLauncher:
             return JobState(LOST, reason="its start was cut short")
         return self._states.get(handle["token"], JobState(LOST, reason="never heard of it"))
 
-    def cancel(self, handle: Handle) -> None:
+    def cancel(self, handle: Handle) -> bool:
         if self.stuck is not None:
             raise LaunchError(self.stuck)
         self.cancelled.append(handle["token"])
+        if self.slow and self.poll(handle).phase == RUNNING:
+            return False
         self._states[handle["token"]] = JobState(LOST, reason="cancelled")
+        return True
 
     def leave(self, handle: Handle) -> bool:
         if not self.goes_on:

@@ -46,7 +46,8 @@ class Slurm:
     def script(self, name: str, body: str) -> None:
         """Make a command that notes its arguments, does this, and prints what `says` gave it."""
         path = self.folder / name
-        lines = ["#!/bin/sh", f'cd "{self.folder}"', f'echo "$*" >>{name}.calls', body]
+        calls = f'echo "$*" >>{name}.calls; env >{name}.env'
+        lines = ["#!/bin/sh", f'cd "{self.folder}"', calls, body]
         path.write_text("\n".join([*lines, f"cat {name}.says 2>/dev/null || :", ""]))
         path.chmod(0o755)
 
@@ -72,7 +73,7 @@ class Slurm:
         (self.folder / "down").unlink()
 
     def leaves(self, suffix: str, text: str) -> None:
-        """Let the job leave a file of its own: ``exit`` or ``out``."""
+        """Let the job leave a file of its own: ``begun``, ``exit`` or ``out``."""
         path = Path(self.handle["folder"]) / f"{NAME}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -81,13 +82,8 @@ class Slurm:
         return SlurmLauncher(
             *(2, parameters, "0 1"),
             ask_every=ASK_EVERY,
-            grace_seconds=5.0,
             monotonic=lambda: self.now,
-            sleep=self.sleep,
         )
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
     @property
     def handle(self) -> Handle:
@@ -136,6 +132,18 @@ def test_one_question_is_enough_for_all_jobs_and_good_for_a_while(slurm):
     slurm.now += 1
     launcher.poll(slurm.handle)
     assert len(slurm.calls("squeue")) == 2
+
+
+def test_a_users_own_settings_of_squeue_do_not_hide_jobs(slurm, monkeypatch):
+    for name in ("SQUEUE_STATES", "SQUEUE_FORMAT", "SQUEUE_PARTITION", "SLURM_CLUSTERS"):
+        monkeypatch.setenv(name, "PENDING")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    slurm.shows("RUNNING", start="5")
+    slurm.poll()
+    seen = (slurm.folder / "squeue.env").read_text()
+    assert "SQUEUE_" not in seen and "SLURM_CLUSTERS" not in seen
+    assert "SLURM_TIME_FORMAT=%s" in seen
+    assert "--all" in slurm.calls("squeue")[0], "also those of hidden partitions"
 
 
 # -- a controller that does not answer -------------------------------------------------------------------
@@ -245,12 +253,24 @@ def test_what_somebody_cancelled_is_cancelled(slurm):
     assert slurm.poll() == JobState(CANCELLED, reason="Slurm job 7: CANCELLED")
 
 
-def test_a_job_that_failed_before_its_evaluation_says_what_its_output_says(slurm):
+@pytest.mark.parametrize("found", ["in the queue", "in the accounting"])
+def test_a_job_that_failed_before_its_evaluation_began_failed_by_the_machine(slurm, found):
     slurm.leaves("out", "/old/python: No module named submitit\n")
+    slurm.shows("FAILED", "NonZeroExitCode")
+    if found == "in the accounting":
+        slurm.forgets()
+        slurm.says("sacct", "7|FAILED\n")
+    ended = slurm.poll()
+    assert (ended.phase, ended.exit_code) == (EVICTED, None)
+    assert "No module named submitit" in ended.reason and f"{NAME}.out" in ended.reason
+
+
+def test_a_job_that_failed_without_an_exit_code_after_its_evaluation_began_is_its_own_doing(slurm):
+    slurm.leaves("begun", "")
     slurm.shows("FAILED", "NonZeroExitCode")
     ended = slurm.poll()
     assert (ended.phase, ended.exit_code) == (ENDED, None)
-    assert "No module named submitit" in ended.reason and f"{NAME}.out" in ended.reason
+    assert "without an exit code" in ended.reason
 
 
 # -- a job that Slurm has forgotten ----------------------------------------------------------------------
@@ -293,9 +313,28 @@ def test_a_forgotten_job_that_left_its_exit_code_is_judged_by_it(slurm):
 
 def test_accounting_is_asked_only_where_nothing_else_tells(slurm):
     slurm.forgets()
-    slurm.says("sacct", "CANCELLED by 1000\n")
+    slurm.says("sacct", "7|CANCELLED by 1000\n")
     assert slurm.poll().phase == CANCELLED
     assert f"--name={NAME}" in slurm.calls("sacct")[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "phase"),
+    [
+        *(("PENDING", QUEUED), ("REQUEUED", QUEUED), ("SUSPENDED", QUEUED)),
+        *(("RUNNING", RUNNING), ("COMPLETING", RUNNING)),
+    ],
+)
+def test_a_job_that_only_accounting_shows_goes_on(slurm, state, phase):
+    slurm.forgets()
+    slurm.says("sacct", f"7|{state}\n")
+    assert slurm.poll() == JobState(phase, reason=f"Slurm job 7: {state}")
+
+
+def test_a_job_that_vanished_is_cancelled_all_the_same_before_another_takes_its_place(slurm):
+    slurm.forgets()
+    assert slurm.launcher().cancel(slurm.handle) is True
+    assert f"--name={NAME}" in slurm.calls("scancel")[0]
 
 
 def test_a_job_that_vanished_without_a_trace_was_not_the_evaluations_doing(slurm):
@@ -318,10 +357,17 @@ def test_a_job_without_a_number_is_found_by_its_name(slurm):
 def test_a_job_that_would_wait_in_vain_for_what_it_is_to_do_is_evicted_and_can_be_cancelled(slurm):
     handle = slurm.launcher().announce(slurm.job)
     slurm.shows("RUNNING", start="5")
-    slurm.script("scancel", "rm squeue.says")
+    slurm.script("scancel", "sed -i 's/7|RUNNING/7|CANCELLED/' squeue.says")
     assert slurm.launcher().poll(handle).phase == EVICTED
-    slurm.launcher().cancel(handle)
+    assert slurm.launcher().cancel(handle) is True
     assert f"--name={NAME}" in slurm.calls("scancel")[0]
+    assert slurm.launcher().poll(handle).phase == EVICTED, "and not cancelled by somebody"
+
+
+def test_a_job_that_has_waited_in_vain_for_what_it_is_to_do_is_evicted(slurm):
+    slurm.leaves("out", "RuntimeError: Waited for 60 seconds but could not find submitted jobs in path\n")
+    slurm.shows("FAILED", "NonZeroExitCode")
+    assert slurm.launcher().poll(slurm.launcher().announce(slurm.job)).phase == EVICTED
 
 
 def test_a_job_that_was_never_submitted_is_evicted(slurm):
@@ -332,27 +378,26 @@ def test_a_job_that_was_never_submitted_is_evicted(slurm):
 # -- cancelling ------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_returns_when_slurm_shows_the_end(slurm):
+def test_a_cancel_waits_for_nothing_and_says_whether_slurm_shows_the_end(slurm):
     slurm.shows("RUNNING", start="5")
     slurm.script("scancel", "sed -i 's/7|RUNNING/7|COMPLETING/' squeue.says")
-    slurm.script(
-        "squeue", "test $(wc -l <squeue.calls) -lt 4 || sed -i 's/7|COMPLETING/7|CANCELLED/' squeue.says"
-    )
-    slurm.launcher().cancel(slurm.handle)
-    assert "7|CANCELLED" in (slurm.folder / "squeue.says").read_text()
+    launcher = slurm.launcher()
+    assert launcher.cancel(slurm.handle) is False
+    slurm.shows("CANCELLED")
+    slurm.now += ASK_EVERY
+    assert launcher.cancel(slurm.handle) is True
 
 
 def test_a_cancel_of_what_has_ended_asks_for_nothing(slurm):
     slurm.shows("FAILED")
-    slurm.launcher().cancel(slurm.handle)
+    assert slurm.launcher().cancel(slurm.handle) is True
     assert slurm.calls("scancel") == []
 
 
-@pytest.mark.parametrize("broken", ["scancel", "squeue", "patience"])
-def test_a_cancel_that_does_not_end_the_job_is_an_error_that_names_it(slurm, broken):
+@pytest.mark.parametrize("broken", ["scancel", "squeue"])
+def test_a_cancel_that_slurm_does_not_take_is_an_error_that_names_the_job(slurm, broken):
     slurm.shows("RUNNING", start="5")
-    if broken != "patience":
-        slurm.script(broken, f"echo {DOWN} >&2; exit 1")
+    slurm.script(broken, f"echo {DOWN} >&2; exit 1")
     with pytest.raises(LaunchError, match=r"Slurm job 7: cannot be ended"):
         slurm.launcher().cancel(slurm.handle)
 
@@ -371,7 +416,7 @@ def accepting(slurm: Slurm) -> Slurm:
     """A Slurm that takes jobs and keeps what it was given."""
     pytest.importorskip("submitit")
     slurm.says("sbatch", "Submitted batch job 7\n")
-    slurm.script("sbatch", 'cp "$1" submitted; env >sbatch.env')
+    slurm.script("sbatch", 'cp "$1" submitted')
     return slurm
 
 
@@ -413,6 +458,21 @@ def test_a_job_that_is_submitted_from_within_a_job_takes_nothing_over_from_it(ac
 
 
 @needs_submitit
+def test_variables_that_overrule_the_jobs_own_settings_are_hidden_and_others_are_not(accepting, monkeypatch):
+    hidden = ("PARTITION", "TIMELIMIT", "REQUEUE", "WAIT", "JOB_NAME", "OUTPUT", "EXPORT", "ARRAY_INX")
+    for name in (*hidden, "ACCOUNT", "GRES"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    parameters = sbatch_parameters([], partition="gpu", time="60", gres=None)
+    accepting.launcher(**parameters).submit(accepting.job, [])
+    seen = (accepting.folder / "sbatch.env").read_text().splitlines()
+    assert sorted(line for line in seen if line.startswith("SBATCH_")) == [
+        "SBATCH_ACCOUNT=1",
+        "SBATCH_GRES=1",
+    ]
+    assert os.environ["SBATCH_PARTITION"] == "1"
+
+
+@needs_submitit
 def test_a_job_submitted_after_the_last_answer_is_not_missed_in_it(accepting):
     launcher = accepting.launcher()
     handle = launcher.submit(accepting.job, [])
@@ -426,19 +486,46 @@ def refusing(slurm: Slurm, said: str, meanwhile: str = "") -> None:
 
 
 @needs_submitit
-def test_a_job_that_slurm_refuses_is_an_error_with_slurms_words(slurm):
-    refusing(slurm, "Batch job submission failed: Invalid qos specification")
-    with pytest.raises(LaunchError, match=r"checkpoint-495: Slurm refuses the job .*Invalid qos") as caught:
+@pytest.mark.parametrize("said", ["Invalid qos specification", "unrecognized option '--mme=64G'"])
+def test_a_mistake_in_the_flags_is_told_in_slurms_words_and_no_checkpoints_failure(slurm, said):
+    refusing(slurm, f"Batch job submission failed: {said}")
+    with pytest.raises(UsageError, match=f"Slurm refuses such jobs .*{said}"):
         slurm.launcher().submit(slurm.job, [])
-    assert not isinstance(caught.value, BusyError)
 
 
 @needs_submitit
-@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocGrpSubmitJobsLimit"])
-def test_a_full_quota_is_no_failure_but_waited_for(slurm, limit):
-    refusing(slurm, limit)
-    with pytest.raises(BusyError, match=limit):
-        slurm.launcher().submit(slurm.job, [])
+def test_what_slurm_has_taken_before_is_no_mistake_in_the_flags(accepting):
+    launcher = accepting.launcher()
+    launcher.submit(accepting.job, [])
+    refusing(accepting, "Invalid account or account/partition combination specified")
+    with pytest.raises(BusyError, match="Invalid account"):
+        launcher.submit(accepting.job, [])
+
+
+@needs_submitit
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("QOSMaxSubmitJobPerUserLimit", "AssocGrpSubmitJobsLimit", "Resource temporarily unavailable"),
+        "Requested partition configuration not available now",
+        "Socket timed out on send/recv operation",
+        "Invalid authentication credential",
+    ],
+)
+def test_a_refusal_is_waited_for_and_leaves_no_files_and_no_words_of_its_own(slurm, said, capfd):
+    refusing(slurm, said)
+    launcher = slurm.launcher()
+    with pytest.raises(BusyError, match=f"checkpoint-495: Slurm refuses the job .*{said}"):
+        launcher.submit(slurm.job, [])
+    assert not Path(slurm.handle["folder"]).exists()
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_submitit
+def test_a_submission_that_the_machine_cannot_start_is_waited_for(accepting):
+    (accepting.folder / "logs").write_text("in the way")
+    with pytest.raises(BusyError, match="checkpoint-495: could not be submitted"):
+        accepting.launcher().submit(accepting.job, [])
 
 
 @needs_submitit
@@ -468,6 +555,10 @@ def test_there_are_as_many_slots_as_jobs_may_be_in_flight(slurm):
     ("extra", "said"),
     [
         *(("job-name=mine", "sets job-name itself"), ("--output=x", "sets output itself")),
+        *(
+            (name, f"with {name}, sbatch does not submit")
+            for name in ("parsable", "test-only", "wrap", "quiet", "help", "usage", "version")
+        ),
         *(
             ("array=0-9", "sets array itself"),
             ("=5", "long option"),

@@ -75,18 +75,18 @@ def test_a_cancel_leaves_nothing_running_and_may_be_repeated(make, job):
     launcher = make()
     handle = launcher.submit(job, [])
     child = wait_until_up(job)
-    launcher.cancel(handle)
+    wait_until(lambda: launcher.cancel(handle), "the job having ended")
     assert is_gone(child)
     state = launcher.poll(handle)
     assert state.phase != RUNNING and state.exit_code != 0
-    launcher.cancel(handle)
+    assert launcher.cancel(handle)
 
 
 def test_a_job_of_which_only_the_announcement_was_saved_can_be_ended(make, job):
     announced = json.loads(json.dumps(make().announce(job)))
     make().submit(job, [])
     child = wait_until_up(job)
-    make().cancel(announced)
+    wait_until(lambda: make().cancel(announced), "the job having ended")
     assert is_gone(child)
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from eval_sidecar.errors import UsageError
 from eval_sidecar.status import describe
 from watching import METRICS, World
 
@@ -86,11 +87,51 @@ def test_evictions_are_remembered_by_the_next_sidecar(world):
 def test_evictions_are_bounded(tmp_path):
     world = World(tmp_path, max_evictions=3)
     world.write(495)
-    while world.tick():
+    world.tick()
+    while not world.entry(495).has_failed:
         world.launcher.evict(495)
+        world.tick()
+        world.tick(after=600)
     assert len(world.launcher.jobs) == 3 + world.config.max_attempts
-    assert world.entry(495).has_failed
     assert "NODE_FAIL, after the machine took it away 3 times" in world.entry(495).failure.error
+
+
+def test_each_eviction_but_the_first_is_followed_by_a_longer_pause(tmp_path):
+    world = World(tmp_path, slots=2)
+    world.write(495)
+    world.tick()
+    pauses = []
+    for _ in range(8):
+        assert world.launcher.running() == [495]
+        world.launcher.evict(495)
+        began = world.now
+        world.tick()
+        while world.launcher.running() == []:
+            assert not world.sidecar.is_idle, "a single pass waits for it"
+            world.tick(after=10)
+        pauses.append(world.now - began)
+    assert pauses == pytest.approx([0, 10, 20, 40, 80, 160, 320, 600], abs=0.01)
+
+
+@pytest.fixture
+def paused(world) -> World:
+    """A checkpoint that was evicted twice."""
+    for started in (1, 0):
+        world.launcher.evict(495)
+        assert world.tick() == started
+    return world
+
+
+def test_while_one_checkpoint_waits_after_evictions_others_are_evaluated(paused):
+    world = paused
+    world.write(500)
+    assert world.tick() == 1
+    assert world.launcher.running() == [500]
+
+
+def test_retry_ends_the_pause_after_evictions(paused):
+    paused.sidecar.clear_failures(None)
+    assert paused.tick() == 1
 
 
 @pytest.mark.parametrize("how", ["a result", "retry"])
@@ -123,6 +164,31 @@ def test_a_time_out_uses_an_attempt_and_is_told_in_the_launchers_words(world):
     assert world.entry(495).failure.error == "job 7: TIMEOUT"
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_job_that_is_slow_to_end_after_its_time_limit_has_timed_out_and_was_cancelled_by_nobody(
+    world, restarts
+):
+    world.launcher.slow = True
+    world.tick(after=601)
+    if restarts:
+        world.restart()
+    assert world.tick(after=60) == 0
+    assert world.entry(495).failure is None, "it still ends"
+    world.launcher.cancel_by_hand(495)
+    assert world.tick() == 1
+    failure = world.entry(495).failure
+    assert "--eval-timeout-seconds" in failure.error and not failure.final
+    assert world.entry(495).attempts == 1
+
+
+def test_a_success_in_the_moment_of_its_time_limit_is_a_success(world):
+    world.launcher.slow = True
+    world.tick(after=601)
+    world.finish(495)
+    world.tick()
+    assert world.entry(495).result is not None
+
+
 def test_what_somebody_cancelled_is_not_submitted_again_before_retry(world):
     world.launcher.cancel_by_hand(495)
     assert world.tick() == 0
@@ -147,6 +213,38 @@ def test_a_launcher_that_takes_no_job_now_leaves_checkpoints_as_never_tried(tmp_
     assert not world.sidecar.is_idle, "a single pass waits for it"
     world.launcher.busy = None
     assert world.tick() == 2
+
+
+def test_why_no_job_is_taken_is_said_once_and_shown_for_as_long_as_it_lasts(tmp_path, caplog):
+    caplog.set_level("INFO", "eval_sidecar")
+    world = World(tmp_path)
+    world.write(10)
+    for _ in range(2):  # outages
+        caplog.clear()
+        world.launcher.busy = "checkpoint-10: Slurm refuses the job (partition is drained)"
+        for _ in range(3):
+            world.tick(after=60)
+        world.restart()
+        assert describe(world.store.ledger, world.state_file)["busy"] == world.launcher.busy
+        assert caplog.messages.count(world.launcher.busy) == 1
+        world.launcher.busy = None
+        world.tick()
+        assert describe(world.store.ledger, world.state_file)["busy"] is None
+        world.fail(10)
+        world.tick()
+        world.fail(10)
+        world.tick()
+        world.sidecar.clear_failures(None)
+
+
+def test_a_launcher_that_will_never_take_a_job_ends_the_program_and_leaves_the_checkpoint_as_it_was(tmp_path):
+    world = World(tmp_path)
+    world.write(10)
+    world.launcher.mistake = "Slurm refuses such jobs (Invalid partition)"
+    with pytest.raises(UsageError, match="Invalid partition"):
+        world.tick()
+    world.restart()
+    assert (world.entry(10).running, world.entry(10).attempts) == (None, 0)
 
 
 def test_an_evaluation_that_cannot_be_ended_is_not_started_a_second_time(world):

@@ -70,6 +70,8 @@ class Running:
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
         metrics: Where the evaluation is to leave its ``metrics.json``.
         state: Where the job stood when it was last looked at, in the launcher's words.
+        ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
+            afterwards looks like anybody's cancellation.
     """
 
     handle: dict[str, Any]
@@ -80,6 +82,7 @@ class Running:
     before: Optional[tuple[int, int]] = None
     metrics: Optional[str] = None
     state: Optional[str] = None
+    ending: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ class Ledger:
         session_open: A delivery session began and was not seen to end.
         table_due: The run may not show the table and the summary that belong to its points.
         problem: Why the last delivery did not do everything, or None.
+        busy: Why no evaluation could be started at the last look, or None.
         where: Address of the run, or the folder of the last offline session.
         writer: The process that works on this ledger: pid, start time, host, instance.
         updated: ISO 8601, UTC, of the last change.
@@ -200,6 +204,7 @@ class Ledger:
     session_open: bool = False
     table_due: bool = False
     problem: Optional[str] = None
+    busy: Optional[str] = None
     where: Optional[str] = None
     writer: Optional[Mapping[str, Any]] = None
     updated: Optional[str] = None

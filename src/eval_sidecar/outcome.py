@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.errors import ResultError
@@ -16,6 +17,39 @@ from eval_sidecar.types import Result
 
 log = logging.getLogger(__name__)
 
+#: Seconds that a checkpoint waits after its second eviction, and at most.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
+
+
+class Pauses:
+    """How long checkpoints wait after the machine took their evaluations away: twice as long each time.
+
+    Once may happen to any job. But a node that ends every job at once would use up the evictions of every
+    checkpoint in minutes.
+
+    Args:
+        monotonic: Seconds since some moment, never set back.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._ends: dict[int, float] = {}
+
+    def begin(self, step: int, times: int) -> str:
+        """Let a step wait that was evicted so many times; return when it goes on, in words."""
+        seconds: float = min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2 ** (times - 2)) if times > 1 else 0.0
+        self._ends[step] = self._monotonic() + seconds
+        return f"again in {seconds:.0f} s" if seconds else "again"
+
+    def is_over(self, step: int) -> bool:
+        """Whether a step need not wait, or not any more."""
+        return self._monotonic() >= self._ends.get(step, 0.0)
+
+    def end(self, steps: Optional[Sequence[int]]) -> None:
+        """Let these steps, or all, wait no more."""
+        for step in list(self._ends) if steps is None else steps:
+            self._ends.pop(step, None)
+
 
 def was_rewritten(running: Running) -> bool:
     """Whether a file of the checkpoint was changed since. One that was deleted was read before; one that
@@ -23,6 +57,18 @@ def was_rewritten(running: Running) -> bool:
     """
     now = {name: (size, mtime) for name, size, mtime in fingerprint(Path(running.path))}
     return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in running.fingerprint)
+
+
+def stamp_before(path: Path) -> Optional[tuple[int, int]]:
+    """The stamp of the numbers that lie there before an evaluation; what cannot be read is set aside."""
+    try:
+        before = stamp(path)
+        if before is not None:
+            read_result(path)
+        return before
+    except ResultError:
+        set_aside(path, "unreadable")
+        return None
 
 
 def read_new_result(running: Running, path: Path) -> Result:

@@ -93,7 +93,7 @@ def family(
     ancestor = identity.find() if identity else None
     if ancestor is not None:
         found[ancestor.pid] = ancestor
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # the marker finds what it can
             found.update((child.pid, child) for child in ancestor.children(recursive=True))
     if marker is not None:
         for process in psutil.process_iter():
@@ -109,10 +109,11 @@ def end_family(
     identity: Optional[ProcessIdentity],
     marker: Optional[tuple[str, str]] = None,
     grace_seconds: float = 10.0,
-) -> None:
+) -> list[psutil.Process]:
     """End a process with all its descendants: SIGTERM, then, after the grace, SIGKILL.
 
-    Returns when none of them runs any more. Children that appear while it works are ended too.
+    Returns when none of them runs any more, or the kernel or their owner has kept some alive for another
+    20 s: these. Children that appear while it works are ended too.
     """
     members = family(identity, marker)
     _signal(members, signal.SIGTERM)
@@ -120,9 +121,10 @@ def end_family(
     for _ in range(20):
         members = [member for member in family(identity, marker) if _is_alive(member)]
         if not members:
-            return
+            return []
         _signal(members, signal.SIGKILL)
         wait_for_end(members, 1.0)
+    return [member for member in members if _is_alive(member)]
 
 
 def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
@@ -140,10 +142,9 @@ def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
 
 def _signal(members: list[psutil.Process], number: signal.Signals) -> None:
     for member in members:
-        try:
+        # Another user's (of sudo, say) is not ours to signal: whoever waits for its end sees that it goes on.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             member.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -151,3 +152,5 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True

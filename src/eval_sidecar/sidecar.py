@@ -16,11 +16,11 @@ from typing import Callable, Optional
 
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
-from eval_sidecar.errors import BusyError, LaunchError, ResultError
-from eval_sidecar.files import last_line, set_aside
+from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
+from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState, Launcher
 from eval_sidecar.ledger import Entry, Failure, Running
-from eval_sidecar.outcome import read_new_result, set_aside_unfinished, was_rewritten
+from eval_sidecar.outcome import Pauses, read_new_result, set_aside_unfinished, stamp_before, was_rewritten
 from eval_sidecar.pinning import Floor
 from eval_sidecar.readiness import Readiness, WarnOnce
 from eval_sidecar.results import headline, metrics_path, read_result, stamp
@@ -99,6 +99,7 @@ class Sidecar:
         self._ready: dict[int, Checkpoint] = {}
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
+        self._pauses = Pauses(monotonic)
         self._warn_once = WarnOnce()
         self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
         self._readiness = Readiness(
@@ -132,6 +133,7 @@ class Sidecar:
 
         Raises:
             StateError: where the ledger cannot be saved.
+            UsageError: where no job will ever be taken, as the flags are.
         """
         self._collect()
         self._discover()
@@ -147,15 +149,19 @@ class Sidecar:
             state = self.launcher.poll(entry.running.handle)
             if state.phase == ENDED:
                 continue
-            if self.launcher.leave(entry.running.handle):
-                log.info("%s: %s; it goes on, and the next start collects it", entry.name, state.reason)
-            else:
-                log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
-                self._set_interrupted(entry)
+            try:
+                if self.launcher.leave(entry.running.handle):
+                    log.info("%s: %s; it goes on, and the next start collects it", entry.name, state.reason)
+                else:
+                    log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
+                    self._set_interrupted(entry)
+            except LaunchError as error:
+                log.error("%s: %s; the next start looks again", entry.name, error)
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
         self._redone.difference_update(self._redone if steps is None else steps)
+        self._pauses.end(steps)
         self.store.update(lambda ledger: ledger.cleared(steps))
 
     def _set_interrupted(self, entry: Entry) -> None:
@@ -174,8 +180,7 @@ class Sidecar:
             try:
                 if state.phase in (QUEUED, RUNNING):
                     self._follow(entry, entry.running, state)
-                else:
-                    self.launcher.cancel(entry.running.handle)  # whatever it has left running
+                elif self.launcher.cancel(entry.running.handle):  # and whatever it has left running
                     self._settle(entry, entry.running, state)
             except LaunchError as error:
                 self._warn_once(f"{entry.name}: {error}; the next pass tries again")
@@ -190,13 +195,19 @@ class Sidecar:
             self.store.update(lambda ledger: ledger.started(entry.step, running))
         if state.phase == QUEUED:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
-        else:
-            self._enforce_time_limit(entry, running)
+        elif running.ending is None and self._is_overdue(entry, running):
+            why = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
+            running = replace(running, ending=why)
+            self.store.update(lambda ledger: ledger.started(entry.step, running))
+        if running.ending is not None and self.launcher.cancel(running.handle):
+            self._settle(entry, running, state)
 
     def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
         """Draw the consequences of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
-        if state.phase == ENDED:
+        if running.ending is not None and state.exit_code != 0:
+            self._fail(entry, running.ending, running)
+        elif state.phase == ENDED:
             self._judge_ended(entry, running, state)
         elif state.phase == CANCELLED:
             self._fail(entry, f"{state.reason}, by somebody's hand", running, final=True)
@@ -208,16 +219,12 @@ class Sidecar:
             log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
             self._set_interrupted(entry)
 
-    def _enforce_time_limit(self, entry: Entry, running: Running) -> None:
+    def _is_overdue(self, entry: Entry, running: Running) -> bool:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
         began = self._running_since.setdefault(
             entry.step, self._monotonic() - max(0.0, self._clock() - running.started_at)
         )
-        if self.config.time_limit and self._monotonic() - began > self.config.time_limit:
-            self.launcher.cancel(running.handle)
-            self._running_since.pop(entry.step, None)
-            limit = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
-            self._fail(entry, limit, running)
+        return bool(self.config.time_limit) and self._monotonic() - began > self.config.time_limit
 
     def _judge_evicted(self, entry: Entry, running: Running, state: JobState) -> None:
         times, most = len(entry.evictions) + 1, self.config.max_evictions
@@ -227,7 +234,8 @@ class Sidecar:
         set_aside_unfinished(running, "interrupted")
         reason = f"{now_text()} {state.reason}"
         self.store.update(lambda ledger: ledger.evicted(entry.step, reason))
-        log.warning("%s: %s; it is started again (%d of %d)", entry.name, state.reason, times, most)
+        told = (entry.name, state.reason, self._pauses.begin(entry.step, times), times, most)
+        log.warning("%s: %s; it is started %s (%d of %d)", *told)
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         path = self._metrics_path(entry.step)
@@ -328,14 +336,10 @@ class Sidecar:
     # -- start --------------------------------------------------------------------------------------
 
     def _start(self, budget: Optional[int]) -> int:
-        order = sorted(
-            self._ready,
-            key=lambda step: (
-                self.store.ledger.entry(step).attempts,
-                -step if self.config.newest_first else step,
-            ),
-        )
-        started = 0
+        sign = -1 if self.config.newest_first else 1
+        due = filter(self._pauses.is_over, self._ready)
+        order = sorted(due, key=lambda step: (self.store.ledger.entry(step).attempts, sign * step))
+        started, busy = 0, None
         for step in order:
             handles: list[Handle] = [entry.running.handle for entry in self._running() if entry.running]
             if self.launcher.free_slots(handles) == 0 or (budget is not None and started >= budget):
@@ -343,36 +347,32 @@ class Sidecar:
             try:
                 self._start_one(self.store.ledger.entry(step), self._ready[step], handles)
             except BusyError as error:
-                self._warn_once(str(error))
+                busy = str(error)
                 break
             del self._ready[step]
             started += 1
+        if busy != self.store.ledger.busy:
+            log.log(logging.WARNING if busy else logging.INFO, "%s", busy or "evaluations start again")
+            self.store.update(lambda ledger: replace(ledger, busy=busy))
         return started
 
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
         job = self._job(checkpoint)
         path = self._metrics_path(entry.step)
-        try:
-            before = stamp(path)
-            if before is not None:
-                read_result(path)
-        except ResultError:
-            set_aside(path, "unreadable")
-            before = None
         running = Running(
             handle=self.launcher.announce(job),
             started_at=self._clock(),
             log=str(job.log),
             path=str(checkpoint.path),
             fingerprint=fingerprint(checkpoint.path),
-            before=before,
+            before=stamp_before(path),
             metrics=str(path),
         )
         # It is on disk before the job exists: however this ends, the job is found again.
         self.store.update(lambda ledger: ledger.started(entry.step, running))
         try:
             handle = self.launcher.submit(job, handles)
-        except BusyError:
+        except (BusyError, UsageError):
             self.store.update(lambda ledger: ledger.interrupted(entry.step))
             raise
         except LaunchError as error:

@@ -27,6 +27,7 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
         "running": [_running(entry) for entry in entries if entry.running],
         "pending": sum(entry.is_pending for entry in entries),
         "waiting": [_waiting(entry) for entry in entries if entry.is_pending and not entry.running],
+        "busy": ledger.busy,
         "failed": sum(entry.has_failed for entry in entries),
         "gone": sum(entry.verdict == GONE and not entry.processed for entry in entries),
         "abandoned": sum(entry.verdict == ABANDONED and not entry.processed for entry in entries),

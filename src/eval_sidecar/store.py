@@ -32,7 +32,7 @@ _NEXT = ",\n "
 _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
     *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
-    *("writer", "checkpoints"),
+    *("busy", "writer", "checkpoints"),
 }
 
 
@@ -189,6 +189,7 @@ def _about_model(ledger: Ledger) -> dict[str, Any]:
         "session_open": ledger.session_open,
         "table_due": ledger.table_due,
         "problem": ledger.problem,
+        "busy": ledger.busy,
         "where": ledger.where,
         "writer": ledger.writer,
     }
@@ -250,6 +251,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
         session_open=bool(value.get("session_open", False)),
         table_due=bool(value.get("table_due", False)),
         problem=value.get("problem"),
+        busy=value.get("busy"),
         where=value.get("where"),
         writer=value.get("writer"),
         updated=value.get("last_update_time"),

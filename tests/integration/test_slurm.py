@@ -172,12 +172,45 @@ def test_a_preempted_job_is_submitted_again_and_costs_no_attempt(cluster, reposi
     repository.wait_for_result(100)
 
 
-def test_a_job_that_slurm_refuses_fails_with_slurms_words(cluster, repository):
+def test_a_mistake_in_the_flags_ends_the_program_in_slurms_words_and_costs_no_attempt(cluster, repository):
     repository.checkpoint(100)
     done = repository.once(*FLAGS, "--slurm-partition", "nosuch")
-    assert done.returncode == 1
-    assert "Slurm refuses the job" in done.stderr and "nvalid partition" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.count("nvalid partition") == 1 and "Slurm refuses such jobs" in done.stderr
     assert "Traceback" not in done.stderr
+    assert repository.once(*FLAGS).returncode == 0
+    assert repository.calls == ["checkpoint-100"]
+
+
+def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
+    repository.checkpoint(100)
+    cluster.ask("scontrol", "update", "partitionname=main", "state=INACTIVE")
+    try:
+        sidecar = watch(repository)
+        wait_until(lambda: "it is tried again" in sidecar.output, "the refusal being told")
+        assert "Slurm refuses the job" in repository.state["busy"]
+    finally:
+        cluster.ask("scontrol", "update", "partitionname=main", "state=UP")
+    repository.wait_for_result(100)
+    assert sidecar.output.count("it is tried again") == 1
+    assert repository.state["failed_steps"] == {}
+
+
+def test_variables_and_hidden_partitions_of_the_users_own_hide_no_job(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    own = {"SQUEUE_STATES": "PENDING", "SBATCH_JOB_NAME": "mine", "SBATCH_WAIT": "1"}
+    repository.extra.update(own, SBATCH_PARTITION="urgent")
+    cluster.ask("scontrol", "update", "partitionname=main", "hidden=yes")
+    try:
+        watch(repository, "--slurm-partition", "main")
+        repository.wait_for_call(100)
+        wait_until(lambda: ": RUNNING on" in str(repository.state), "the job being seen to run")
+    finally:
+        cluster.ask("scontrol", "update", "partitionname=main", "hidden=no")
+    repository.release()
+    repository.wait_for_result(100)
+    assert repository.seen_by_script(100)["SLURM_JOB_PARTITION"] == "main"
 
 
 def test_a_time_out_is_named_and_uses_an_attempt(cluster, repository):

@@ -56,9 +56,9 @@ class Launchers:
         """See `Launcher`."""
         return self._of(handle).poll(handle)
 
-    def cancel(self, handle: Handle) -> None:
+    def cancel(self, handle: Handle) -> bool:
         """See `Launcher`."""
-        self._of(handle).cancel(handle)
+        return self._of(handle).cancel(handle)
 
     def leave(self, handle: Handle) -> bool:
         """See `Launcher`."""

@@ -160,6 +160,8 @@ def _print_state(state: dict[str, Any]) -> None:
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
             say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
+        if model["busy"]:
+            say(f"    not started: {model['busy']}", fg="yellow")
         if model["last_error"]:
             say(f"    last error: {model['last_error']}", fg="red")
         say(f"    ledger {model['state_file']}")

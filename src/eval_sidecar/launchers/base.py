@@ -60,6 +60,7 @@ class Launcher(Protocol):
         Raises:
             BusyError: where no job is taken at the moment; nothing was started.
             LaunchError: where it cannot be started.
+            UsageError: where no such job will ever be taken, whatever the checkpoint; nothing was started.
         """
         ...
 
@@ -67,11 +68,13 @@ class Launcher(Protocol):
         """Where a job stands now. Raises nothing."""
         ...
 
-    def cancel(self, handle: Handle) -> None:
-        """End a job with everything that it started; return when it has ended. Idempotent.
+    def cancel(self, handle: Handle) -> bool:
+        """End a job with everything that it started; True where nothing of it runs any more.
+
+        False where it is about to end: ask again later. Idempotent.
 
         Raises:
-            LaunchError: where it goes on, or nobody can tell.
+            LaunchError: where it cannot be ended, or nobody can tell.
         """
         ...
 

@@ -130,11 +130,18 @@ class LocalLauncher:
             LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
         )
 
-    def cancel(self, handle: Handle) -> None:
+    def cancel(self, handle: Handle) -> bool:
         """End the job's process, its descendants and whatever carries its marker."""
         identity = ProcessIdentity.from_json(handle) if "pid" in handle else None
-        end_family(identity, (_MARKER, handle["token"]), self.grace_seconds)
+        left = end_family(identity, (_MARKER, handle["token"]), self.grace_seconds)
         self._reap(handle)
+        if left:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise LaunchError(
+                f"its evaluation cannot be ended: pid {pids} goes on after SIGKILL"
+                " (waits for a disk or a GPU, or is another user's); its GPU stays taken until then"
+            )
+        return True
 
     def leave(self, handle: Handle) -> bool:
         """End the job: nobody expects GPUs to be busy after `stop`."""

@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
-from eval_sidecar.launchers.slurm_queue import Queue, QueuedJob, accounted_state, state_from_output
+from eval_sidecar.launchers.slurm_queue import Queue, QueuedJob, accounted_job, state_from_output
 from eval_sidecar.types import Handle, Job
 
 #: The value of "launcher" in the handles of these jobs.
 KIND = "slurm"
 #: Parameters of sbatch that the launcher needs as it sets them.
 _OURS = ("array", "clusters", "error", "job-name", "output", "signal", "wait")
+#: Parameters with which sbatch submits nothing, something else, or does not say what.
+_NO_SUBMISSION = ("help", "parsable", "quiet", "test-only", "usage", "version", "wrap")
+#: Variables of sbatch's that are not called as the option that they stand for.
+_VARIABLES = {
+    "array": "ARRAY_INX",
+    "mem": "MEM_PER_NODE",
+    "switches": "REQ_SWITCH",
+    "time": "TIMELIMIT",
+}
 #: States for which the evaluation itself is to blame, and why.
 _OWN_DOING = {
     "TIMEOUT": "it took longer than its time limit (--slurm-time)",
@@ -34,17 +44,15 @@ _OWN_DOING = {
 }
 #: Reasons of a failure for which the machine is to blame.
 _MACHINES_DOING = ("JobLaunchFailure", "NodeDown", "PartitionDown", "SystemFailure")
-# A user may have only so many jobs: QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit, ...
-_TOO_MANY_JOBS = re.compile(r"\w*Submit\w*Limit")
-# How often to look while a cancelled job ends, in seconds.
-_LOOK_EVERY = 0.5
+# Refusals that are about what was asked for, and not about what the cluster can do at the moment.
+_MISTAKE = re.compile(r"unrecognized option|\binvalid (?!auth|job credential|user id)", re.IGNORECASE)
 
 # Runs in the job: everything goes to the evaluation's own log, and its exit code beside it. Slurm says
 # which GPUs the job has, as CUDA_VISIBLE_DEVICES; where it does not, --cuda-list is what there is.
 _WRAPPER = """
-exit_file=$1 log=$2 devices=${CUDA_VISIBLE_DEVICES:-$3}; shift 3
+exit_file=$1 begun=$2 log=$3 devices=${CUDA_VISIBLE_DEVICES:-$4}; shift 4
 rm -f -- "$exit_file"
-exec >>"$log" 2>&1 </dev/null || exit 1
+exec >>"$log" 2>&1 </dev/null && : >"$begun" || exit 1
 export CUDA_LIST="${devices//,/ }"
 "$@"; code=$?
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
@@ -89,6 +97,8 @@ def sbatch_parameters(extras: Sequence[str], **named: Optional[str]) -> dict[str
             )
         if name in _OURS:
             raise UsageError(f"--slurm-extra {text}: the sidecar sets {name} itself")
+        if name in _NO_SUBMISSION:
+            raise UsageError(f"--slurm-extra {text}: with {name}, sbatch does not submit the evaluation")
         parameters[name] = value if has_value else True
     # Slurm's own requeueing has no bound, and starts with the numbers of the run before in place.
     if "requeue" not in parameters:
@@ -104,9 +114,7 @@ class SlurmLauncher:
         parameters: Of sbatch, from `sbatch_parameters`.
         cuda_list: ``CUDA_LIST`` for a job to which Slurm shows no GPUs.
         ask_every: Seconds between two questions to the controller.
-        grace_seconds: How long a cancelled job may take to end.
         monotonic: Seconds since some moment, never set back.
-        sleep: Waits so many seconds.
     """
 
     def __init__(
@@ -116,18 +124,14 @@ class SlurmLauncher:
         cuda_list: str,
         *,
         ask_every: float = 10.0,
-        grace_seconds: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._max_jobs = max_jobs
         self._parameters = dict(parameters)
         self._cuda_list = cuda_list
         self._ask_every = ask_every
-        self._grace_seconds = grace_seconds
-        self._monotonic = monotonic
-        self._sleep = sleep
         self._queue = Queue(ask_every, monotonic)
+        self._was_accepted = False
 
     @property
     def pause(self) -> float:
@@ -140,8 +144,8 @@ class SlurmLauncher:
 
     def announce(self, job: Job) -> Handle:
         """The job's name, and the folder of submitit's files and its own, which must be on a shared disk."""
-        folder = job.log.parent / "slurm"
-        return {"launcher": KIND, "name": f"eval-{job.step}.{job.token}", "folder": str(folder)}
+        name = f"eval-{job.step}.{job.token}"
+        return {"launcher": KIND, "name": name, "folder": str(job.log.parent / "slurm" / name)}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Hand the job to Slurm through submitit."""
@@ -163,17 +167,21 @@ class SlurmLauncher:
                 stderr_to_stdout=True,
                 additional_parameters={
                     **self._parameters,
-                    "output": str(_output(handle)).replace("%", "%%"),
+                    "output": str(_file(handle, "out")).replace("%", "%%"),
                 },
             )
-            with _outside_of_a_job():
+            # submitit prints what sbatch says; whoever catches the error says it once.
+            with _without_settings_of_others(self._parameters), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(
                     submitit.helpers.CommandFunction(self._command(job, handle), verbose=False, cwd=job.cwd)
                 )
         except (FailedJobError, FailedSubmissionError) as error:
             return self._settle_refused(job, handle, " ".join(str(error).split()))
         except OSError as error:
-            raise LaunchError(f"checkpoint-{job.step}: could not be submitted ({error})") from error
+            raise BusyError(
+                f"checkpoint-{job.step}: could not be submitted ({error}); it is tried again"
+            ) from error
+        self._was_accepted = True
         self._queue.forget()
         return {**handle, "job_id": submitted.job_id}
 
@@ -184,33 +192,37 @@ class SlurmLauncher:
         jobs = self._queue.jobs()
         if jobs is None:
             return JobState(QUEUED, reason=f"{_label(handle)}: not known, {self._queue.problem}")
-        seen = jobs.get(handle["name"])
+        if _was_cut_short(handle):
+            return JobState(EVICTED, reason=f"{_label(handle)}: its submission was cut short")
+        seen = jobs.get(handle["name"]) or _remembered(handle)
         if seen is None or seen.has_ended:
             return _judge(handle, seen)
-        if _was_cut_short(handle, seen):
-            return JobState(EVICTED, reason=f"Slurm job {seen.job_id}: its submission was cut short")
         return JobState(RUNNING if seen.computes else QUEUED, reason=str(seen), began=seen.began)
 
-    def cancel(self, handle: Handle) -> None:
-        """Cancel the job in Slurm, and wait until nothing of it runs; nothing to do where it has ended."""
-        if _exit_code(handle) is not None or not self._may_run(handle):
-            return
+    def cancel(self, handle: Handle) -> bool:
+        """Cancel the job in Slurm, also where the queue does not show it: no second one may run beside it.
+
+        That is not waited for: a job may take minutes to end, or hours where its node does not answer.
+        """
+        if _exit_code(handle) is not None:
+            return True
+        seen = (self._queue.jobs() or {}).get(handle["name"])
+        if seen is not None and seen.has_ended:
+            return True
         problem = self._queue.cancel(handle["name"])
-        deadline = self._monotonic() + self._grace_seconds
-        while not problem and self._may_run(handle, now=True):
-            if self._monotonic() >= deadline:
-                problem = f"it still runs {self._grace_seconds:.0f} s after scancel"
-            self._sleep(_LOOK_EVERY)
-        if problem:
-            raise LaunchError(f"{_label(handle)}: cannot be ended, {problem}")
+        jobs = self._queue.jobs(now=True)
+        if problem or jobs is None:
+            raise LaunchError(f"{_label(handle)}: cannot be ended, {problem or self._queue.problem}")
+        return handle["name"] not in jobs or jobs[handle["name"]].has_ended
 
     def leave(self, handle: Handle) -> bool:
         """Leave the job to Slurm: login nodes restart, and queues are long."""
         return True
 
     def _command(self, job: Job, handle: Handle) -> list[str]:
-        own = [str(_exit_file(handle)), str(job.log), self._cuda_list]
+        own = [str(_file(handle, suffix)) for suffix in ("exit", "begun")]
         variables = [f"{name}={value}" for name, value in job.env.items()]
+        own += [str(job.log), self._cuda_list]
         return ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, "env", *variables, *job.argv]
 
     def _settle_refused(self, job: Job, handle: Handle, said: str) -> Handle:
@@ -218,15 +230,18 @@ class SlurmLauncher:
         jobs = self._queue.jobs(now=True)
         if jobs is None or handle["name"] in jobs:
             return handle  # the next look at the queue tells
-        if _TOO_MANY_JOBS.search(said):
-            raise BusyError(
-                f"checkpoint-{job.step}: Slurm takes no more jobs now ({said}); it is tried again"
-            )
-        raise LaunchError(f"checkpoint-{job.step}: Slurm refuses the job ({said})")
+        shutil.rmtree(handle["folder"], ignore_errors=True)  # what cannot be removed does no harm
+        # Where Slurm has taken such a job before, the flags are right whatever it says.
+        if _MISTAKE.search(said) and not self._was_accepted:
+            raise UsageError(f"Slurm refuses such jobs ({said}); mend the --slurm-… flags and start again")
+        raise BusyError(f"checkpoint-{job.step}: Slurm refuses the job ({said}); it is tried again")
 
-    def _may_run(self, handle: Handle, *, now: bool = False) -> bool:
-        jobs = self._queue.jobs(now=now)
-        return jobs is None or (handle["name"] in jobs and not jobs[handle["name"]].has_ended)
+
+def _remembered(handle: Handle) -> Optional[QueuedJob]:
+    """What accounting says of a job that the queue does not show; asked only where nothing else tells."""
+    if _exit_code(handle) is not None or state_from_output(_file(handle, "out")):
+        return None
+    return accounted_job(handle["name"])
 
 
 def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
@@ -237,7 +252,7 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
         said = f"{_label(handle, seen)}: the evaluation script ended with exit code {code}"
         return JobState(ENDED, code, said if code else None)
     if state in ("", "FAILED"):
-        state = state_from_output(_output(handle)) or state or accounted_state(handle["name"])
+        state = state_from_output(_file(handle, "out")) or state
     reason = seen.reason if seen else ""
     said = f"{_label(handle, seen)}: {state}" + (f" ({reason})" if reason else "")
     if state == "COMPLETED":
@@ -247,9 +262,11 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
     if state in _OWN_DOING:
         return JobState(ENDED, code, f"{said}, {_OWN_DOING[state]}")
     if state == "FAILED" and reason not in _MACHINES_DOING:
-        words = last_line(_output(handle)) or "nothing was printed (is this folder on a shared disk?)"
-        said = f"{said} without an exit code of the evaluation; {_output(handle)}: {words}"
-        return JobState(ENDED, code, said)
+        has_begun = _has(_file(handle, "begun"))
+        when = "without an exit code of the evaluation" if has_begun else "before the evaluation began"
+        words = last_line(_file(handle, "out")) or "nothing was printed (is this folder on a shared disk?)"
+        said = f"{said} {when}; {_file(handle, 'out')}: {words}"
+        return JobState(ENDED, code, said) if has_begun else JobState(EVICTED, reason=said)
     if not state:
         said = f"{_label(handle, seen)}: gone from the queue without a trace"
     return JobState(EVICTED, reason=said)
@@ -259,35 +276,45 @@ def _label(handle: Handle, seen: Optional[QueuedJob] = None) -> str:
     return f"Slurm job {seen.job_id if seen else handle.get('job_id', handle['name'])}"
 
 
-def _exit_file(handle: Handle) -> Path:
-    return Path(handle["folder"]) / f"{handle['name']}.exit"
+def _file(handle: Handle, suffix: str) -> Path:
+    """A file that the job leaves: ``exit`` (its exit code), ``begun`` (empty) or ``out`` (Slurm's words)."""
+    return Path(handle["folder"]) / f"{handle['name']}.{suffix}"
 
 
-def _output(handle: Handle) -> Path:
-    return Path(handle["folder"]) / f"{handle['name']}.out"
+def _has(path: Path) -> bool:
+    """Whether a file is there: NFS goes on for a while saying that it is not, unless its folder is opened."""
+    try:
+        return path in path.parent.iterdir()
+    except OSError:
+        return False
 
 
 def _exit_code(handle: Handle) -> Optional[int]:
     """How the evaluation ended, by the job's own word; None where it has not said so."""
-    path = _exit_file(handle)
+    path = _file(handle, "exit")
     try:
-        # NFS goes on for a while saying that a file is not there, unless its folder is opened anew.
-        return int(path.read_text()) if path in path.parent.iterdir() else None
+        return int(path.read_text()) if _has(path) else None
     except (OSError, ValueError):
         return None
 
 
-def _was_cut_short(handle: Handle, seen: QueuedJob) -> bool:
+def _was_cut_short(handle: Handle) -> bool:
     """Whether the sidecar was killed before submitit had put what the job is to do where the job looks."""
-    return "job_id" not in handle and not (Path(handle["folder"]) / f"{seen.job_id}_submitted.pkl").exists()
+    return "job_id" not in handle and not any(Path(handle["folder"]).glob("*_submitted.pkl"))
 
 
 @contextlib.contextmanager
-def _outside_of_a_job() -> Iterator[None]:
-    """Hide a job that this process itself runs in: sbatch would take over its shape and contradict itself."""
-    inside = "SLURM_JOB_ID" in os.environ
-    names = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
-    hidden = {name: os.environ.pop(name) for name in names} if inside else {}
+def _without_settings_of_others(parameters: Iterable[str]) -> Iterator[None]:
+    """Hide variables that would overrule the job's parameters, or that come from a job that we run in.
+
+    To sbatch, a variable counts for more than a line of the script; from a job it would take over the shape.
+    """
+    ours = {*_OURS, "export", "open-mode", "requeue", "no-requeue", *parameters}
+    hide = {f"SBATCH_{_VARIABLES.get(name, name.upper().replace('-', '_'))}" for name in ours}
+    hide |= {"SLURM_CLUSTERS"}
+    if "SLURM_JOB_ID" in os.environ:
+        hide |= {name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"}
+    hidden = {name: os.environ.pop(name) for name in hide if name in os.environ}
     try:
         yield
     finally:

@@ -134,10 +134,8 @@ def accounted_job(name: str) -> Optional[QueuedJob]:
             *(f"--name={name}", "--format=JobID,State"),
         ]
     )
-    for line in (said or "").splitlines():
-        job_id, _, state = line.partition("|")
-        return QueuedJob(job_id, *state.split()[:1])  # "CANCELLED by 1000"
-    return None
+    job_id, _, state = (said or "").partition("\n")[0].partition("|")
+    return QueuedJob(job_id, state.split()[0]) if state else None  # "CANCELLED by 1000"
 
 
 def state_from_output(output: Path) -> str:
