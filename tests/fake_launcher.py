@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
-from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, LOST, QUEUED, RUNNING, JobState
+from eval_sidecar.launchers.base import CANCELLED, ELSEWHERE, ENDED, EVICTED, LOST, QUEUED, RUNNING, JobState
 from eval_sidecar.types import Handle, Job
 
 
@@ -79,6 +79,10 @@ class FakeLauncher:
     def run_out_of_time(self, step: int) -> None:
         """Let a step's newest job be ended for its own doing."""
         self._states[self.newest(step).token] = JobState(ENDED, reason="job 7: TIMEOUT")
+
+    def go_elsewhere(self, step: int) -> None:
+        """Let a step's newest job be on a machine that cannot be asked."""
+        self._states[self.newest(step).token] = JobState(ELSEWHERE, reason="runs on another, or did")
 
     def free_slots(self, running: Sequence[Handle]) -> int:
         return max(0, self.slots - len(running))

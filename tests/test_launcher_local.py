@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
+from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
 from eval_sidecar.launchers.local import LocalLauncher, split_devices
 from eval_sidecar.process import end_family, family, wait_for_end
 from eval_sidecar.types import Handle, Job
@@ -173,7 +173,87 @@ def test_a_process_that_got_the_jobs_pid_later_is_not_the_job(launcher, job):
     assert LocalLauncher(["0"]).poll(handle).phase == LOST
 
 
+# -- on another machine ----------------------------------------------------------------------------------
+
+
+def on_another_machine(handle: Handle) -> Handle:
+    """The handle as if the job had been started there, and this machine had read it from a shared disk."""
+    return {**handle, "host": "another", "boot": "another boot"}
+
+
+def test_a_job_of_another_machine_is_left_to_that_and_takes_nothing_here(launcher, job):
+    up = waiting(job)
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    there = on_another_machine(handle)
+    state = LocalLauncher(["0"]).poll(there)
+    assert state.phase == ELSEWHERE
+    assert "runs on another, or did" in state.reason and "eval-sidecar retry" in state.reason
+    with pytest.raises(LaunchError, match="cannot be ended from here"):
+        launcher.cancel(there)
+    assert launcher.leave(there) is True
+    assert launcher.free_slots([there]) == 1
+    assert launcher.poll(handle) == JobState(RUNNING), "a process here that has the same pid is not the job"
+    launcher.cancel(handle)
+
+
+def test_a_job_of_another_machine_has_ended_where_its_exit_file_is(launcher, job):
+    handle = launcher.submit(bash(job, "exit 3"), [])
+    wait_until_ended(handle)
+    there = on_another_machine(handle)
+    assert launcher.poll(there) == JobState(ENDED, 3)
+    assert launcher.cancel(there) is True
+
+
+def test_a_machine_under_another_name_is_the_same_until_it_boots(launcher, job):
+    if launcher.announce(job)["boot"] is None:
+        pytest.skip("this system does not tell one boot from another")
+    up = waiting(job)
+    handle = {**launcher.submit(up, []), "host": "another"}
+    wait_until_up(up)
+    assert launcher.poll(handle) == JobState(RUNNING)
+    launcher.cancel(handle)
+
+
+def test_the_exit_code_of_an_attempt_that_was_given_up_judges_no_later_one(launcher, job):
+    first = launcher.announce(job)
+    up = waiting(replace(job, token=uuid.uuid4().hex))
+    second = launcher.submit(up, [])
+    wait_until_up(up)
+    Path(first["exit_file"]).write_text("0\n")
+    assert launcher.poll(second) == JobState(RUNNING)
+    launcher.cancel(second)
+
+
+def test_exit_files_do_not_pile_up(launcher, job):
+    for _ in range(3):
+        handle = launcher.submit(replace(job, token=uuid.uuid4().hex), [])
+        wait_until_ended(handle)
+    assert [str(path) for path in job.log.parent.glob("*.exit")] == [handle["exit_file"]]
+
+
 # -- ending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", [psutil.AccessDenied, None], ids=["another user's", "waits for a device"])
+def test_a_job_that_goes_on_after_all_signals_is_an_error_that_names_the_process(
+    launcher, job, monkeypatch, why
+):
+    up = waiting(job)
+    handle = launcher.submit(up, [])
+    wait_until_up(up)
+    with monkeypatch.context() as patched:
+
+        def refuse(process: psutil.Process, number: int) -> None:
+            if why is not None:
+                raise why(process.pid)
+
+        patched.setattr(psutil.Process, "send_signal", refuse)
+        patched.setattr("eval_sidecar.process.wait_for_end", lambda members, seconds: False)
+        with pytest.raises(LaunchError, match=f"pid .*{handle['pid']}.* goes on"):
+            launcher.cancel(handle)
+    assert launcher.poll(handle) == JobState(RUNNING)
+    assert launcher.cancel(handle) is True
 
 
 @pytest.mark.parametrize("how", ["", "setsid "], ids=["in its group", "in a session of its own"])

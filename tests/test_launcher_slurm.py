@@ -515,7 +515,7 @@ def test_what_slurm_has_taken_before_is_no_mistake_in_the_flags(accepting):
 def test_a_refusal_is_waited_for_and_leaves_no_files_and_no_words_of_its_own(slurm, said, capfd):
     refusing(slurm, said)
     launcher = slurm.launcher()
-    with pytest.raises(BusyError, match=f"checkpoint-495: Slurm refuses the job .*{said}"):
+    with pytest.raises(BusyError, match=f"checkpoint-495: not submitted .*{said}"):
         launcher.submit(slurm.job, [])
     assert not Path(slurm.handle["folder"]).exists()
     assert capfd.readouterr() == ("", "")
@@ -524,7 +524,7 @@ def test_a_refusal_is_waited_for_and_leaves_no_files_and_no_words_of_its_own(slu
 @needs_submitit
 def test_a_submission_that_the_machine_cannot_start_is_waited_for(accepting):
     (accepting.folder / "logs").write_text("in the way")
-    with pytest.raises(BusyError, match="checkpoint-495: could not be submitted"):
+    with pytest.raises(BusyError, match="checkpoint-495: not submitted"):
         accepting.launcher().submit(accepting.job, [])
 
 

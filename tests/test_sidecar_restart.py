@@ -94,6 +94,31 @@ def test_the_token_is_on_disk_before_the_job_is_started(world):
     assert tokens == [True]
 
 
+def test_an_evaluation_on_another_machine_is_started_again_only_when_it_is_given_up_by_name(world):
+    world.write(495)
+    world.tick()
+    world.launcher.go_elsewhere(495)
+    world.restart()
+    for steps in (None, [500]):
+        world.sidecar.clear_failures(steps)
+        assert world.tick(after=100_000) == 0
+    assert world.entry(495).running.state == "runs on another, or did"
+    world.sidecar.clear_failures([495])
+    assert world.tick() == 1
+    assert world.entry(495).attempts == 0
+
+
+def test_what_cannot_be_ended_is_left_to_the_next_sidecar(world, caplog):
+    world.write(495)
+    world.tick()
+    world.launcher.stuck = "pid 7 goes on after SIGKILL"
+    world.sidecar.leave()
+    assert "checkpoint-495: pid 7 goes on after SIGKILL" in caplog.text
+    world.launcher.stuck = None
+    world.restart()
+    assert world.entry(495).running is not None
+
+
 def test_a_restart_does_not_give_an_evaluation_more_time(tmp_path):
     world = World(tmp_path, time_limit=600.0)
     world.write(495)

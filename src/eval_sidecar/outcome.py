@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.errors import ResultError
 from eval_sidecar.files import set_aside
-from eval_sidecar.ledger import Running
+from eval_sidecar.launchers.base import ELSEWHERE, Launcher
+from eval_sidecar.ledger import Entry, Ledger, Running
 from eval_sidecar.results import read_result, stamp
+from eval_sidecar.store import LedgerStore
 from eval_sidecar.types import Result
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,24 @@ class Pauses:
         """Let these steps, or all, wait no more."""
         for step in list(self._ends) if steps is None else steps:
             self._ends.pop(step, None)
+
+
+def is_elsewhere(entry: Entry, launcher: Launcher) -> bool:
+    """Whether a step's evaluation is on a machine that cannot be asked from here."""
+    return entry.running is not None and launcher.poll(entry.running.handle).phase == ELSEWHERE
+
+
+def interrupt(store: LedgerStore, entry: Entry) -> None:
+    """Take an evaluation for one that was never tried."""
+    set_aside_unfinished(entry.running, "interrupted")
+    store.update(partial(Ledger.interrupted, step=entry.step))
+
+
+def give_up_elsewhere(store: LedgerStore, launcher: Launcher, steps: Collection[int]) -> None:
+    """Forget evaluations of these steps that are on machines that cannot be asked from here."""
+    for entry in store.ledger.steps():
+        if entry.step in steps and is_elsewhere(entry, launcher):
+            interrupt(store, entry)
 
 
 def was_rewritten(running: Running) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -69,12 +70,35 @@ class ProcessIdentity:
         return self.find() is not None
 
 
+def this_machine() -> dict[str, Any]:
+    """This machine in plain JSON, for `machine_elsewhere`."""
+    return {"host": socket.gethostname(), "boot": _boot()}
+
+
+def machine_elsewhere(value: Mapping[str, Any]) -> Optional[str]:
+    """The name of a machine that `this_machine` described; None where that is this one, or nobody knows.
+
+    A machine that has another name since may be this one all the same: so is a new container.
+    """
+    here = this_machine()
+    if value.get("host") in (None, here["host"]) or (here["boot"] and value.get("boot") == here["boot"]):
+        return None
+    return str(value["host"])
+
+
+def _boot() -> Optional[str]:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
 def _since_boot(pid: int) -> Optional[str]:
     """The boot's id and the process's start in clock ticks after it (proc(5), field 22); None elsewhere."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return f"{boot} {fields[19]}"
+        boot = _boot()
+        return f"{boot} {fields[19]}" if boot else None
     except (OSError, IndexError):
         return None
 

@@ -14,13 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
+from eval_sidecar import outcome
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
 from eval_sidecar.files import last_line
-from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState, Launcher
+from eval_sidecar.launchers.base import (
+    CANCELLED,
+    ELSEWHERE,
+    ENDED,
+    EVICTED,
+    QUEUED,
+    RUNNING,
+    JobState,
+    Launcher,
+)
 from eval_sidecar.ledger import Entry, Failure, Running
-from eval_sidecar.outcome import Pauses, read_new_result, set_aside_unfinished, stamp_before, was_rewritten
 from eval_sidecar.pinning import Floor
 from eval_sidecar.readiness import Readiness, WarnOnce
 from eval_sidecar.results import headline, metrics_path, read_result, stamp
@@ -99,7 +108,7 @@ class Sidecar:
         self._ready: dict[int, Checkpoint] = {}
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
-        self._pauses = Pauses(monotonic)
+        self._pauses = outcome.Pauses(monotonic)
         self._warn_once = WarnOnce()
         self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
         self._readiness = Readiness(
@@ -144,17 +153,16 @@ class Sidecar:
 
         What has ended by itself, and what goes on, is the next sidecar's to collect.
         """
-        for entry in self._running():
-            assert entry.running is not None
-            state = self.launcher.poll(entry.running.handle)
+        for entry, running in self._running():
+            state = self.launcher.poll(running.handle)
             if state.phase == ENDED:
                 continue
             try:
-                if self.launcher.leave(entry.running.handle):
+                if self.launcher.leave(running.handle):
                     log.info("%s: %s; it goes on, and the next start collects it", entry.name, state.reason)
                 else:
                     log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
-                    self._set_interrupted(entry)
+                    outcome.interrupt(self.store, entry)
             except LaunchError as error:
                 log.error("%s: %s; the next start looks again", entry.name, error)
 
@@ -162,26 +170,22 @@ class Sidecar:
         """Give failed checkpoints, these or all, another chance."""
         self._redone.difference_update(self._redone if steps is None else steps)
         self._pauses.end(steps)
+        outcome.give_up_elsewhere(self.store, self.launcher, steps or ())
         self.store.update(lambda ledger: ledger.cleared(steps))
 
-    def _set_interrupted(self, entry: Entry) -> None:
-        set_aside_unfinished(entry.running, "interrupted")
-        self.store.update(lambda ledger: ledger.interrupted(entry.step))
-
-    def _running(self) -> list[Entry]:
-        return [entry for entry in self.store.ledger.steps() if entry.running is not None]
+    def _running(self) -> list[tuple[Entry, Running]]:
+        return [(entry, entry.running) for entry in self.store.ledger.steps() if entry.running is not None]
 
     # -- collect ------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        for entry in self._running():
-            assert entry.running is not None
-            state = self.launcher.poll(entry.running.handle)
+        for entry, running in self._running():
+            state = self.launcher.poll(running.handle)
             try:
-                if state.phase in (QUEUED, RUNNING):
-                    self._follow(entry, entry.running, state)
-                elif self.launcher.cancel(entry.running.handle):  # and whatever it has left running
-                    self._settle(entry, entry.running, state)
+                if state.phase in (QUEUED, RUNNING, ELSEWHERE):
+                    self._follow(entry, running, state)
+                elif self.launcher.cancel(running.handle):  # and whatever it has left running
+                    self._settle(entry, running, state)
             except LaunchError as error:
                 self._warn_once(f"{entry.name}: {error}; the next pass tries again")
 
@@ -193,7 +197,7 @@ class Sidecar:
         if (began, state.reason) != (running.started_at, running.state):
             running = replace(running, started_at=began, state=state.reason)
             self.store.update(lambda ledger: ledger.started(entry.step, running))
-        if state.phase == QUEUED:
+        if state.phase != RUNNING:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
         elif running.ending is None and self._is_overdue(entry, running):
             why = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
@@ -217,7 +221,7 @@ class Sidecar:
             self._fail(entry, f"the evaluation vanished: {state.reason}", running)
         else:
             log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
-            self._set_interrupted(entry)
+            outcome.interrupt(self.store, entry)
 
     def _is_overdue(self, entry: Entry, running: Running) -> bool:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
@@ -231,7 +235,7 @@ class Sidecar:
         if times > most:
             self._fail(entry, f"{state.reason}, after the machine took it away {most} times", running)
             return
-        set_aside_unfinished(running, "interrupted")
+        outcome.set_aside_unfinished(running, "interrupted")
         reason = f"{now_text()} {state.reason}"
         self.store.update(lambda ledger: ledger.evicted(entry.step, reason))
         told = (entry.name, state.reason, self._pauses.begin(entry.step, times), times, most)
@@ -242,12 +246,12 @@ class Sidecar:
         if state.exit_code != 0:
             reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
             self._fail(entry, reason, running)
-        elif was_rewritten(running):
+        elif outcome.was_rewritten(running):
             self._readiness.unpin(entry.step)
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
-                result = read_new_result(running, path)
+                result = outcome.read_new_result(running, path)
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
@@ -262,7 +266,7 @@ class Sidecar:
         self._readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
-        set_aside_unfinished(running, "failed")
+        outcome.set_aside_unfinished(running, "failed")
         said = last_line(Path(running.log))
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
@@ -281,12 +285,9 @@ class Sidecar:
         """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
         config = self.config
         present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(config.model_dir)}
-        pinned = {
-            checkpoint.step: checkpoint for checkpoint in list_checkpoints(pins_folder(config.model_dir))
-        }
-        reported = {
-            checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model_dir.name)
-        }
+        pins, results = pins_folder(config.model_dir), config.results_root / config.model_dir.name
+        pinned = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(pins)}
+        reported = {checkpoint.step for checkpoint in list_checkpoints(results)}
         look_closely = self._close_looks.is_due()
         ready, parked = {}, {}
         for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
@@ -341,7 +342,7 @@ class Sidecar:
         order = sorted(due, key=lambda step: (self.store.ledger.entry(step).attempts, sign * step))
         started, busy = 0, None
         for step in order:
-            handles: list[Handle] = [entry.running.handle for entry in self._running() if entry.running]
+            handles = [running.handle for _, running in self._running()]
             if self.launcher.free_slots(handles) == 0 or (budget is not None and started >= budget):
                 break
             try:
@@ -365,7 +366,7 @@ class Sidecar:
             log=str(job.log),
             path=str(checkpoint.path),
             fingerprint=fingerprint(checkpoint.path),
-            before=stamp_before(path),
+            before=outcome.stamp_before(path),
             metrics=str(path),
         )
         # It is on disk before the job exists: however this ends, the job is found again.

@@ -188,7 +188,7 @@ def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
     try:
         sidecar = watch(repository)
         wait_until(lambda: "it is tried again" in sidecar.output, "the refusal being told")
-        assert "Slurm refuses the job" in repository.state["busy"]
+        assert "not submitted" in repository.state["busy"]
     finally:
         cluster.ask("scontrol", "update", "partitionname=main", "state=UP")
     repository.wait_for_result(100)

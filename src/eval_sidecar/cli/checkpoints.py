@@ -14,12 +14,14 @@ from typing import Optional
 import click
 
 from eval_sidecar.checkpoints import pins_folder, step_of
+from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.options import find_path, state_folder
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.completeness import changed_at, judge
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.files import leave_request
 from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
 from eval_sidecar.store import load, open_store
 from eval_sidecar.types import Checkpoint
 
@@ -127,7 +129,10 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
 @_common[2]
 @click.argument("steps", nargs=-1)
 def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequence[str]) -> int:
-    """Clear the failures of these checkpoints, or of all, so that they are evaluated again."""
+    """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
+
+    A checkpoint that is named is also given up where its evaluation runs, or did, on another machine.
+    """
     model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir)
     numbers = [_step(step) for step in steps]
     if not paths:
@@ -141,12 +146,19 @@ def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequen
             f"step {', '.join(map(str, unknown))}: no ledger knows it"
             f" (looked at {', '.join(map(str, paths))}); nothing was cleared"
         )
+    launcher = launcher_of_old_jobs()
     for path, ledger in ledgers:
+        given_up = {
+            entry.step for entry in ledger.steps() if entry.step in numbers and is_elsewhere(entry, launcher)
+        }
         cleared = [
-            entry.name for entry in ledger.steps() if entry.failure and (not numbers or entry.step in numbers)
+            entry.name
+            for entry in ledger.steps()
+            if entry.step in given_up or (entry.failure and (not numbers or entry.step in numbers))
         ]
         try:
             with open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store:
+                give_up_elsewhere(store, launcher, given_up)
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
             _ask_holder(path.with_suffix(".retry"), numbers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,10 +16,9 @@ from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import say, say_json, say_lines
 from eval_sidecar.daemon import Instance
-from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.errors import LaunchError, LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
-from eval_sidecar.ledger import Ledger
-from eval_sidecar.outcome import set_aside_unfinished
+from eval_sidecar.outcome import interrupt
 from eval_sidecar.status import describe
 from eval_sidecar.store import load, open_store
 
@@ -81,11 +79,15 @@ def _settle_left(instance: Instance) -> list[str]:
                 state = launcher.poll(entry.running.handle)
                 if state.phase == ENDED:
                     continue
-                if launcher.leave(entry.running.handle):
+                try:
+                    goes_on = launcher.leave(entry.running.handle)
+                except LaunchError as error:
+                    found.append(f"{entry.name}: {error}")
+                    continue
+                if goes_on:
                     found.append(f"{entry.name} is left to the next start: {state.reason}")
                     continue
-                set_aside_unfinished(entry.running, "interrupted")
-                store.update(partial(Ledger.interrupted, step=entry.step))
+                interrupt(store, entry)
                 found.append(f"ended the evaluation of {entry.name}, which a killed sidecar had left behind")
     return found
 

@@ -17,6 +17,7 @@ RUNNING = "running"
 ENDED = "ended"  # by its own doing: with an exit code, or over its time or memory
 EVICTED = "evicted"  # taken away by the machine: preempted, node failed
 CANCELLED = "cancelled"  # by a person
+ELSEWHERE = "elsewhere"  # on another machine, which cannot be asked from here; it may have ended
 LOST = "lost"  # without a trace: killed from outside, or the machine restarted
 
 

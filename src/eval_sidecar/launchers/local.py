@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import ENDED, LOST, RUNNING, JobState
-from eval_sidecar.process import ProcessIdentity, end_family
+from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
+from eval_sidecar.process import ProcessIdentity, end_family, machine_elsewhere, this_machine
 from eval_sidecar.types import Handle, Job
 
 #: Every process of a job inherits this variable, so that those are found that left its group.
@@ -74,23 +74,25 @@ class LocalLauncher:
 
     def free_slots(self, running: Sequence[Handle]) -> int:
         """How many more jobs may be submitted beside these."""
-        return max(0, len(self.device_lists) - len(running))
+        here = [handle for handle in running if machine_elsewhere(handle) is None]
+        return max(0, len(self.device_lists) - len(here))
 
     def announce(self, job: Job) -> Handle:
-        """The token is enough: every process of the job carries it."""
-        return {"token": job.token}
+        """The token, which every process of the job carries, and where those are."""
+        return {"token": job.token, **this_machine(), "exit_file": f"{job.log}.{job.token}.exit"}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job on a device list that none of the running ones has."""
-        taken = [handle.get("devices") for handle in running]
+        handle = self.announce(job)
+        taken = [other.get("devices") for other in running if machine_elsewhere(other) is None]
         free = [devices for devices in self.device_lists if devices not in taken] or list(self.device_lists)
-        exit_file = Path(f"{job.log}.exit")
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            exit_file.unlink(missing_ok=True)
+            for of_before in job.log.parent.glob(f"{job.log.name}.*.exit"):
+                of_before.unlink(missing_ok=True)
             with job.log.open("ab") as log:
                 child = subprocess.Popen(
-                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", str(exit_file), *job.argv],
+                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", handle["exit_file"], *job.argv],
                     cwd=job.cwd,
                     env={**os.environ, **job.env, "CUDA_LIST": free[0], _MARKER: job.token},
                     stdin=subprocess.DEVNULL,
@@ -104,21 +106,25 @@ class LocalLauncher:
             ) from error
         self._children[child.pid] = child
         identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0.0)
-        return {**self.announce(job), **identity.to_json(), "devices": free[0], "exit_file": str(exit_file)}
+        return {**handle, **identity.to_json(), "devices": free[0]}
 
     def poll(self, handle: Handle) -> JobState:
         """Where a job stands, from its exit file; its process is only asked while there is none."""
-        if "pid" not in handle:
+        elsewhere = machine_elsewhere(handle)
+        if "pid" not in handle and elsewhere is None:
             return JobState(LOST, reason="its start was cut short")
         # The order matters: the file appears before the process ends, so look at the process first.
-        code = self._reap(handle)
-        alive = code is None and ProcessIdentity.from_json(handle).is_running()
+        code = self._reap(handle) if elsewhere is None else None
+        alive = elsewhere is None and code is None and ProcessIdentity.from_json(handle).is_running()
         try:
             return JobState(ENDED, int(Path(handle["exit_file"]).read_text()))
         except FileNotFoundError:
             pass
         except ValueError as error:
             return JobState(LOST, reason=f"its exit file is unreadable ({error})")
+        if elsewhere is not None:
+            advice = "start the sidecar there, or give it up with `eval-sidecar retry --sft-root … <step>`"
+            return JobState(ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
         if alive:
             return JobState(RUNNING)
         if code is not None and code >= 0:
@@ -132,6 +138,11 @@ class LocalLauncher:
 
     def cancel(self, handle: Handle) -> bool:
         """End the job's process, its descendants and whatever carries its marker."""
+        elsewhere = machine_elsewhere(handle)
+        if elsewhere is not None:
+            if Path(handle["exit_file"]).exists():
+                return True
+            raise LaunchError(f"its evaluation cannot be ended from here: it runs on {elsewhere}, or did")
         identity = ProcessIdentity.from_json(handle) if "pid" in handle else None
         left = end_family(identity, (_MARKER, handle["token"]), self.grace_seconds)
         self._reap(handle)
@@ -144,7 +155,9 @@ class LocalLauncher:
         return True
 
     def leave(self, handle: Handle) -> bool:
-        """End the job: nobody expects GPUs to be busy after `stop`."""
+        """End the job: nobody expects GPUs to be busy after `stop`. One elsewhere is left to that machine."""
+        if machine_elsewhere(handle) is not None:
+            return True
         self.cancel(handle)
         return False
 

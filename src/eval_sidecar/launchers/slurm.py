@@ -175,12 +175,8 @@ class SlurmLauncher:
                 submitted = executor.submit(
                     submitit.helpers.CommandFunction(self._command(job, handle), verbose=False, cwd=job.cwd)
                 )
-        except (FailedJobError, FailedSubmissionError) as error:
-            return self._settle_refused(job, handle, " ".join(str(error).split()))
-        except OSError as error:
-            raise BusyError(
-                f"checkpoint-{job.step}: could not be submitted ({error}); it is tried again"
-            ) from error
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            return self._settle_refused(job, handle, error)
         self._was_accepted = True
         self._queue.forget()
         return {**handle, "job_id": submitted.job_id}
@@ -225,16 +221,17 @@ class SlurmLauncher:
         own += [str(job.log), self._cuda_list]
         return ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, "env", *variables, *job.argv]
 
-    def _settle_refused(self, job: Job, handle: Handle, said: str) -> Handle:
+    def _settle_refused(self, job: Job, handle: Handle, error: Exception) -> Handle:
         """What follows from a failed sbatch: it may have timed out after the job was taken."""
         jobs = self._queue.jobs(now=True)
         if jobs is None or handle["name"] in jobs:
             return handle  # the next look at the queue tells
         shutil.rmtree(handle["folder"], ignore_errors=True)  # what cannot be removed does no harm
+        said = " ".join(str(error).split())
         # Where Slurm has taken such a job before, the flags are right whatever it says.
-        if _MISTAKE.search(said) and not self._was_accepted:
+        if not isinstance(error, OSError) and not self._was_accepted and _MISTAKE.search(said):
             raise UsageError(f"Slurm refuses such jobs ({said}); mend the --slurm-… flags and start again")
-        raise BusyError(f"checkpoint-{job.step}: Slurm refuses the job ({said}); it is tried again")
+        raise BusyError(f"checkpoint-{job.step}: not submitted ({said}); it is tried again") from error
 
 
 def _remembered(handle: Handle) -> Optional[QueuedJob]:
