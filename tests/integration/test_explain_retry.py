@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -165,6 +168,28 @@ def sidecar_goes_on(pid: int) -> None:
     import psutil
 
     psutil.Process(pid).resume()
+
+
+def test_retry_gives_up_by_name_what_was_started_on_another_machine(repository: Repository) -> None:
+    repository.checkpoint(100)
+    repository.block()
+    sidecar = repository.run()
+    repository.wait_for_call(100)
+    os.killpg(sidecar.pid, signal.SIGKILL)
+    sidecar.wait()
+    for process in repository.processes():
+        process.kill()
+    state = repository.state
+    state["checkpoints"]["100"]["running"]["handle"].update(host="another", boot="another boot")
+    repository.state_file.write_text(json.dumps(state))
+    repository.start()
+    wait_until(lambda: "runs on another, or did" in repository.sidecar("status").stdout, "status telling it")
+    repository.release()
+    assert "nothing had failed" in retry(repository).stdout
+    assert repository.calls == ["checkpoint-100"]
+    assert "cleared: checkpoint-100" in retry(repository, "100").stdout
+    repository.wait_for_result(100)
+    assert repository.calls == ["checkpoint-100"] * 2
 
 
 def test_retry_without_failures_says_so(repository: Repository) -> None:
