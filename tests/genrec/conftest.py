@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,9 +67,11 @@ class Owner:
 
     def start(self, arguments, **variables):
         """Begin an evaluation."""
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES), **variables}
+        environment.pop("PYTEST_CURRENT_TEST", None)  # every test would have an environment of its own
         return subprocess.Popen(
             [sys.executable, "-m", "eval_sidecar.genrec", *arguments, "--warm", str(self.folder)],
-            env={**os.environ, "PYTHONPATH": str(SOURCES), **variables},
+            env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -84,8 +87,8 @@ class Owner:
         return [process for process in psutil.process_iter() if str(self.folder) in words_of(process)]
 
     def process(self):
-        """The one warm process, as soon as it is there."""
-        (process,) = wait_until(self.processes, "a warm process")
+        """The one warm process, as soon as it is there and the one before it has left."""
+        (process,) = wait_until(lambda: len(found := self.processes()) == 1 and found, "a warm process")
         return process
 
     def end(self):
@@ -101,8 +104,8 @@ def words_of(process):
     return words if "eval_sidecar.genrec.server" in words else []
 
 
-@pytest.fixture
-def owner():
+@contextmanager
+def an_owner():
     folder = Path(tempfile.mkdtemp())  # a short path, as sockets need it
     owner = Owner(folder)
     yield owner
@@ -110,3 +113,17 @@ def owner():
     left = owner.processes()
     assert wait_for_end(left, 60), "a warm process stays behind"
     assert not left or not folder.exists(), "its folder stays behind"
+
+
+@pytest.fixture(scope="module")
+def owner():
+    """An owner whose warm process, once it has imported torch, serves one test after the other."""
+    with an_owner() as owner:
+        yield owner
+
+
+@pytest.fixture
+def ending_owner():
+    """An owner for one test, which may end it."""
+    with an_owner() as owner:
+        yield owner

@@ -18,7 +18,8 @@ from eval_sidecar.genrec.cli import main
 from eval_sidecar.process import wait_for_end
 from toolbox import wait_until
 
-pytestmark = pytest.mark.genrec
+# In one group, for tests in several processes: importing torch takes longer than most of these tests.
+pytestmark = [pytest.mark.genrec, pytest.mark.xdist_group("warm")]
 
 FILES = ("final_result.json", "metrics.tsv", "metrics.json")
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_that_fails_does_not_harm_the_next(owner, setup, tiny, tmp_
 
 def test_another_environment_gets_another_process(owner, tiny, tmp_path, replace):
     arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
-    owner.evaluate(arguments, SOME_LIBRARY="a")
+    owner.evaluate(arguments)
     first = owner.process()
     with busy(arguments, replace, tmp_path, owner, SOME_LIBRARY="b"):
         assert wait_for_end([first], 60), "one at a time for the same devices"
@@ -149,7 +150,7 @@ def test_another_environment_gets_another_process(owner, tiny, tmp_path, replace
 
 
 def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, tiny, tmp_path, replace):
-    arguments = replace(tiny.arguments, output_root=tmp_path / "results", num_beams=10)
+    arguments = replace(tiny.arguments, output_root=tmp_path / "results")
     with busy(arguments, replace, tmp_path, owner) as (client, _):
         owner.process().kill()
         printed, _ = client.communicate(timeout=60)
@@ -157,8 +158,9 @@ def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, 
         (line,) = printed.splitlines()
         assert "died during the evaluation" in line
     assert not (tmp_path / "results").exists()
-    owner.evaluate(arguments)
-    assert contents(tmp_path / "results", tiny.checkpoint)
+    nothing = tmp_path / "nothing"
+    printed = owner.evaluate(replace(arguments, index=nothing), code=2)
+    assert printed == f"error: index {nothing} does not exist\n"  # the next one has got as far as that
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
@@ -175,18 +177,18 @@ def test_ending_an_evaluation_ends_the_work_on_it(number, owner, tiny, tmp_path,
 
 
 def test_without_an_owner_the_evaluation_under_way_is_finished_and_no_other_begun(
-    owner, tiny, tmp_path, replace
+    ending_owner, tiny, tmp_path, replace
 ):
     arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
-    with busy(arguments, replace, tmp_path, owner) as (client, give):
-        process = owner.process()
-        owner.end()
+    with busy(arguments, replace, tmp_path, ending_owner) as (client, give):
+        process = ending_owner.process()
+        ending_owner.end()
         give(tiny.index)
         printed, _ = client.communicate(timeout=120)
         assert client.returncode == 0, printed
         assert contents(tmp_path, tiny.checkpoint)
         assert wait_for_end([process], 60)
-    assert not owner.folder.exists()
+    assert not ending_owner.folder.exists()
 
 
 def test_where_no_warm_process_can_be_the_evaluation_has_one_of_its_own(tiny, tmp_path, replace, capfd):
