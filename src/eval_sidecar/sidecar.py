@@ -108,6 +108,7 @@ class Sidecar:
         self._ready: dict[int, Checkpoint] = {}
         self._running_since: dict[int, float] = {}
         self._redone: set[int] = set()
+        self._phases: dict[int, str] = {}
         self._pauses = outcome.Pauses(monotonic)
         self._warn_once = WarnOnce()
         self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
@@ -123,8 +124,8 @@ class Sidecar:
 
     @property
     def is_running(self) -> bool:
-        """Whether anything is being evaluated."""
-        return bool(self._running())
+        """Whether anything is being evaluated that can be waited for here."""
+        return any(self._phases.get(entry.step) != ELSEWHERE for entry, _ in self._running())
 
     @property
     def is_idle(self) -> bool:
@@ -181,6 +182,7 @@ class Sidecar:
     def _collect(self) -> None:
         for entry, running in self._running():
             state = self.launcher.poll(running.handle)
+            self._phases[entry.step] = state.phase
             try:
                 if state.phase in (QUEUED, RUNNING, ELSEWHERE):
                     self._follow(entry, running, state)
@@ -242,7 +244,6 @@ class Sidecar:
         log.warning("%s: %s; it is started %s (%d of %d)", *told)
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
-        path = self._metrics_path(entry.step)
         if state.exit_code != 0:
             reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
             self._fail(entry, reason, running)
@@ -251,7 +252,7 @@ class Sidecar:
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
-                result = outcome.read_new_result(running, path)
+                result = outcome.read_new_result(running, self._metrics_path(entry.step))
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
@@ -327,8 +328,7 @@ class Sidecar:
                 return True
             self._warn_once(f"{entry.name}: {error}; it is evaluated again")
             return False
-        changed = entry.result is None or entry.result.digest != result.digest
-        if changed:
+        if entry.result is None or entry.result.digest != result.digest:
             self._accept(entry, result)
         else:
             self.store.update(lambda ledger: ledger.with_entry(entry.step, result=result))
@@ -379,6 +379,7 @@ class Sidecar:
         except LaunchError as error:
             self._fail(entry, str(error).replace(f"{entry.name}: ", "", 1), running)
             return
+        self._phases.pop(entry.step, None)
         self._running_since[entry.step] = self._monotonic()
         self.store.update(lambda ledger: ledger.started(entry.step, replace(running, handle=handle)))
         log.info("%s: evaluation started, log: %s", entry.name, job.log)

@@ -68,6 +68,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
             again = "" if entry.failure.final else " (it is tried again)"
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
+        elif entry.running and entry.running.state:
+            lines.append(f"{entry.name}: is under way: {entry.running.state}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
     for entries, wanted, words in (
