@@ -196,18 +196,14 @@ def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
     assert repository.state["failed_steps"] == {}
 
 
-def test_variables_and_hidden_partitions_of_the_users_own_hide_no_job(cluster, repository):
+def test_variables_of_the_users_own_hide_no_job_and_overrule_no_flag(cluster, repository):
     repository.checkpoint(100)
     repository.block()
     own = {"SQUEUE_STATES": "PENDING", "SBATCH_JOB_NAME": "mine", "SBATCH_WAIT": "1"}
     repository.extra.update(own, SBATCH_PARTITION="urgent")
-    cluster.ask("scontrol", "update", "partitionname=main", "hidden=yes")
-    try:
-        watch(repository, "--slurm-partition", "main")
-        repository.wait_for_call(100)
-        wait_until(lambda: ": RUNNING on" in str(repository.state), "the job being seen to run")
-    finally:
-        cluster.ask("scontrol", "update", "partitionname=main", "hidden=no")
+    watch(repository, "--slurm-partition", "main")
+    repository.wait_for_call(100)
+    wait_until(lambda: ": RUNNING on" in str(repository.state), "the job being seen to run")
     repository.release()
     repository.wait_for_result(100)
     assert repository.seen_by_script(100)["SLURM_JOB_PARTITION"] == "main"

@@ -162,7 +162,7 @@ def _print_state(state: dict[str, Any]) -> None:
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
             say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
-        if model["busy"]:
+        if model["busy"] and state["running"]:
             say(f"    not started: {model['busy']}", fg="yellow")
         if model["last_error"]:
             say(f"    last error: {model['last_error']}", fg="red")

@@ -51,7 +51,8 @@ def _console() -> Console:
     if _shared_console is None:
         from rich.console import Console
 
-        _shared_console = Console(stderr=True)
+        # Not stderr=True, which looks it up each time: a library's output may be caught for a moment.
+        _shared_console = Console(file=sys.stderr)
     return _shared_console
 
 
