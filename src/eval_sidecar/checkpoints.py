@@ -31,18 +31,24 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     Raises:
         CheckpointError: where the folder cannot be listed.
     """
+    return [Checkpoint(step, folder / f"checkpoint-{step}") for step in list_steps(folder)]
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints directly in a folder, ascending; none where the folder is missing.
+
+    Raises:
+        CheckpointError: where the folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
-            found = [
-                Checkpoint(step, folder / entry.name)
-                for entry in entries
-                if (step := step_of(entry.name)) is not None and _is_folder(entry)
-            ]
+            return sorted(
+                step for entry in entries if (step := step_of(entry.name)) is not None and _is_folder(entry)
+            )
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

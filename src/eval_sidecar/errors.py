@@ -21,6 +21,10 @@ class ResultError(SidecarError):
     """A ``metrics.json`` is missing, unreadable, or holds no finite numbers."""
 
 
+class MissingResultError(ResultError):
+    """There is no ``metrics.json`` yet."""
+
+
 class StateError(SidecarError):
     """A ledger cannot be read or written, or is from a newer version."""
 

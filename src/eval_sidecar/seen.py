@@ -198,8 +198,8 @@ class Seen:
             if stamp is None:
                 waiting.append(name)
             else:
-                found.append(f"{name} {stamp}")
-        digest = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+                found.append((name, stamp))
+        digest = hashlib.sha256(repr(sorted(found)).encode("utf-8", "backslashreplace")).hexdigest()
         return Look(ledger, changed, digest, tuple(sorted(waiting)))
 
     def remember(self, state_file: Path, standing: Standing) -> None:

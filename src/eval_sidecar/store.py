@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from eval_sidecar.errors import StateError
+from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import encode, held_lock, set_aside, write_text
 from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
 from eval_sidecar.types import Result, digest
@@ -29,6 +29,8 @@ _TABLE_COLUMNS = (
     "metrics_path",
 )
 _NEXT = ",\n "
+#: By step, an entry and its texts in ``table_rows`` and ``checkpoints``.
+_Encoded = dict[int, tuple[Entry, str, str]]
 _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
     *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
@@ -59,7 +61,7 @@ class LedgerStore:
         self.path = path
         self._ledger = ledger
         self._mutex = threading.Lock()
-        self._encoded: dict[int, tuple[Entry, str, str]] = {}
+        self._encoded: Optional[_Encoded] = None
 
     @property
     def ledger(self) -> Ledger:
@@ -77,6 +79,7 @@ class LedgerStore:
             if changed != self._ledger:
                 changed = replace(changed, updated=now_text())
                 write_text(self.path, to_text(changed, self._encoded))
+                self._encoded = {} if self._encoded is None else self._encoded
                 self._ledger = changed
             return self._ledger
 
@@ -90,7 +93,11 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
         StateError: where the file is corrupt (it is then kept under another name), is from a newer
             version, or belongs to another model.
     """
-    with held_lock(path.with_suffix(".lock"), _busy_message(path)):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held_lock(path.with_suffix(".lock"), ""))
+        except LockedError:
+            raise LockedError(_busy_message(path)) from None
         ledger = load(path) or Ledger(model_dir, run_id, run_name)
         if (ledger.model_dir, ledger.run_id) != (model_dir, run_id):
             raise StateError(
@@ -146,14 +153,28 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
     )
 
 
-def to_text(ledger: Ledger, encoded: dict[int, tuple[Entry, str, str]]) -> str:
+def to_text(ledger: Ledger, encoded: Optional[_Encoded] = None) -> str:
     """The file's content.
 
     Args:
         ledger: What to write.
         encoded: Each entry as it was last written, with its two texts; brought up to date. Of thousands of
-            checkpoints, a change is about one or two.
+            checkpoints, a change is about one or two. None where it will not be written again: all at
+            once is quicker.
     """
+    parts = {key: encode(value) for key, value in _about_model(ledger).items()}
+    if encoded is None:
+        entries = ledger.steps()
+        parts["table_rows"] = encode([_table_row(entry) for entry in entries if entry.result is not None])
+        parts["checkpoints"] = encode({str(entry.step): _details(entry) for entry in entries})
+    else:
+        rows, details = _in_pieces(ledger, encoded)
+        parts["table_rows"] = f"[{_NEXT.join(rows)}]"
+        parts["checkpoints"] = f"{{{_NEXT.join(details)}}}"
+    return f"{{{_NEXT.join(f'{encode(key)}: {text}' for key, text in parts.items())}}}\n"
+
+
+def _in_pieces(ledger: Ledger, encoded: _Encoded) -> tuple[list[str], list[str]]:
     rows, details = [], []
     for entry in ledger.steps():
         known = encoded.get(entry.step)
@@ -162,10 +183,7 @@ def to_text(ledger: Ledger, encoded: dict[int, tuple[Entry, str, str]]) -> str:
             known = encoded[entry.step] = (entry, row, f'"{entry.step}": {encode(_details(entry))}')
         rows += [known[1]] if known[1] else []
         details.append(known[2])
-    parts = {key: encode(value) for key, value in _about_model(ledger).items()}
-    parts["table_rows"] = f"[{_NEXT.join(rows)}]"
-    parts["checkpoints"] = f"{{{_NEXT.join(details)}}}"
-    return f"{{{_NEXT.join(f'{encode(key)}: {text}' for key, text in parts.items())}}}\n"
+    return rows, details
 
 
 def _about_model(ledger: Ledger) -> dict[str, Any]:

@@ -9,17 +9,18 @@ import difflib
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
-from eval_sidecar.checkpoints import list_checkpoints
+from eval_sidecar.checkpoints import list_steps
 from eval_sidecar.delivery import Report, deliver
-from eval_sidecar.errors import ResultError, SidecarError, UsageError
+from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure, Ledger
+from eval_sidecar.receipt import part_of
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.seen import FILE_NAME, Seen, Standing
 from eval_sidecar.status import unfinished
@@ -40,12 +41,14 @@ class Outcome:
         report: What delivery did.
         left: What should have been done and is not, one line each.
         was_opened: Whether there was anything to look into; False where nothing has changed.
+        receipt: What the receipt is to say of the model; None where its ledger was not opened.
     """
 
     spec: ModelSpec
     report: Report
     left: tuple[str, ...] = ()
     was_opened: bool = True
+    receipt: Optional[Mapping[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ class Uploader:
         on_outcome: Callable[[Outcome], None],
     ) -> list[Outcome]:
         outcomes: dict[str, Outcome] = {}
-        with ThreadPoolExecutor(max_workers=max(1, min(self.workers, len(models)))) as pool:
+        # Without a server nobody waits for anything, and threads only get in each other's way.
+        workers = min(self.workers, len(models)) if self.tracker else 1
+        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             futures = [pool.submit(_guarded, work, spec) for spec in models]
             for future in as_completed(futures):
                 outcome = future.result()
@@ -149,7 +154,8 @@ class Uploader:
                 ledger = store.ledger
                 counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
                 self._seen.remember(store.path, Standing(look, *counts, ledger.table_due))
-            return Outcome(spec, report, left)
+            saved = store.path.exists()  # a model without results has no ledger yet
+            return Outcome(spec, report, left, receipt=part_of(store.ledger) if saved else None)
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:
         expected = self.tracker is not None
@@ -207,16 +213,15 @@ def take_results(store: LedgerStore, results_root: Path) -> None:
     """
     model = store.ledger.model_dir
     changed, broken = [], []
-    for checkpoint in list_checkpoints(results_root / model):
-        entry = store.ledger.entry(checkpoint.step)
-        path = f"{checkpoint.path}/metrics.json"
+    for step in list_steps(results_root / model):
+        entry = store.ledger.entry(step)
+        path = f"{results_root}/{model}/checkpoint-{step}/metrics.json"
         try:
-            found = stamp(path)
-            if found is None or (
-                entry.result is not None and entry.result.stamp == found and not entry.failure
-            ):
+            if entry.result is not None and not entry.failure and stamp(path) in (None, entry.result.stamp):
                 continue
-            changed.append((entry.step, read_result(path)))
+            changed.append((step, read_result(path)))
+        except MissingResultError:
+            continue
         except ResultError as error:
             failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
             if entry.failure is None or entry.failure.error != str(error):

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
@@ -21,7 +21,7 @@ from eval_sidecar.ledger import Ledger
 from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
 from eval_sidecar.notices import watch_folders
 from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
-from eval_sidecar.receipt import write_receipt
+from eval_sidecar.receipt import part_of, read_parts, write_parts
 from eval_sidecar.results import stamp
 from eval_sidecar.store import load
 from eval_sidecar.trackers.base import Tracker
@@ -156,7 +156,7 @@ def _one_pass(
         is_news = report.sent or report.confirmed or report.already
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
             show.outcome(outcome.spec.model_dir, report, outcome.left)
-    source.write_receipt(uploader, {outcome.spec.model_dir for outcome in outcomes if not outcome.was_opened})
+    source.write_receipt(uploader, outcomes)
     uploader.remember(source.receipt)
     return outcomes
 
@@ -266,20 +266,30 @@ class _Source:
             self._stamps = stamps
         return self._models
 
-    def write_receipt(self, uploader: Uploader, unchanged: Collection[str] = ()) -> None:
+    def write_receipt(self, uploader: Uploader, outcomes: Sequence[Outcome] = ()) -> None:
         """Write what the ledgers of all of the manifest's models say is confirmed.
 
         Args:
             uploader: Knows where they are.
-            unchanged: The models whose ledgers are as they were when the receipt was last written.
+            outcomes: Of a pass that has just ended; ledgers that it did not open are as they were.
         """
         files = {spec.model_dir: uploader.state_file(spec) for spec in self._all}
+        new = {outcome.spec.model_dir: outcome.receipt for outcome in outcomes if outcome.receipt}
+        same = {outcome.spec.model_dir for outcome in outcomes if not outcome.was_opened}
         is_known = uploader.knows_receipt(self.receipt)
-        if is_known and self._in_receipt == files and len(unchanged) == len(files):
+        if is_known and self._in_receipt == files and len(same) == len(files):
             return
-        runs = {spec.model_dir: spec.run_id for spec in self._all}
-        believed = unchanged if is_known else ()
-        write_receipt(runs, self.receipt, lambda model: _readable(files[model]), believed)
+        before = read_parts(self.receipt) if is_known else {}
+        parts = {}
+        for spec in self._all:
+            model = spec.model_dir
+            if model in new:
+                parts[model] = new[model]
+            elif model in same and before.get(model, {}).get("run_id") == spec.run_id:
+                parts[model] = before[model]
+            elif (ledger := _readable(files[model])) is not None:
+                parts[model] = part_of(ledger)
+        write_parts(self.receipt, parts)
         self._in_receipt = files
 
 
