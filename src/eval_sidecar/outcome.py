@@ -1,4 +1,4 @@
-"""What an evaluation that is over has left: its numbers, or why there are none that count."""
+"""What an evaluation leaves that is over or given up: numbers, or why none of them count, and a pause."""
 
 from __future__ import annotations
 
