@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,7 @@ def an_owner():
     left = owner.processes()
     assert wait_for_end(left, 60), "a warm process stays behind"
     assert not left or not folder.exists(), "its folder stays behind"
+    shutil.rmtree(folder, ignore_errors=True)  # where none was left to do it
 
 
 @pytest.fixture(scope="module")
