@@ -176,7 +176,8 @@ def test_a_mistake_in_the_flags_ends_the_program_in_slurms_words_and_costs_no_at
     repository.checkpoint(100)
     done = repository.once(*FLAGS, "--slurm-partition", "nosuch")
     assert done.returncode == 2
-    assert done.stderr.count("nvalid partition") == 1 and "Slurm refuses such jobs" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "nvalid partition" in line)
+    assert line.startswith("eval-sidecar: Slurm refuses such jobs")
     assert "Traceback" not in done.stderr
     assert repository.once(*FLAGS).returncode == 0
     assert repository.calls == ["checkpoint-100"]
@@ -223,6 +224,13 @@ def test_a_time_out_is_named_and_uses_an_attempt(cluster, repository):
     repository.release()
     repository.wait_for_result(100)
     assert repository.calls == ["checkpoint-100"] * 2
+
+
+def test_what_the_sidecar_ends_itself_is_a_time_out_and_by_nobodys_hand(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    watch(repository, "--eval-timeout-seconds", "2")
+    assert "--eval-timeout-seconds" in failure(repository, 100)["error"]
 
 
 def test_a_controller_that_restarts_ends_nothing(cluster, repository):
