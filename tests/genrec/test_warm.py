@@ -163,7 +163,7 @@ def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, 
     assert printed == f"error: index {nothing} does not exist\n"  # the next one has got as far as that
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ending_an_evaluation_ends_the_work_on_it(number, owner, tiny, tmp_path, replace):
     with busy(tiny.arguments, replace, tmp_path, owner) as (client, _):
         process = owner.process()
