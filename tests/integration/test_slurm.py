@@ -230,6 +230,7 @@ def test_what_the_sidecar_ends_itself_is_a_time_out_and_by_nobodys_hand(cluster,
     repository.checkpoint(100)
     repository.block()
     watch(repository, "--eval-timeout-seconds", "2")
+    cluster.wait_for("RUNNING")
     assert "--eval-timeout-seconds" in failure(repository, 100)["error"]
 
 
