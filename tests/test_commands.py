@@ -45,7 +45,7 @@ def run(tmp_path, *arguments: str) -> list[str]:
     ("arguments", "code", "unneeded"),
     [
         (["--help"], "0", {"psutil", "filelock", "rich", "watchfiles", "wandb"}),
-        (["status"], "3", {"rich", "watchfiles", "wandb", "tarfile", "concurrent.futures"}),
+        (["status"], "3", {"rich", "watchfiles", "wandb", "tarfile"}),
         (["watch", "--help"], "0", {"watchfiles", "wandb", "tarfile"}),
     ],
     ids=["help", "status", "watch"],

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
 log = logging.getLogger(__name__)
 
 
+#: Seconds that the thread may take to see that it is over; it looks twenty times a second.
+_LAST_LOOK = 5.0
+
+
+@contextlib.contextmanager
 def watch_folders(
-    folders: Sequence[Path], is_ours: Callable[[Path], bool], wake: threading.Event, stop: threading.Event
-) -> threading.Thread:
-    """Set an event whenever something changes below these folders, until told to stop.
+    folders: Sequence[Path], is_ours: Callable[[Path], bool], wake: threading.Event
+) -> Iterator[None]:
+    """Set an event whenever something changes below these folders, for the length of a ``with`` block.
 
     ``is_ours`` tells the paths that this program itself writes, which wake nobody.
 
     A folder that cannot be watched (too many watches, a file system without notifications) is said
     once in the log; the poll finds what changes in it.
-
-    Returns:
-        The running thread.
     """
+    over = threading.Event()
     thread = threading.Thread(
-        target=_watch, args=(list(folders), is_ours, wake, stop), name="notices", daemon=True
+        target=_watch, args=(list(folders), is_ours, wake, over), name="notices", daemon=True
     )
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        # Waited for: a thread that is in the library when the interpreter ends takes the process down.
+        over.set()
+        thread.join(_LAST_LOOK)
 
 
 def _watch(
-    folders: list[Path], is_ours: Callable[[Path], bool], wake: threading.Event, stop: threading.Event
+    folders: list[Path], is_ours: Callable[[Path], bool], wake: threading.Event, over: threading.Event
 ) -> None:
     import watchfiles
 
@@ -46,7 +55,7 @@ def _watch(
             watch_filter=is_foreign,
             debounce=200,
             step=50,
-            stop_event=stop,
+            stop_event=over,
             rust_timeout=1000,
             raise_interrupt=False,
             yield_on_timeout=True,

@@ -68,6 +68,7 @@ def test_a_watched_model_of_any_name_is_shown_on_one_line_and_keeps_its_name(hos
     assert SHOWN in tail.output
 
 
+@pytest.mark.wandb
 def test_a_models_name_survives_manifest_pack_unpack_and_upload(hostile: Repository) -> None:
     metrics = hostile.metrics(100)
     metrics.parent.mkdir(parents=True)

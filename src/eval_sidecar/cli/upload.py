@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -118,12 +119,12 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
     with _tracker(flags, mode) as tracker:
         uploader = _uploader(flags, tracker, mode)
         wake, stop = threading.Event(), threading.Event()
-        with (
-            registered(instance_of(flags), [], "upload") as presence,
-            stopping(stop, wake, "ending; the next upload goes on from here"),
-        ):
+        with contextlib.ExitStack() as stack:
+            presence = stack.enter_context(registered(instance_of(flags), [], "upload"))
+            stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
             if not flags["once"]:
-                watch_folders([source.results_root], lambda path: _is_own(source, uploader, path), wake, stop)
+                is_own = functools.partial(_is_own, source, uploader)
+                stack.enter_context(watch_folders([source.results_root], is_own, wake))
             outcomes: list[Outcome] = []
             while True:
                 wake.clear()

@@ -84,10 +84,13 @@ def _run(
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = store.path.with_suffix(".retry")
 
-    with show.progress(store):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(show.progress(store))
         if not once:
             folders = [plan.config.model_dir, store.path.parent]
-            watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake, stop)
+            stack.enter_context(
+                watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake)
+            )
         if courier is not None:
             courier.start()
         try:
