@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ _NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 OWN_FOLDER = ".eval-sidecar"
 
 
+@functools.lru_cache(maxsize=65_536)  # the same names in every model's folder
 def step_of(name: str) -> Optional[int]:
     """The step in a folder name of the form ``checkpoint-<digits>``, else None.
 

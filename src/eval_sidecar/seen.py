@@ -191,10 +191,11 @@ class Seen:
         except FileNotFoundError:
             names = []
         found, waiting = [], []
+        prefix = f"{folder}/"
         for name in names:
             if step_of(name) is None:
                 continue
-            stamp = _stamp(f"{folder}/{name}/metrics.json")
+            stamp = _stamp(f"{prefix}{name}/metrics.json")
             if stamp is None:
                 waiting.append(name)
             else:
