@@ -7,6 +7,7 @@ The file keeps the key fields that the first scripts wrote (``processed_steps``,
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import threading
@@ -44,6 +45,7 @@ def stable_hash(value: Mapping[str, Any]) -> str:
     return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
 
 
+@functools.lru_cache(maxsize=16_384)  # a pass asks for each model's several times
 def state_path(state_dir: Path, model_dir: str, run_id: str) -> Path:
     """Where a model's ledger is kept: ``<state dir>/<model>_<12 hex digits>.json``."""
     return state_dir / f"{model_dir}_{stable_hash({'model_dir': model_dir, 'run_id': run_id})[:12]}.json"

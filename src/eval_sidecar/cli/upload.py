@@ -49,6 +49,10 @@ _REPORTING = (
 )  # fmt: skip
 
 
+#: Models with nothing new that get a line each.
+_MANY = 20
+
+
 def _with(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[_F], _F]:
     def decorate(command: _F) -> _F:
         for option in reversed([option for group in groups for option in group]):
@@ -152,7 +156,13 @@ def _one_pass(
     known = {outcome.spec.model_dir: outcome.left for outcome in before or []}
     with show.counting("uploading", len(models)) as advance:
         outcomes = uploader.run_pass(models, stop, lambda outcome: advance(outcome.spec.model_dir))
+    untouched = [outcome for outcome in outcomes if not outcome.was_opened]
+    many = before is None and len(untouched) > _MANY
+    if many:
+        say(f"{len(untouched)} models: nothing new")
     for outcome in outcomes:
+        if many and not outcome.was_opened:
+            continue
         report = outcome.report
         is_news = report.sent or report.confirmed or report.already
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
