@@ -42,6 +42,7 @@ class Report:
         already: Points never sent from here that the server was found to hold.
         unconfirmed: Points that were sent and that nobody has seen on the server.
         undelivered: Points that have not been sent.
+        sent_table: Whether the run's table was sent, with points or without.
         problem: Why something is left over, or None. A tracker that cannot be read back is no problem:
             its points are unconfirmed.
         where: Address of the run, or folder of the offline session.
@@ -52,6 +53,7 @@ class Report:
     already: int = 0
     unconfirmed: int = 0
     undelivered: int = 0
+    sent_table: bool = False
     problem: Optional[str] = None
     where: Optional[str] = None
 
@@ -91,7 +93,7 @@ def deliver(
     except (TrackerError, LockedError) as error:
         problem = str(error)
     store.update(lambda ledger: replace(ledger, problem=problem))
-    return _report(before, store.ledger, session.sent, problem)
+    return _report(before, store.ledger, session, problem)
 
 
 def _run_lock(spec: ModelSpec) -> Path:
@@ -109,7 +111,8 @@ def _run_lock(spec: ModelSpec) -> Path:
     return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
 
 
-def _report(before: Ledger, after: Ledger, sent: set[int], problem: Optional[str]) -> Report:
+def _report(before: Ledger, after: Ledger, session: _Delivery, problem: Optional[str]) -> Report:
+    sent = session.sent
     newly = {
         entry.step
         for entry in before.due()
@@ -122,6 +125,7 @@ def _report(before: Ledger, after: Ledger, sent: set[int], problem: Optional[str
         already=len(newly - sent - was_sent),
         unconfirmed=len(after.unconfirmed()),
         undelivered=len(after.undelivered()),
+        sent_table=session.sent_table,
         problem=problem,
         where=after.where,
     )
@@ -146,6 +150,7 @@ class _Delivery:
         self.pause = pause
         self.clock = clock
         self.sent: set[int] = set()
+        self.sent_table = False
         self._table_problem: Optional[str] = None
         self._waited = 0.0
         self._pauses = iter(_PAUSES)
@@ -239,6 +244,7 @@ class _Delivery:
             )
         )
         self._table_problem = receipt.table_problem
+        self.sent_table = receipt.table_problem is None
         return session
 
     def _wait_for_confirmation(self, session: Session) -> None:

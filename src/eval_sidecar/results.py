@@ -16,13 +16,17 @@ from eval_sidecar.types import Result, digest
 _RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
 
 
+#: Size in bytes and mtime in ns of a file.
+Stamp = tuple[int, int]
+
+
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
     """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
     return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
 
 
-def stamp(path: Union[str, Path]) -> Optional[tuple[int, int]]:
-    """``(size in bytes, mtime in ns)`` of a file, or None where it is missing.
+def stamp(path: Union[str, Path]) -> Optional[Stamp]:
+    """The stamp of a file, or None where it is missing.
 
     Raises:
         ResultError: where the file system does not say.

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.checkpoints import step_of
-from eval_sidecar.errors import StateError
+from eval_sidecar.errors import CheckpointError, ResultError, SidecarError, StateError
 from eval_sidecar.files import write_json
+from eval_sidecar.results import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = ".seen"
 #: A pass looks at every metrics.json this often, in seconds. One that is written anew in place changes no
 #: folder; a result of a new checkpoint does.
@@ -29,26 +30,26 @@ _CLOSE_LOOK_SECONDS = 600.0
 #: A folder that changed so recently may change once more without its time changing, in ns.
 _TOO_FRESH = 2 * 10**9
 
-#: Inode, size and mtime (ns).
-Stamp = tuple[int, int, int]
+#: Of a file that the file system says nothing about, whatever the reason; no file has it.
+UNKNOWN: Stamp = (-1, -1)
+#: Inode, size and mtime (ns) of a file of our own.
+OwnStamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What can be seen of a model without opening a file.
+    """What can be seen of a model's results without opening one.
 
     Attributes:
-        ledger: Of the state file; None where there is none.
         folder: Mtime (ns) of the folder with its results; None where it is missing, or too fresh to be
             relied on.
-        results: A hash over name, inode, size and mtime of every ``metrics.json``.
-        waiting: Folders of checkpoints that have none yet.
+        results: A hash over every checkpoint's step, and over size and mtime of its ``metrics.json``.
+        waiting: Steps of checkpoints that have none yet.
     """
 
-    ledger: Optional[Stamp]
     folder: Optional[int]
     results: str
-    waiting: tuple[str, ...]
+    waiting: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ class Standing:
     """A model that had nothing wrong with it.
 
     Attributes:
-        look: What it looked like.
+        look: What its results looked like, before they were read.
+        ledger: Its state file; None where there is none.
         undelivered: Points that have not been sent, since nothing was to be.
         unconfirmed: Points that were sent where nothing can be read back.
         table_due: As in `Ledger`.
     """
 
     look: Look
+    ledger: Optional[OwnStamp]
     undelivered: int = 0
     unconfirmed: int = 0
     table_due: bool = False
@@ -140,11 +143,11 @@ class Seen:
 
     def knows_receipt(self, path: Path) -> bool:
         """Whether a receipt is the one that was written after the last pass that was saved."""
-        return self._receipt is not None and self._receipt == _stamp(str(path))
+        return self._receipt is not None and self._receipt == _own_stamp(str(path))
 
     def save(self, receipt: Path) -> None:
         """Keep what was remembered, after a pass and after its receipt was written."""
-        written = _stamp(str(receipt))
+        written = _own_stamp(str(receipt))
         if self._has_changed or written != self._receipt:
             models = {name: asdict(standing) for name, standing in self._standings.items()}
             try:
@@ -160,74 +163,91 @@ class Seen:
             return None
         then = standing.look
         try:
+            if _own_stamp(str(state_file)) != standing.ledger:
+                return None
             if self._is_close or then.folder is None or folder.name in self._touched_before:
-                now = self._look(state_file, folder)
-                is_same = (now.ledger, now.results, now.waiting) == (then.ledger, then.results, then.waiting)
+                now, _ = self.look(folder)
+                is_same = now.results == then.results
                 if is_same and now.folder != then.folder:
                     self._standings[state_file.name] = standing = replace(standing, look=now)
                     self._has_changed = True
             else:
-                is_same = (
-                    folder.stat().st_mtime_ns == then.folder
-                    and _stamp(str(state_file)) == then.ledger
-                    and not any(_stamp(f"{folder}/{name}/metrics.json") for name in then.waiting)
+                is_same = folder.stat().st_mtime_ns == then.folder and not any(
+                    stamp(f"{folder}/checkpoint-{step}/metrics.json") for step in then.waiting
                 )
-        except OSError:
+        except (OSError, SidecarError):
             return None  # whoever opens it says what is wrong
         return standing if is_same else None
 
-    def look(self, state_file: Path, folder: Path) -> Optional[Look]:
-        """Look at a model closely; None where something is there that cannot be looked at."""
-        try:
-            return self._look(state_file, folder)
-        except OSError:
-            return None  # whoever opens it says what is wrong
+    def look(self, folder: Path) -> tuple[Look, dict[int, Optional[Stamp]]]:
+        """Look at every result of a model; the second is as `list_stamps` gives it.
 
-    def _look(self, state_file: Path, folder: Path) -> Look:
-        ledger = _stamp(str(state_file))
-        changed = _settled_mtime(str(folder), self._clock())
-        try:
-            names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
-        except FileNotFoundError:
-            names = []
-        found, waiting = [], []
-        prefix = f"{folder}/"
-        for name in names:
-            if step_of(name) is None:
-                continue
-            stamp = _stamp(f"{prefix}{name}/metrics.json")
-            if stamp is None:
-                waiting.append(name)
-            else:
-                found.append((name, stamp))
-        digest = hashlib.sha256(repr(sorted(found)).encode("utf-8", "backslashreplace")).hexdigest()
-        return Look(ledger, changed, digest, tuple(sorted(waiting)))
-
-    def remember(self, state_file: Path, standing: Standing) -> None:
-        """Remember a model that has nothing wrong with it, as it looked before it was opened.
-
-        The ledger is taken as it is now: whoever calls has just closed it.
+        Raises:
+            CheckpointError: where the folder cannot be listed.
         """
-        ledger = _stamp(str(state_file))
-        self._standings[state_file.name] = replace(standing, look=replace(standing.look, ledger=ledger))
+        changed = _settled_mtime(str(folder), self._clock())
+        stamps = list_stamps(folder)
+        digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
+        waiting = tuple(step for step, found in stamps.items() if found is None)
+        return Look(changed, digest, waiting), stamps
+
+    def remember(
+        self, state_file: Path, look: Look, undelivered: int, unconfirmed: int, table_due: bool
+    ) -> None:
+        """Remember a model that has nothing wrong with it; whoever calls has just closed its ledger."""
+        ledger = _own_stamp(str(state_file))
+        self._standings[state_file.name] = Standing(look, ledger, undelivered, unconfirmed, table_due)
         self._has_changed = True
 
 
-def _stamp(path: str) -> Optional[Stamp]:
+def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
+    """What can be seen of a model's results without opening one.
+
+    Args:
+        folder: The results of one model; it may be missing.
+
+    Returns:
+        By step, for every checkpoint that has a folder there: the stamp of its ``metrics.json``, None
+        where there is none yet, `UNKNOWN` where only reading it can say what is wrong.
+
+    Raises:
+        CheckpointError: where the folder cannot be listed.
+    """
     try:
-        status = os.stat(path)  # noqa: PTH116 - a hundred thousand times a pass
+        names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
+    prefix, found = f"{folder}/", {}
+    for name in names:
+        step = step_of(name)
+        if step is not None:
+            try:
+                found[step] = stamp(f"{prefix}{name}/metrics.json")
+            except ResultError:
+                found[step] = UNKNOWN
+    return dict(sorted(found.items()))
+
+
+def _own_stamp(path: str) -> Optional[OwnStamp]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - thousands a pass
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _settled_mtime(folder: str, now: int) -> Optional[int]:
-    """A folder's mtime in ns; None where it is missing, or where it changed a moment ago."""
-    stamp = _stamp(folder)
-    return stamp[2] if stamp and stamp[2] <= now - _TOO_FRESH else None
+    """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
+    try:
+        found = _own_stamp(folder)
+    except OSError:
+        return None  # whoever lists it says what is wrong
+    return found[2] if found and found[2] <= now - _TOO_FRESH else None
 
 
-def _load(path: Path) -> tuple[dict[str, Standing], Optional[Stamp]]:
+def _load(path: Path) -> tuple[dict[str, Standing], Optional[OwnStamp]]:
     try:
         value = json.loads(path.read_bytes())
         if value["version"] != VERSION:
@@ -243,13 +263,6 @@ def _load(path: Path) -> tuple[dict[str, Standing], Optional[Stamp]]:
 
 
 def _standing(record: dict) -> Standing:  # type: ignore[type-arg]
-    look = record["look"]
-    ledger = look["ledger"]
-    return Standing(
-        **{
-            **record,
-            "look": Look(
-                tuple(ledger) if ledger else None, look["folder"], look["results"], tuple(look["waiting"])
-            ),
-        }
-    )
+    look, ledger = record["look"], record["ledger"]
+    seen = Look(look["folder"], look["results"], tuple(look["waiting"]))
+    return Standing(**{**record, "look": seen, "ledger": tuple(ledger) if ledger else None})

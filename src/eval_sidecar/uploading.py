@@ -5,6 +5,7 @@ Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delive
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import logging
@@ -16,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from eval_sidecar.checkpoints import list_steps
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
-from eval_sidecar.ledger import Failure, Ledger
+from eval_sidecar.ledger import Failure
 from eval_sidecar.receipt import part_of
-from eval_sidecar.results import read_result, stamp
-from eval_sidecar.seen import FILE_NAME, Seen, Standing
+from eval_sidecar.results import Stamp, read_result
+from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
 from eval_sidecar.trackers.base import Tracker
@@ -40,6 +40,7 @@ class Outcome:
         spec: The model and its run.
         report: What delivery did.
         left: What should have been done and is not, one line each.
+        taken: Results that were new or had changed.
         was_opened: Whether there was anything to look into; False where nothing has changed.
         receipt: What the receipt is to say of the model; None where its ledger was not opened.
     """
@@ -47,6 +48,7 @@ class Outcome:
     spec: ModelSpec
     report: Report
     left: tuple[str, ...] = ()
+    taken: int = 0
     was_opened: bool = True
     receipt: Optional[Mapping[str, Any]] = None
 
@@ -130,32 +132,63 @@ class Uploader:
         on_outcome: Callable[[Outcome], None],
     ) -> list[Outcome]:
         outcomes: dict[str, Outcome] = {}
-        # Without a server nobody waits for anything, and threads only get in each other's way.
-        workers = min(self.workers, len(models)) if self.tracker else 1
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            futures = [pool.submit(_guarded, work, spec) for spec in models]
-            for future in as_completed(futures):
-                outcome = future.result()
+        with contextlib.ExitStack() as stack:
+            if self.tracker is None:
+                # Nobody waits for a server, and threads would only get in each other's way.
+                finished = (_guarded(work, spec) for spec in models)
+            else:
+                workers = max(1, min(self.workers, len(models)))
+                pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers))
+                futures = [pool.submit(_guarded, work, spec) for spec in models]
+                finished = (future.result() for future in as_completed(futures))
+            for outcome in finished:
                 outcomes[outcome.spec.model_dir] = outcome
                 on_outcome(outcome)
         return [outcomes[spec.model_dir] for spec in models]
 
     def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
-        look = self._seen.look(self.state_file(spec), self.results_root / spec.model_dir)
+        look, stamps = self._seen.look(self.results_root / spec.model_dir)
         with self._open(spec) as store:
-            take_results(store, self.results_root)
+            taken = self._take_results(store, stamps)
             report = Report(where=store.ledger.where)
             if self.tracker is not None and not stop.is_set():
                 report = deliver(
                     *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
                 )
             left = self._left(store)
-            if look is not None and not left:
+            if not left:
                 ledger = store.ledger
                 counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
-                self._seen.remember(store.path, Standing(look, *counts, ledger.table_due))
+                self._seen.remember(store.path, look, *counts, ledger.table_due)
             saved = store.path.exists()  # a model without results has no ledger yet
-            return Outcome(spec, report, left, receipt=part_of(store.ledger) if saved else None)
+            return Outcome(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
+
+    def _take_results(self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]) -> int:
+        """Take every result that is new or has changed into the ledger of its model; return how many.
+
+        One that cannot be read becomes a failure with its reason; what was known before is kept.
+        """
+        model = store.ledger.model_dir
+        changed, taken = [], 0
+        for step, found in stamps.items():
+            entry = store.ledger.entry(step)
+            is_known = entry.result is not None and not entry.failure and found == entry.result.stamp
+            if found is None or is_known:
+                continue
+            try:
+                # A Path would cost as much as reading the file.
+                result = read_result(f"{self.results_root}/{model}/{entry.name}/metrics.json")
+                changed.append(entry.evaluated(result))
+                taken += 1
+            except MissingResultError:
+                continue
+            except ResultError as error:
+                failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
+                if entry.failure is None or entry.failure.error != str(error):
+                    log.error("%s %s: %s", model, entry.name, error)
+                    changed.append(failed)
+        store.update(lambda ledger: ledger.with_entries(changed))
+        return taken
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:
         expected = self.tracker is not None
@@ -176,7 +209,7 @@ class Uploader:
         """
         assert self.tracker is not None
         with self._open(spec) as store:
-            take_results(store, self.results_root)
+            self._take_results(store, list_stamps(self.results_root / spec.model_dir))
             return compare(store.ledger, self.tracker.read(spec))
 
     def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[Outcome]:
@@ -204,35 +237,6 @@ def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
         log.exception("%s: unexpected", spec.model_dir)
         text = f"{type(error).__name__}: {error}"
         return Outcome(spec, Report(problem=text), (text,))
-
-
-def take_results(store: LedgerStore, results_root: Path) -> None:
-    """Take every result of the ledger's model that is new or has changed into the ledger.
-
-    One that cannot be read becomes a failure with its reason; what was known before is kept.
-    """
-    model = store.ledger.model_dir
-    changed, broken = [], []
-    for step in list_steps(results_root / model):
-        entry = store.ledger.entry(step)
-        path = f"{results_root}/{model}/checkpoint-{step}/metrics.json"
-        try:
-            if entry.result is not None and not entry.failure and stamp(path) in (None, entry.result.stamp):
-                continue
-            changed.append((step, read_result(path)))
-        except MissingResultError:
-            continue
-        except ResultError as error:
-            failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-            if entry.failure is None or entry.failure.error != str(error):
-                log.error("%s %s: %s", model, entry.name, error)
-                broken.append(failed)
-
-    def take(ledger: Ledger) -> Ledger:
-        news = [ledger.entry(step).evaluated(result) for step, result in changed]
-        return ledger.with_entries([*news, *broken])
-
-    store.update(take)
 
 
 def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[ModelSpec]:

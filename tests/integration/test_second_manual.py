@@ -137,6 +137,19 @@ def test_results_come_from_the_training_machine_to_the_server_each_point_once(
     assert server.requests["UpsertBucket"] == sessions
 
 
+def test_a_pass_says_what_it_took_and_what_it_sent_again(local: Repository, server: WandbServer) -> None:
+    write(local, FIRST, 100, 0.1)
+    write(local, FIRST, 200, 0.2)
+    run(local, PREPARE)
+    assert f"{FIRST}: new results: 2" in run(local, f"{ONCE} --disable-wandb")
+    assert f"{FIRST}: nothing new" in run(local, f"{ONCE} --disable-wandb")
+    server.fault("CreateArtifact", status=403)
+    assert local.type(ONCE).returncode == 1  # the points are there, their table is not
+    server.heal()
+    assert f"{FIRST}: table sent" in run(local, ONCE)
+    assert f"{FIRST}: nothing new" in run(local, ONCE)
+
+
 def test_a_late_checkpoint_is_carried_alone_and_arrives_at_its_place(
     remote: Repository, local: Repository, server: WandbServer
 ) -> None:

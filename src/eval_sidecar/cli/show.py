@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.completeness import ABANDONED
-from eval_sidecar.delivery import Report
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
@@ -21,6 +20,8 @@ from eval_sidecar.store import LedgerStore
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from eval_sidecar.uploading import Outcome
 
 
 def set_up_logging() -> None:
@@ -191,8 +192,9 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, advance=1, description=clean(name))
 
 
-def outcome(model: str, report: Report, left: Sequence[str]) -> None:
+def outcome(done: Outcome) -> None:
     """Print what became of one model, in one line."""
+    report, left = done.report, done.left
     counts = (
         (report.sent, "sent"),
         (report.confirmed, "confirmed"),
@@ -200,6 +202,10 @@ def outcome(model: str, report: Report, left: Sequence[str]) -> None:
         (report.unconfirmed, "unconfirmed"),
         (report.undelivered, "not delivered"),
     )
-    said = ", ".join(f"{count} {words}" for count, words in counts if count) or "nothing new"
+    said = ", ".join(f"{count} {words}" for count, words in counts if count)
+    if not said and report.sent_table:
+        said = "table sent"
+    elif not said and done.taken:
+        said = f"new results: {done.taken}"
     failed = f"; failed: {report.problem or left[0]}" if left else ""
-    say(f"{model}: {said}{failed}", fg="red" if left else None)
+    say(f"{done.spec.model_dir}: {said or 'nothing new'}{failed}", fg="red" if left else None)

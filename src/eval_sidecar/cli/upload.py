@@ -164,9 +164,9 @@ def _one_pass(
         if many and not outcome.was_opened:
             continue
         report = outcome.report
-        is_news = report.sent or report.confirmed or report.already
+        is_news = outcome.taken or report.sent or report.confirmed or report.already or report.sent_table
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
-            show.outcome(outcome.spec.model_dir, report, outcome.left)
+            show.outcome(outcome)
     source.write_receipt(uploader, outcomes)
     uploader.remember(source.receipt)
     return outcomes
@@ -196,7 +196,7 @@ def verify(**flags: Any) -> int:  # noqa: ANN401 - one an option
         differing = [spec for spec, found in zip(models, before) if not found]
         if flags["repair"] and differing:
             for outcome in uploader.repair(differing, threading.Event()):
-                show.outcome(outcome.spec.model_dir, outcome.report, outcome.left)
+                show.outcome(outcome)
             differing = [spec for spec in differing if not _verified(uploader, spec)]
     return 1 if differing else 0
 
