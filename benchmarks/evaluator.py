@@ -32,7 +32,7 @@ from rows import Row, row
 REPO = Path(__file__).resolve().parents[1]
 BEAMS = 50
 BATCH_SIZE = 8
-COLD_RUNS = 2
+COLD_RUNS = 3
 WARM_RUNS = 3
 #: Scores closer than this may come in either order: two ways of summing differ in their last digits.
 NEAR_TIE = 1e-4
