@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -11,12 +12,20 @@ from hypothesis import HealthCheck, settings
 
 from slurm_cluster import Cluster, require_programs
 
-# PyPy stands for Python 3.9, not for more examples: it takes several times as long over the same.
-_EXAMPLES = 10 if platform.python_implementation() == "PyPy" else settings.default.max_examples
+# Python 3.9 is there for what an older Python lacks, not for more examples.
+_EXAMPLES = 10 if sys.version_info < (3, 10) else settings.default.max_examples
 settings.register_profile(
     "any machine", deadline=None, max_examples=_EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_that_are_not_ignored() -> None:
+    """A test run behind `&` or nohup ignores these, and every process that a test starts would with it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

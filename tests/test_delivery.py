@@ -271,7 +271,7 @@ def test_a_confirmed_point_that_was_overwritten_is_sent_again(world: World) -> N
 def test_points_of_an_older_scripts_state_are_never_sent(world: World) -> None:
     world.evaluate(100, 200)
     carried = Delivery(CONFIRMED, digest=world.store.ledger.entry(100).result.digest, via=CARRIED)
-    world.store.update(lambda ledger: ledger.with_delivery(100, carried))
+    world.store.update(lambda ledger: ledger.with_entry(100, delivery=carried))
     world.deliver()
     assert world.server == [200]
 

@@ -16,7 +16,7 @@ def result(**metrics: float) -> Result:
 
 
 def confirmed(ledger: Ledger, step: int) -> Ledger:
-    return ledger.with_delivery(step, Delivery(CONFIRMED, digest=ledger.entry(step).result.digest))
+    return ledger.with_entry(step, delivery=Delivery(CONFIRMED, digest=ledger.entry(step).result.digest))
 
 
 def test_a_transition_leaves_the_ledger_that_it_came_from_as_it_was():
@@ -105,7 +105,7 @@ def test_a_result_is_due_until_it_is_confirmed():
     ledger = EMPTY.evaluated(10, result(a=1.0))
     assert ledger.entry(10).due() == Delivery(PENDING)
     sent = Delivery(SENT, digest=result(a=1.0).digest)
-    assert ledger.with_delivery(10, sent).entry(10).due() == sent
+    assert ledger.with_entry(10, delivery=sent).entry(10).due() == sent
     assert confirmed(ledger, 10).due() == []
 
 
@@ -119,7 +119,7 @@ def test_the_same_numbers_again_are_not_due():
 
 
 def test_what_is_confirmed_without_a_digest_is_not_due():
-    ledger = EMPTY.evaluated(10, result(a=1.0)).with_delivery(10, Delivery(CONFIRMED))
+    ledger = EMPTY.evaluated(10, result(a=1.0)).with_entry(10, delivery=Delivery(CONFIRMED))
     assert ledger.due() == []
 
 

@@ -179,7 +179,7 @@ def test_a_result_that_changes_later_is_due_once_more(world):
     world.write(495)
     world.evaluate(495)
     confirmed = Delivery(CONFIRMED, digest=world.entry(495).result.digest, index=495)
-    world.store.update(lambda ledger: ledger.with_delivery(495, confirmed))
+    world.store.update(lambda ledger: ledger.with_entry(495, delivery=confirmed))
     world.report(495, {"HR@10": 0.5})
     world.tick()
     assert world.entry(495).due() == Delivery(PENDING, revision=1)
@@ -220,7 +220,7 @@ def test_the_same_numbers_written_again_are_not_due_once_more(world):
     world.write(495)
     world.evaluate(495)
     confirmed = Delivery(CONFIRMED, digest=world.entry(495).result.digest, index=495)
-    world.store.update(lambda ledger: ledger.with_delivery(495, confirmed))
+    world.store.update(lambda ledger: ledger.with_entry(495, delivery=confirmed))
     world.report(495, {**METRICS, "note": "written again"})
     world.tick()
     assert world.store.ledger.due() == []

@@ -16,7 +16,7 @@ OOM = Failure("2026-01-02", "out of memory", "x.log", final=True)
 def evaluated(ledger: Ledger, step: int, status: str = CONFIRMED, **metrics: float) -> Ledger:
     numbers = metrics or {"HR@10": step / 1000}
     ledger = ledger.evaluated(step, Result(numbers, "metrics.json", digest(numbers), (1, 1)))
-    return ledger.with_delivery(step, Delivery(status, digest=digest(numbers)))
+    return ledger.with_entry(step, delivery=Delivery(status, digest=digest(numbers)))
 
 
 def left(ledger: Ledger, *, delivery: bool = True, confirmation: bool = True) -> list[str]:

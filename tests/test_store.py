@@ -190,7 +190,7 @@ def test_the_keys_of_the_first_scripts_are_still_written(path):
 
 def test_a_step_taken_out_of_processed_steps_is_evaluated_again_and_what_was_sent_is_remembered(path):
     sent = Delivery(CONFIRMED, digest=digest(METRICS), index=495)
-    save(path, Ledger(MODEL, RUN, "").evaluated(495, result(METRICS)).with_delivery(495, sent))
+    save(path, Ledger(MODEL, RUN, "").evaluated(495, result(METRICS)).with_entry(495, delivery=sent))
     put(path, {**json.loads(path.read_text()), "processed_steps": []})
     entry = load(path).entry(495)
     assert (entry.is_pending, entry.result, entry.delivery) == (True, None, sent)

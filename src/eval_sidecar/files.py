@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
+        except BaseException:  # a signal too must leave nothing behind
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)

@@ -291,10 +291,6 @@ class Ledger:
         """Whether anything has to be sent or looked up."""
         return self.table_due or any(entry.due() is not None for entry in self.entries.values())
 
-    def with_delivery(self, step: int, delivery: Delivery) -> Ledger:
-        """Set how far a point has come."""
-        return self.with_entry(step, delivery=delivery)
-
 
 def _agree(old: Mapping[str, float], new: Mapping[str, float]) -> bool:
     return all(new.get(key, value) == value for key, value in old.items())

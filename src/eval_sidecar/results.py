@@ -12,8 +12,8 @@ from typing import Any, Optional, Union
 from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.types import Result, digest
 
-#: Names that a point's row on a tracker has for something else.
-_RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
+#: Names that a point's row on a tracker has for something else, whatever a metrics.json calls its numbers.
+RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
 
 
 #: Size in bytes and mtime in ns of a file.
@@ -82,7 +82,7 @@ def _numbers(value: Any, path: Union[str, Path]) -> dict[str, float]:  # noqa: A
         raise ResultError(f"{path}: holds a JSON {type(value).__name__}, not an object of numbers")
     metrics = {}
     for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or key in _RESERVED:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or key in RESERVED:
             continue
         try:
             metrics[key] = float(number)

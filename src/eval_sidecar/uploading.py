@@ -233,7 +233,7 @@ def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
         return work(spec)
     except SidecarError as error:
         return Outcome(spec, Report(problem=str(error)), (str(error),))
-    except Exception as error:
+    except Exception as error:  # a mistake of ours about one model must not keep the others back
         log.exception("%s: unexpected", spec.model_dir)
         text = f"{type(error).__name__}: {error}"
         return Outcome(spec, Report(problem=text), (text,))

@@ -34,12 +34,7 @@ def slow_down(world: World) -> None:
 
 def killed_upload(world: World) -> None:
     """Start an upload and kill it at a random moment, if it does not end before."""
-    started = world.upload()
-    world.random_moment(started, UPLOAD_MOMENTS)
-    if started.is_running:
-        world.kill(started, everything=world.random.random() < 0.7)
-    else:
-        world.wait(started)
+    world.kill_sometime(world.upload(), UPLOAD_MOMENTS)
 
 
 @kind("kill-upload")

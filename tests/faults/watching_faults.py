@@ -36,15 +36,6 @@ def _checkpoints(world: World, most: int = 4) -> None:
         world.complete.add(step)
 
 
-def _killed_watch(world: World) -> None:
-    started = world.watch()
-    world.random_moment(started, WATCH_MOMENTS)
-    if started.is_running:
-        world.kill(started, everything=world.random.random() < 0.6)
-    else:
-        world.wait(started)
-
-
 @kind("kill-watch")
 def kill_watch(world: World) -> None:
     """SIGKILL while watching; the evaluator dies too, or lives on and is found again."""
@@ -52,7 +43,7 @@ def kill_watch(world: World) -> None:
     _checkpoints(world)
     slow_down(world)
     for _ in range(world.random.randint(1, 3)):
-        _killed_watch(world)
+        world.kill_sometime(world.watch(), WATCH_MOMENTS)
 
 
 @kind("sigterm-watch")
@@ -76,7 +67,7 @@ def watch_clock_set_back(world: World) -> None:
         _quiet_checkpoints(world)
         return
     _checkpoints(world, most=3)
-    _killed_watch(world)
+    world.kill_sometime(world.watch(), WATCH_MOMENTS)
     if world.random.random() < 0.3:
         world.kill_rest()
         shutil.rmtree(world.root / WATCHER_STATE, ignore_errors=True)

@@ -262,6 +262,14 @@ class World:
                 continue
         return found
 
+    def kill_sometime(self, started: Started, moments: Sequence[str]) -> None:
+        """SIGKILL a command at a moment that chance chooses, if it does not end before."""
+        self.random_moment(started, moments)
+        if started.is_running:
+            self.kill(started, everything=self.random.random() < 0.65)
+        else:
+            self.wait(started)
+
     def kill(self, started: Started, *, everything: bool = True) -> None:
         """SIGKILL the whole process group and, with `everything`, what has left it (the client's process)."""
         self.check_arguments()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
+from eval_sidecar.results import RESERVED
 from eval_sidecar.trackers.base import ServerRow
 from eval_sidecar.types import ModelSpec, Point, digest
 
@@ -25,8 +26,6 @@ POSITION = ("checkpoint_index", "epoch_progress")
 DELIVERED = "delivered_points"
 #: Metrics that the summary follows.
 SUMMARY_METRICS = ("HR@10", "NDCG@10")
-#: Names below `PREFIX` that are not metrics, whatever a metrics.json calls its numbers.
-_RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
 
 Scalar = Union[int, float, str]
 
@@ -48,7 +47,7 @@ def row_of(point: Point) -> dict[str, Scalar]:
     """One point as a history row; a result that changed after delivery carries its revision."""
     row: dict[str, Scalar] = {STEP: point.step}
     for name, value in point.metrics.items():
-        if name not in _RESERVED:
+        if name not in RESERVED:
             row[PREFIX + name] = value
     row[PREFIX + "checkpoint_name"] = point.checkpoint_name
     row[PREFIX + "metrics_path"] = point.metrics_path
@@ -150,7 +149,7 @@ def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
     metrics = {}
     for key, value in row.items():
         name = key[len(PREFIX) :]
-        if key.startswith(PREFIX) and name not in _RESERVED and _is_finite(value):
+        if key.startswith(PREFIX) and name not in RESERVED and _is_finite(value):
             metrics[name] = float(value)
     if not metrics and PREFIX + "checkpoint_name" not in row:
         return None

@@ -122,7 +122,7 @@ def read(client: Client, request: Request) -> Answer:
     """Look up a run and all its rows, as scalars; failing that, what its summary says of them."""
     try:
         answer = _read_history(client, request)
-    except Exception as error:
+    except Exception as error:  # what a server answers comes as this client's own errors, of any sort
         if not NO_SUCH_QUERY.search(str(error)):
             raise
         answer = describe(error, request)
@@ -187,7 +187,7 @@ def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server ke
     path = media.get("path") if hasattr(media, "get") else None
     try:
         return bool(path) and any(file.name == path and file.size for file in run.files(names=[path]))
-    except Exception as error:
+    except Exception as error:  # as above
         if NO_SUCH_QUERY.search(str(error)):
             return True  # a server that cannot tell
         raise
