@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from eval_sidecar.errors import MissingResultError, ResultError
-from eval_sidecar.types import Result, digest
-
-#: Names that a point's row on a tracker has for something else, whatever a metrics.json calls its numbers.
-RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
-
+from eval_sidecar.types import RESERVED, Result, digest
 
 #: Size in bytes and mtime in ns of a file.
 Stamp = tuple[int, int]

@@ -129,6 +129,9 @@ class Job:
 Handle = dict[str, Any]
 
 
+#: Names that a point's row on a tracker has for something else, whatever a metrics.json calls its numbers.
+RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
+
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 

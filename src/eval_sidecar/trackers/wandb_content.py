@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
-from eval_sidecar.results import RESERVED
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import ModelSpec, Point, digest
+from eval_sidecar.types import RESERVED, ModelSpec, Point, digest
 
 STEP = "checkpoint_step"
 PREFIX = "eval/"
