@@ -29,10 +29,11 @@ from checkpoint_files import write_checkpoint
 from eval_sidecar import logs
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.cli import show
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.courier import Courier
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.loop import run_loop
-from eval_sidecar.sidecar import Sidecar, WatchConfig
+from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.store import open_store
 from tracking import Server, spec_of, wandb_on
 

@@ -12,8 +12,9 @@ from typing import Any, Optional
 
 from checkpoint_files import trainer_files, write_files
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.ledger import Entry, Ledger
-from eval_sidecar.sidecar import Sidecar, WatchConfig
+from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.store import LedgerStore, load
 from fake_launcher import FakeLauncher
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar import outcome
 from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
 from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import (
@@ -30,7 +31,6 @@ from eval_sidecar.launchers.base import (
     Launcher,
 )
 from eval_sidecar.ledger import Entry, Failure, Running
-from eval_sidecar.pinning import Floor
 from eval_sidecar.readiness import Readiness, WarnOnce
 from eval_sidecar.results import headline, metrics_path, read_result, stamp
 from eval_sidecar.seen import CloseLooks
@@ -38,46 +38,6 @@ from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Handle, Job, Result
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """What to evaluate and how.
-
-    Attributes:
-        model_dir: The folder that holds the checkpoints, absolute.
-        repo_root: Where the evaluation script runs, absolute; results are below it.
-        eval_script: The script, absolute.
-        environment: Variables that the script gets, but for the checkpoint and the GPUs.
-        log_dir: Where each checkpoint's evaluation has its log.
-        ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
-        max_pending: Evaluations that one cycle may start; 0 means any number.
-        newest_first: Take the newest checkpoint first instead of the oldest.
-        force: Evaluate every checkpoint that is there once more, whatever is known of it.
-        max_attempts: How often an evaluation may fail before it stays failed.
-        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
-        time_limit: Seconds after which an evaluation is ended; 0 means never.
-        floor: Free space below which pins are given up.
-    """
-
-    model_dir: Path
-    repo_root: Path
-    eval_script: Path
-    environment: Mapping[str, str]
-    log_dir: Path
-    ready_seconds: float = 120.0
-    max_pending: int = 0
-    newest_first: bool = False
-    force: bool = False
-    max_attempts: int = 2
-    max_evictions: int = 10
-    time_limit: float = 24 * 3600.0
-    floor: Floor = 0.01
-
-    @property
-    def results_root(self) -> Path:
-        """Where evaluations leave their results."""
-        return self.repo_root / "results"
 
 
 class Sidecar:

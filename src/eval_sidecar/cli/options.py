@@ -13,11 +13,11 @@ import click
 
 from eval_sidecar.checkpoints import step_of
 from eval_sidecar.cli.launching import choose_launcher
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import UsageError
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.pinning import parse_floor
-from eval_sidecar.sidecar import WatchConfig
 from eval_sidecar.types import ModelSpec
 
 _F = TypeVar("_F", bound=Callable[..., Any])

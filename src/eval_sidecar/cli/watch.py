@@ -21,12 +21,13 @@ from eval_sidecar.cli.launching import STOPPING
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
 from eval_sidecar.loop import run_loop
 from eval_sidecar.notices import watch_folders
-from eval_sidecar.sidecar import Sidecar, WatchConfig
+from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, open_store, state_path
 

@@ -1,0 +1,49 @@
+"""What to evaluate and how, as the flags say it, for one model dir."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval_sidecar.pinning import Floor
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What to evaluate and how.
+
+    Attributes:
+        model_dir: The folder that holds the checkpoints, absolute.
+        repo_root: Where the evaluation script runs, absolute; results are below it.
+        eval_script: The script, absolute.
+        environment: Variables that the script gets, but for the checkpoint and the GPUs.
+        log_dir: Where each checkpoint's evaluation has its log.
+        ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
+        max_pending: Evaluations that one cycle may start; 0 means any number.
+        newest_first: Take the newest checkpoint first instead of the oldest.
+        force: Evaluate every checkpoint that is there once more, whatever is known of it.
+        max_attempts: How often an evaluation may fail before it stays failed.
+        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
+        time_limit: Seconds after which an evaluation is ended; 0 means never.
+        floor: Free space below which pins are given up.
+    """
+
+    model_dir: Path
+    repo_root: Path
+    eval_script: Path
+    environment: Mapping[str, str]
+    log_dir: Path
+    ready_seconds: float = 120.0
+    max_pending: int = 0
+    newest_first: bool = False
+    force: bool = False
+    max_attempts: int = 2
+    max_evictions: int = 10
+    time_limit: float = 24 * 3600.0
+    floor: Floor = 0.01
+
+    @property
+    def results_root(self) -> Path:
+        """Where evaluations leave their results."""
+        return self.repo_root / "results"
