@@ -75,7 +75,7 @@ def store(tmp_path: Path) -> LedgerStore:
 
 def evaluate(store: LedgerStore, step: int) -> None:
     metrics = {"HR@10": step / 1000}
-    result = Result(metrics, f"/r/checkpoint-{step}/metrics.json", digest(metrics), (1, step))
+    result = Result(metrics, f"/r/checkpoint-{step}/metrics.json", digest(metrics), (1, step, step))
     store.update(lambda ledger: ledger.evaluated(step, result))
 
 

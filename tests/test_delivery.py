@@ -33,7 +33,7 @@ class World:
     def evaluate(self, *steps: int, value: float = 0.0) -> None:
         for step in steps:
             metrics = {"HR@10": value or step / 1000}
-            result = Result(metrics, f"results/{step}", digest(metrics), (1, 1))
+            result = Result(metrics, f"results/{step}", digest(metrics), (1, 1, 1))
             self.store.update(lambda ledger, step=step, result=result: ledger.evaluated(step, result))
 
     def deliver(self) -> Report:
@@ -503,7 +503,7 @@ def test_a_metric_that_a_result_has_gained_is_delivered(world: World) -> None:
     world.evaluate(100)
     world.deliver()
     metrics = {**world.store.ledger.entry(100).result.metrics, "Recall@50": 0.5}
-    gained = Result(metrics, "results/100", digest(metrics), (2, 2))
+    gained = Result(metrics, "results/100", digest(metrics), (2, 2, 2))
     world.store.update(lambda ledger: ledger.evaluated(100, gained))
     world.deliver()
     assert dict(world.row(100).metrics) == metrics

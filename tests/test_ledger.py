@@ -12,7 +12,7 @@ RUNNING = Running({"token": "t"}, 0.0, "x.log", "/checkpoint-10", ())
 
 
 def result(**metrics: float) -> Result:
-    return Result(metrics, "metrics.json", digest(metrics), (1, 1))
+    return Result(metrics, "metrics.json", digest(metrics), (1, 1, 1))
 
 
 def confirmed(ledger: Ledger, step: int) -> Ledger:

@@ -45,7 +45,7 @@ def first_version(**changes: object) -> dict[str, object]:
 
 
 def result(metrics: dict[str, float]) -> Result:
-    return Result(metrics, "m.json", digest(metrics), (10, 20))
+    return Result(metrics, "m.json", digest(metrics), (10, 20, 20))
 
 
 def opened(path: Path):

@@ -49,7 +49,7 @@ words = st.text(max_size=8)
 maybe_words = st.none() | words
 times = st.floats(0, 1e12)
 results = st.dictionaries(names, numbers, min_size=1).map(
-    lambda metrics: Result(metrics, "m.json", digest(metrics), (10, 20))
+    lambda metrics: Result(metrics, "m.json", digest(metrics), (10, 20, 30))
 )
 failures = st.builds(Failure, words, words.filter(bool), maybe_words, st.booleans())
 running = st.builds(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import TrackerError, UsageError
-from eval_sidecar.store import load, state_path
+from eval_sidecar.store import load, open_store, state_path
 from eval_sidecar.types import ModelSpec, digest
 from eval_sidecar.uploading import Outcome, Uploader, choose_models
 from fakes import FakeTracker
@@ -108,6 +110,55 @@ def test_a_result_that_breaks_after_delivery_is_named_and_what_was_known_is_kept
     ledger = load(state_path(machine.state, "a", "eval-a"))
     assert ledger is not None and ledger.entry(10).result is not None
     assert machine.steps("a") == [10]
+
+
+def test_a_broken_result_that_was_removed_is_forgotten(machine: Machine) -> None:
+    machine.write("a", 10)
+    broken = machine.write("a", 20, "{")
+    assert machine.upload("a")[0].left
+    shutil.rmtree(broken.parent)
+    assert machine.upload("a")[0].left == ()
+    ledger = load(state_path(machine.state, "a", "eval-a"))
+    assert ledger is not None and list(ledger.entries) == [10]
+
+
+def test_a_result_that_breaks_and_is_removed_keeps_what_was_known(machine: Machine) -> None:
+    path = machine.write("a", 10)
+    machine.upload("a")
+    machine.write("a", 10, "{")
+    assert machine.upload("a")[0].left
+    path.unlink()
+    assert machine.upload("a")[0].left == ()
+    assert machine.steps("a") == [10]
+
+
+def test_what_was_taken_are_results_that_are_news(machine: Machine) -> None:
+    path = machine.write("a", 10)
+    machine.tracker.read_faults.append(TrackerError("away"))
+    assert machine.upload("a")[0].taken == 1
+    os.utime(path)
+    assert machine.upload("a")[0].taken == 0
+
+
+def test_a_change_that_a_failed_pass_could_not_take_is_taken_by_the_next(machine: Machine) -> None:
+    path = machine.write("a", 10)
+    uploader, stop = machine.uploader(), threading.Event()
+    for _ in range(2):
+        uploader.run_pass([spec_of("a")], stop)
+    path.write_text(json.dumps({"HR@10": 0.75}))  # in its place: no folder changes
+    uploader.notice(path)
+    with open_store(uploader.state_file(spec_of("a")), "a", "eval-a", "a-eval"):
+        assert uploader.run_pass([spec_of("a")], stop)[0].left
+    assert uploader.run_pass([spec_of("a")], stop)[0].report.sent == 1
+
+
+def test_a_change_that_keeps_size_and_time_is_a_revision(machine: Machine) -> None:
+    path = machine.write("a", 10)
+    machine.upload("a")
+    before = path.stat()
+    path.write_text(path.read_text().replace("0.01", "0.09"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert machine.upload("a")[0].report.sent == 1
 
 
 def test_a_changed_result_is_a_revision(machine: Machine) -> None:

@@ -102,6 +102,10 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
         raise LockedError(busy) from error
     except OSError as error:
         raise StateError(f"{path}: the lock file cannot be made ({error.strerror})") from error
+    except NotImplementedError as error:
+        raise StateError(
+            f"{path}: cannot be locked on this file system (mounted without flock?); give another --state-dir"
+        ) from error
     try:
         yield
     finally:

@@ -272,6 +272,15 @@ class Ledger:
             if entry.step in chosen
         )
 
+    def without_failures(self, steps: Iterable[int]) -> Ledger:
+        """Forget failures of these steps, and steps of which nothing else is known."""
+        entries = dict(self.entries)
+        for step in steps:
+            entry = replace(entries.pop(step), failure=None)
+            if entry != Entry(step):
+                entries[step] = entry
+        return replace(self, entries=entries)
+
     # -- delivery -----------------------------------------------------------------------------------
 
     def due(self) -> list[Entry]:

@@ -81,15 +81,21 @@ def was_rewritten(running: Running) -> bool:
 
 
 def stamp_before(path: Path) -> Optional[tuple[int, int]]:
-    """The stamp of the numbers that lie there before an evaluation; what cannot be read is set aside."""
+    """Size and mtime (ns) of numbers that are there before an evaluation; unreadable ones are set aside."""
     try:
-        before = stamp(path)
+        before = _written(path)
         if before is not None:
             read_result(path)
         return before
     except ResultError:
         set_aside(path, "unreadable")
         return None
+
+
+def _written(path: Path) -> Optional[tuple[int, int]]:
+    """Size and mtime (ns) of a file: not its ctime, which changes without anybody writing into it."""
+    found = stamp(path)
+    return found and found[:2]
 
 
 def read_new_result(running: Running, path: Path) -> Result:
@@ -99,7 +105,7 @@ def read_new_result(running: Running, path: Path) -> Result:
         ResultError: where there are none, or none that were not there before.
     """
     _look_anew(path)
-    if stamp(path) in (None, running.before):
+    if _written(path) in (None, running.before):
         raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}")
     return read_result(path)
 
@@ -120,7 +126,7 @@ def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
         return
     metrics = Path(running.metrics)
     try:
-        if stamp(metrics) in (None, running.before):
+        if _written(metrics) in (None, running.before):
             return
     except ResultError:
         return  # no file that could be taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,5 +43,5 @@ def write_parts(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         StateError: where it cannot be written.
     """
-    if not path.exists() or read_parts(path) != parts:
+    if not os.path.exists(path) or read_parts(path) != parts:  # noqa: PTH110 - Path's raises for a lost disk
         write_json(path, {"version": VERSION, "generated_at": now_text(), "models": parts})

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from eval_sidecar.errors import MissingResultError, ResultError
-from eval_sidecar.types import RESERVED, Result, digest
-
-#: Size in bytes and mtime in ns of a file.
-Stamp = tuple[int, int]
+from eval_sidecar.types import RESERVED, Result, Stamp, digest
 
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
@@ -33,7 +30,11 @@ def stamp(path: Union[str, Path]) -> Optional[Stamp]:
         return None
     except OSError as error:
         raise ResultError(f"{path}: cannot be looked at ({error.strerror})") from error
-    return status.st_size, status.st_mtime_ns
+    return _stamp_of(status)
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_result(path: Union[str, Path]) -> Result:
@@ -60,7 +61,7 @@ def read_result(path: Union[str, Path]) -> Result:
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of absurd length
         raise ResultError(f"{path}: is no valid JSON ({error}); was its writer interrupted?") from error
     metrics = _numbers(value, path)
-    return Result(metrics, str(path), digest(metrics), (status.st_size, status.st_mtime_ns))
+    return Result(metrics, str(path), digest(metrics), _stamp_of(status))
 
 
 def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:

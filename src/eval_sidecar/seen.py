@@ -18,7 +18,8 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints import step_of
 from eval_sidecar.errors import CheckpointError, ResultError, SidecarError, StateError
 from eval_sidecar.files import write_json
-from eval_sidecar.results import Stamp, stamp
+from eval_sidecar.results import stamp
+from eval_sidecar.types import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _CLOSE_LOOK_SECONDS = 600.0
 _TOO_FRESH = 2 * 10**9
 
 #: Of a file that the file system says nothing about, whatever the reason; no file has it.
-UNKNOWN: Stamp = (-1, -1)
+UNKNOWN: Stamp = (-1, -1, -1)
 #: Inode, size and mtime (ns) of a file of our own.
 OwnStamp = tuple[int, int, int]
 
@@ -43,7 +44,7 @@ class Look:
     Attributes:
         folder: Mtime (ns) of the folder with its results; None where it is missing, or too fresh to be
             relied on.
-        results: A hash over every checkpoint's step, and over size and mtime of its ``metrics.json``.
+        results: A hash over every checkpoint's step, and over the stamp of its ``metrics.json``.
         waiting: Steps of checkpoints that have none yet.
     """
 
@@ -145,9 +146,9 @@ class Seen:
         """Whether a receipt is the one that was written after the last pass that was saved."""
         return self._receipt is not None and self._receipt == _own_stamp(str(path))
 
-    def save(self, receipt: Path) -> None:
-        """Keep what was remembered, after a pass and after its receipt was written."""
-        written = _own_stamp(str(receipt))
+    def save(self, receipt: Optional[Path]) -> None:
+        """Keep what was remembered, after a pass and after its receipt was written, if it could be."""
+        written = _own_stamp(str(receipt)) if receipt else None
         if self._has_changed or written != self._receipt:
             models = {name: asdict(standing) for name, standing in self._standings.items()}
             try:
@@ -164,8 +165,8 @@ class Seen:
         then = standing.look
         try:
             if _own_stamp(str(state_file)) != standing.ledger:
-                return None
-            if self._is_close or then.folder is None or folder.name in self._touched_before:
+                is_same = False
+            elif self._is_close or then.folder is None or folder.name in self._touched_before:
                 now, _ = self.look(folder)
                 is_same = now.results == then.results
                 if is_same and now.folder != then.folder:
@@ -176,8 +177,11 @@ class Seen:
                     stamp(f"{folder}/checkpoint-{step}/metrics.json") for step in then.waiting
                 )
         except (OSError, SidecarError):
-            return None  # whoever opens it says what is wrong
-        return standing if is_same else None
+            is_same = False  # whoever opens it says what is wrong
+        if not is_same:
+            self._forget(state_file)
+            return None
+        return standing
 
     def look(self, folder: Path) -> tuple[Look, dict[int, Optional[Stamp]]]:
         """Look at every result of a model; the second is as `list_stamps` gives it.
@@ -190,6 +194,12 @@ class Seen:
         digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
         waiting = tuple(step for step, found in stamps.items() if found is None)
         return Look(changed, digest, waiting), stamps
+
+    def _forget(self, state_file: Path) -> None:
+        # What was in order once is not remembered again before it was opened without a fault: a pass that
+        # fails changes neither ledger nor results, and the next one would find both as they were.
+        if self._standings.pop(state_file.name, None):
+            self._has_changed = True
 
     def remember(
         self, state_file: Path, look: Look, undelivered: int, unconfirmed: int, table_due: bool
@@ -233,17 +243,14 @@ def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
 def _own_stamp(path: str) -> Optional[OwnStamp]:
     try:
         status = os.stat(path)  # noqa: PTH116 - thousands a pass
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError:
+        return None  # whoever opens it says what is wrong
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _settled_mtime(folder: str, now: int) -> Optional[int]:
     """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
-    try:
-        found = _own_stamp(folder)
-    except OSError:
-        return None  # whoever lists it says what is wrong
+    found = _own_stamp(folder)
     return found[2] if found and found[2] <= now - _TOO_FRESH else None
 
 

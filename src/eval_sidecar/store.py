@@ -283,12 +283,12 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
     result = None
     if row is not None:
         metrics = _row_metrics(row)
-        stamp = details.get("stamp") or (0, 0)
+        stamp = [*(details.get("stamp") or ()), 0, 0, 0]
         result = Result(
             metrics,
             str(row.get("metrics_path") or ""),
             details.get("digest") or digest(metrics),
-            (stamp[0], stamp[1]),
+            (stamp[0], stamp[1], stamp[2]),
         )
     running = details.get("running")
     if running is not None:

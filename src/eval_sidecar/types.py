@@ -63,6 +63,11 @@ class ModelSpec:
     num_train_epochs: Optional[float] = None
 
 
+#: Size in bytes, mtime and ctime in ns of a file. Where a copy is given the time of what it was made from,
+#: only the ctime tells two files of one size apart.
+Stamp = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class Result:
     """What one ``metrics.json`` says.
@@ -71,13 +76,13 @@ class Result:
         metrics: Every number in the file, by its name (``HR@10``, …).
         path: The file.
         digest: Hash of ``metrics`` alone: rewriting the same numbers does not change it.
-        stamp: ``[size in bytes, mtime in ns]`` of the file as it was read.
+        stamp: Of the file as it was read.
     """
 
     metrics: Mapping[str, float]
     path: str
     digest: str
-    stamp: tuple[int, int]
+    stamp: Stamp
 
 
 @dataclass(frozen=True)

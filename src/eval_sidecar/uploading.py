@@ -21,12 +21,12 @@ from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure
 from eval_sidecar.receipt import part_of
-from eval_sidecar.results import Stamp, read_result
+from eval_sidecar.results import read_result
 from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
 from eval_sidecar.trackers.base import Tracker
-from eval_sidecar.types import ModelSpec
+from eval_sidecar.types import ModelSpec, Stamp
 from eval_sidecar.verifying import Comparison, compare, mark_for_repair
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,8 @@ class Uploader:
         """Whether a receipt is as `remember` found it, in this process or in one before."""
         return self._seen.knows_receipt(path)
 
-    def remember(self, receipt: Path) -> None:
-        """Keep for the next process what was in order in this pass; its receipt has been written."""
+    def remember(self, receipt: Optional[Path]) -> None:
+        """Keep for the next process what was in order in this pass, and its receipt where there is one."""
         self._seen.save(receipt)
 
     @functools.cached_property
@@ -166,9 +166,13 @@ class Uploader:
     def _take_results(self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]) -> int:
         """Take every result that is new or has changed into the ledger of its model; return how many.
 
-        One that cannot be read becomes a failure with its reason; what was known before is kept.
+        One that cannot be read becomes a failure with its reason, until it can be or is no longer there; what
+        was known before is kept.
         """
         model = store.ledger.model_dir
+        # An evaluation's failure has a log, and is not the uploader's to forget.
+        unread = [entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.log is None]
+        gone = [step for step in unread if stamps.get(step) is None]
         changed, taken = [], 0
         for step, found in stamps.items():
             entry = store.ledger.entry(step)
@@ -178,8 +182,10 @@ class Uploader:
             try:
                 # A Path would cost as much as reading the file.
                 result = read_result(f"{self.results_root}/{model}/{entry.name}/metrics.json")
-                changed.append(entry.evaluated(result))
-                taken += 1
+                news = entry.evaluated(result)
+                changed.append(news)
+                is_same = entry.result is not None and entry.result.digest == result.digest
+                taken += news.due() is not None and not is_same
             except MissingResultError:
                 continue
             except ResultError as error:
@@ -187,7 +193,7 @@ class Uploader:
                 if entry.failure is None or entry.failure.error != str(error):
                     log.error("%s %s: %s", model, entry.name, error)
                     changed.append(failed)
-        store.update(lambda ledger: ledger.with_entries(changed))
+        store.update(lambda ledger: ledger.without_failures(gone).with_entries(changed))
         return taken
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:

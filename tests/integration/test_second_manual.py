@@ -209,6 +209,32 @@ def test_an_uploader_in_the_background_brings_what_comes(local: Repository, serv
     assert local.type(STATUS).returncode == 3
 
 
+def test_an_uploader_outlives_a_manifest_and_a_receipt_that_cannot_be_used(
+    local: Repository, server: WandbServer
+) -> None:
+    manifest = local.root / "results/.wandb_eval_manifest.json"
+    write(local, FIRST, 100, 0.1)
+    run(local, PREPARE)
+    (local.root / "results/.wandb_eval_receipt.json").mkdir()  # where a receipt should go
+    run(local, f"{START} --poll-interval-seconds 0.2")
+    wait_until(lambda: points(server).get(RUNS[FIRST]) == [(100, 0.1)], "the first point")
+    write(local, SECOND, 100, 0.2)
+    manifest.unlink()
+    manifest.symlink_to(manifest)  # for a while the disk says nothing about it
+    (log,) = local.manager.glob("*.log")
+    wait_until(lambda: "the manifest read before stays in use" in log.read_text(), "the log")
+    manifest.unlink()
+    run(local, PREPARE)
+    wait_until(lambda: points(server).get(RUNS[SECOND]) == [(100, 0.2)], "the second model's point")
+    run(local, STOP)
+    once = local.type(ONCE)
+    (left,) = (line for line in once.stderr.splitlines() if line.startswith("NOT DONE"))
+    assert once.returncode == 1 and "wandb_eval_receipt.json: cannot be written" in left
+    (local.root / "results/.wandb_eval_receipt.json").rmdir()
+    run(local, ONCE)
+    assert (local.root / "results/.wandb_eval_receipt.json").is_file()
+
+
 def test_an_idle_uploader_keeps_no_client_running(local: Repository, server: WandbServer) -> None:
     write(local, FIRST, 100, 0.1)
     run(local, PREPARE)

@@ -17,10 +17,11 @@ from eval_sidecar.cli import show
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.errors import StateError, TrackerError, UsageError
+from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
 from eval_sidecar.ledger import Ledger
 from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
 from eval_sidecar.notices import watch_folders
+from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
 from eval_sidecar.receipt import part_of, read_parts, write_parts
 from eval_sidecar.results import stamp
@@ -144,6 +145,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
                 if stop.is_set():
                     break
     left = [f"{outcome.spec.model_dir}: {line}" for outcome in outcomes for line in outcome.left]
+    left += [source.receipt_problem] if source.receipt_problem else []
     show.problems(left)
     return 1 if left and flags["once"] else 0
 
@@ -156,19 +158,18 @@ def _one_pass(
     known = {outcome.spec.model_dir: outcome.left for outcome in before or []}
     with show.counting("uploading", len(models)) as advance:
         outcomes = uploader.run_pass(models, stop, lambda outcome: advance(outcome.spec.model_dir))
-    untouched = [outcome for outcome in outcomes if not outcome.was_opened]
-    many = before is None and len(untouched) > _MANY
+    untouched = [not outcome.was_opened and not outcome.report.unconfirmed for outcome in outcomes]
+    many = before is None and sum(untouched) > _MANY
     if many:
-        say(f"{len(untouched)} models: nothing new")
-    for outcome in outcomes:
-        if many and not outcome.was_opened:
+        say(f"{sum(untouched)} models: nothing new")
+    for outcome, is_untouched in zip(outcomes, untouched):
+        if many and is_untouched:
             continue
         report = outcome.report
         is_news = outcome.taken or report.sent or report.confirmed or report.already or report.sent_table
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
             show.outcome(outcome)
-    source.write_receipt(uploader, outcomes)
-    uploader.remember(source.receipt)
+    uploader.remember(source.receipt if source.renew_receipt(uploader, outcomes) else None)
     return outcomes
 
 
@@ -205,7 +206,7 @@ def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
     """Print one model's comparison; whether it agrees."""
     try:
         found = uploader.verify(spec)
-    except (TrackerError, StateError) as error:
+    except SidecarError as error:
         say(f"{spec.model_dir}: {error}", fg="red")
         return False
     say(f"{spec.model_dir}: {_in_words(found)}", fg=None if found.agrees else "red")
@@ -256,6 +257,8 @@ class _Source:
         self._models: Optional[list[ModelSpec]] = None
         self._stamps: object = None
         self._in_receipt: object = None
+        self.receipt_problem: Optional[str] = None
+        self._warn_once = WarnOnce()
 
     def load(self) -> list[ModelSpec]:
         """The models to work on.
@@ -264,18 +267,30 @@ class _Source:
             UsageError: where the manifest is wrong; where it has become wrong since, that is logged and
                 the last good one goes on to be used.
         """
-        stamps = [stamp(path) for path in (self.path, self._overrides) if path is not None]
-        if self._models is None or stamps != self._stamps:
-            try:
+        try:
+            stamps = [stamp(path) for path in (self.path, self._overrides) if path is not None]
+            if self._models is None or stamps != self._stamps:
                 everything = load_manifest(self.path, self._overrides)
                 self._models = choose_models(everything, self._filters)
-                self._all = everything
-            except UsageError as error:
-                if self._models is None:
-                    raise
-                log.error("%s; the manifest read before stays in use", error)
-            self._stamps = stamps
+                self._all, self._stamps = everything, stamps
+        except (UsageError, ResultError) as error:
+            if self._models is None:
+                raise
+            self._warn_once(f"{error}; the manifest read before stays in use")
         return self._models
+
+    def renew_receipt(self, uploader: Uploader, outcomes: Sequence[Outcome]) -> bool:
+        """Write the receipt after a pass; whether that was possible. `receipt_problem` says why not."""
+        try:
+            self.write_receipt(uploader, outcomes)
+        except StateError as error:
+            self.receipt_problem = (
+                f"{error}; `pack --incremental` elsewhere packs more than it must until then"
+            )
+            self._warn_once(self.receipt_problem)
+            return False
+        self.receipt_problem = None
+        return True
 
     def write_receipt(self, uploader: Uploader, outcomes: Sequence[Outcome] = ()) -> None:
         """Write what the ledgers of all of the manifest's models say is confirmed.
