@@ -176,6 +176,25 @@ def test_ending_an_evaluation_ends_the_work_on_it(number, owner, tiny, tmp_path,
         assert wait_for_end([process], 60)
 
 
+@pytest.mark.parametrize(
+    ("of_server", "number"), [(False, signal.SIGTERM), (False, signal.SIGKILL), (True, signal.SIGKILL)]
+)
+def test_a_worker_that_hangs_ends_with_its_evaluation(
+    of_server, number, ending_owner, tiny, tmp_path, replace
+):
+    client = ending_owner.start(replace(tiny.arguments, output_root=tmp_path, devices="cpu cpu"))
+    process = ending_owner.process()
+    workers = wait_until(lambda: len(found := process.children()) == 2 and found, "two workers")
+    workers[0].suspend()
+    try:
+        (process if of_server else client).send_signal(number)
+        client.communicate(timeout=60)
+        assert wait_for_end([process, *workers], 60)
+    finally:
+        workers[0].kill()
+        client.kill()
+
+
 def test_without_an_owner_the_evaluation_under_way_is_finished_and_no_other_begun(
     ending_owner, tiny, tmp_path, replace
 ):

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -104,8 +105,8 @@ def _leave_with_client(connection: socket.socket, finished: threading.Event) -> 
 
 
 def _leave() -> None:
-    """End without waiting for anything; workers and the device's memory go with the process."""
-    os._exit(0)
+    """End without waiting for anything, and the workers of this group too, even one that hangs."""
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

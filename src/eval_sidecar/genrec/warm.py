@@ -71,6 +71,7 @@ def evaluate_warm(folder: Path, devices: str, words: Sequence[str]) -> int | Non
     finally:
         signal.signal(signal.SIGTERM, previous)
     if answer is None:
+        server.kill()  # its workers may be left
         log.error("error: the warm process %d died during the evaluation; the next has a new one", server.pid)
         return EXIT_DIED
     return int(answer["code"])
@@ -110,9 +111,12 @@ class _Server:
         return answer
 
     def kill(self) -> None:
-        """End the process, however deep in a computation it is; return when it can write no more."""
+        """End the process and its workers, however deep in a computation; return when it can write no more.
+
+        It leads their process group, whose number stays taken until the last of them has ended.
+        """
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         while self.receive() is not None:
             pass
 
