@@ -22,6 +22,7 @@ class FakeLauncher:
         mistake: Why no `submit` will ever be taken, or None.
         stuck: Why no `cancel` works at the moment, or None.
         slow: Whether a cancelled job goes on ending until the test says how it ended.
+        reappears: Whether an evicted job turns out to run when it is cancelled.
         goes_on: Whether jobs go on without the sidecar.
     """
 
@@ -36,6 +37,7 @@ class FakeLauncher:
         self.mistake: Optional[str] = None
         self.stuck: Optional[str] = None
         self.slow = False
+        self.reappears = False
         self.goes_on = False
         self._states: dict[str, JobState] = {}
 
@@ -112,6 +114,8 @@ class FakeLauncher:
         if self.stuck is not None:
             raise LaunchError(self.stuck)
         self.cancelled.append(handle["token"])
+        if self.reappears and self.poll(handle).phase == EVICTED:
+            self._states[handle["token"]] = JobState(RUNNING)
         if self.slow and self.poll(handle).phase == RUNNING:
             return False
         self._states[handle["token"]] = JobState(LOST, reason="cancelled")

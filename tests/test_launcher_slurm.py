@@ -93,6 +93,13 @@ class Slurm:
     def poll(self) -> JobState:
         return self.launcher().poll(self.handle)
 
+    def poll_twice(self) -> JobState:
+        """What follows from two answers of the queue, one after the other."""
+        launcher = self.launcher()
+        launcher.poll(self.handle)
+        self.now += ASK_EVERY
+        return launcher.poll(self.handle)
+
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
@@ -165,6 +172,36 @@ def test_an_answer_that_is_no_list_of_jobs_is_not_the_end_of_a_job(slurm):
     slurm.says("squeue", "This cluster is under maintenance.\n")
     state = slurm.poll()
     assert state.phase == QUEUED and "under maintenance" in state.reason
+
+
+def test_an_answer_of_nothing_but_an_error_is_not_the_end_of_a_job(slurm):
+    slurm.script("squeue", "echo 'squeue: error: Invalid user: 4242' >&2")
+    state = slurm.poll_twice()
+    assert state.phase == QUEUED and "Invalid user: 4242" in state.reason
+
+
+def test_a_job_that_one_answer_leaves_out_goes_on(slurm):
+    launcher = slurm.launcher()
+    slurm.shows("RUNNING", start="5")
+    assert launcher.poll(slurm.handle).phase == RUNNING
+    for _ in range(2):  # times that the list is empty
+        slurm.says("squeue", "")
+        for seconds in (ASK_EVERY, ASK_EVERY / 2):  # two looks at one answer
+            slurm.now += seconds
+            state = launcher.poll(slurm.handle)
+            assert state.phase == QUEUED and "not in the queue" in state.reason
+        slurm.shows("RUNNING", start="5")
+        slurm.now += ASK_EVERY / 2
+        assert launcher.poll(slurm.handle).phase == RUNNING
+    assert slurm.calls("sacct") == []
+
+
+def test_answers_that_come_at_once_are_not_two(slurm):
+    launcher = slurm.launcher()
+    slurm.forgets()
+    for _ in range(2):
+        launcher.cancel(slurm.handle)
+        assert launcher.poll(slurm.handle).phase == QUEUED
 
 
 def test_a_failure_is_not_judged_while_nobody_can_tell_the_reason(slurm):
@@ -260,7 +297,7 @@ def test_a_job_that_failed_before_its_evaluation_began_failed_by_the_machine(slu
     if found == "in the accounting":
         slurm.forgets()
         slurm.says("sacct", "7|FAILED\n")
-    ended = slurm.poll()
+    ended = slurm.poll_twice()
     assert (ended.phase, ended.exit_code) == (EVICTED, None)
     assert "No module named submitit" in ended.reason and f"{NAME}.out" in ended.reason
 
@@ -291,7 +328,7 @@ LAST_WORDS = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:0
 def test_slurms_last_words_in_the_output_say_why_a_forgotten_job_ended(slurm, cause, phase, state):
     slurm.leaves("out", f"submitit INFO\n{LAST_WORDS.format(cause)}")
     slurm.forgets()
-    ended = slurm.poll()
+    ended = slurm.poll_twice()
     assert (ended.phase, ended.exit_code) == (phase, None)
     assert f"Slurm job 7: {state}" in ended.reason
 
@@ -302,19 +339,19 @@ def test_slurms_last_words_in_the_output_say_why_a_forgotten_job_ended(slurm, ca
 def test_memory_that_ran_out_is_found_in_the_output_of_a_forgotten_job(slurm, words):
     slurm.leaves("out", f"slurmstepd: error: {words}. Some of the step tasks have been OOM Killed.\n")
     slurm.forgets()
-    assert slurm.poll().phase == ENDED
+    assert slurm.poll_twice().phase == ENDED
 
 
 def test_a_forgotten_job_that_left_its_exit_code_is_judged_by_it(slurm):
     slurm.leaves("exit", "3\n")
     slurm.forgets()
-    assert slurm.poll().exit_code == 3
+    assert slurm.poll_twice().exit_code == 3
 
 
 def test_accounting_is_asked_only_where_nothing_else_tells(slurm):
     slurm.forgets()
     slurm.says("sacct", "7|CANCELLED by 1000\n")
-    assert slurm.poll().phase == CANCELLED
+    assert slurm.poll_twice().phase == CANCELLED
     assert f"--name={NAME}" in slurm.calls("sacct")[0]
 
 
@@ -328,7 +365,7 @@ def test_accounting_is_asked_only_where_nothing_else_tells(slurm):
 def test_a_job_that_only_accounting_shows_goes_on(slurm, state, phase):
     slurm.forgets()
     slurm.says("sacct", f"7|{state}\n")
-    assert slurm.poll() == JobState(phase, reason=f"Slurm job 7: {state}")
+    assert slurm.poll_twice() == JobState(phase, reason=f"Slurm job 7: {state}")
 
 
 def test_a_job_that_vanished_is_cancelled_all_the_same_before_another_takes_its_place(slurm):
@@ -340,7 +377,7 @@ def test_a_job_that_vanished_is_cancelled_all_the_same_before_another_takes_its_
 def test_a_job_that_vanished_without_a_trace_was_not_the_evaluations_doing(slurm):
     slurm.forgets()
     slurm.script("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
-    assert slurm.poll() == JobState(EVICTED, reason="Slurm job 7: gone from the queue without a trace")
+    assert slurm.poll_twice() == JobState(EVICTED, reason="Slurm job 7: gone from the queue without a trace")
 
 
 # -- a job whose submission was cut short ----------------------------------------------------------------

@@ -154,6 +154,34 @@ def test_numbers_of_an_evicted_evaluation_are_not_taken_for_a_result(world):
     assert world.launcher.running() == [495]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_cancelled_since_it_seemed_gone_is_evicted_and_was_cancelled_by_nobody(world, restarts):
+    world.launcher.slow = True
+    world.launcher.evict(495)
+    world.launcher.reappears = True
+    assert world.tick() == 0
+    assert world.launcher.cancelled != []
+    if restarts:
+        world.restart()
+    world.launcher.cancel_by_hand(495)
+    assert world.tick() == 1
+    entry = world.entry(495)
+    assert (entry.attempts, entry.failure) == (0, None)
+    (reason,) = entry.evictions
+    assert reason.endswith("job 7: NODE_FAIL")
+
+
+def test_what_the_sidecar_cancels_is_in_the_ledger_first(world):
+    world.launcher.evict(495)
+    world.launcher.stuck = "killed in this moment"
+    world.tick()
+    world.restart()
+    world.launcher.stuck = None
+    world.launcher.cancel_by_hand(495)
+    assert world.tick() == 1
+    assert world.entry(495).failure is None
+
+
 # -- ended for its own doing, or by somebody -------------------------------------------------------------
 
 

@@ -72,6 +72,7 @@ class Running:
         state: Where the job stood when it was last looked at, in the launcher's words.
         ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
             afterwards looks like anybody's cancellation.
+        evicted: Whether that is because the machine has taken it away, which costs no attempt.
     """
 
     handle: dict[str, Any]
@@ -83,6 +84,7 @@ class Running:
     metrics: Optional[str] = None
     state: Optional[str] = None
     ending: Optional[str] = None
+    evicted: bool = False
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,8 @@ class Sidecar:
             try:
                 if state.phase in (QUEUED, RUNNING, ELSEWHERE):
                     self._follow(entry, running, state)
-                elif self.launcher.cancel(running.handle):  # and whatever it has left running
-                    self._settle(entry, running, state)
+                else:
+                    self._end(entry, running, state)
             except LaunchError as error:
                 self._warn_once(f"{entry.name}: {error}; the next pass tries again")
 
@@ -163,22 +163,34 @@ class Sidecar:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
         elif running.ending is None and self._is_overdue(entry, running):
             why = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
-            running = replace(running, ending=why)
-            self.store.update(lambda ledger: ledger.started(entry.step, running))
+            running = self._note_ending(entry, running, why)
         if running.ending is not None and self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
+
+    def _end(self, entry: Entry, running: Running, state: JobState) -> None:
+        """Settle an evaluation that is over once nothing that it may have left is running."""
+        if state.phase == EVICTED and running.ending is None:
+            running = self._note_ending(self, entry, running, state.reason or "", evicted=True)
+        if self.launcher.cancel(running.handle):
+            self._settle(entry, running, state)
+
+    def _note_ending(self, entry: Entry, running: Running, why: str, *, evicted: bool = False) -> Running:
+        running = replace(running, ending=why, evicted=evicted)
+        self.store.update(lambda ledger: ledger.started(entry.step, running))
+        return running
 
     def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
         """Draw the consequences of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
         if running.ending is not None and state.exit_code != 0:
-            self._fail(entry, running.ending, running)
+            if running.evicted:
+                self._judge_evicted(entry, running, running.ending)
+            else:
+                self._fail(entry, running.ending, running)
         elif state.phase == ENDED:
             self._judge_ended(entry, running, state)
         elif state.phase == CANCELLED:
             self._fail(entry, f"{state.reason}, by somebody's hand", running, final=True)
-        elif state.phase == EVICTED:
-            self._judge_evicted(entry, running, state)
         elif ours:
             self._fail(entry, f"the evaluation vanished: {state.reason}", running)
         else:
@@ -192,15 +204,15 @@ class Sidecar:
         )
         return bool(self.config.time_limit) and self._monotonic() - began > self.config.time_limit
 
-    def _judge_evicted(self, entry: Entry, running: Running, state: JobState) -> None:
+    def _judge_evicted(self, entry: Entry, running: Running, why: str) -> None:
         times, most = len(entry.evictions) + 1, self.config.max_evictions
         if times > most:
-            self._fail(entry, f"{state.reason}, after the machine took it away {most} times", running)
+            self._fail(entry, f"{why}, after the machine took it away {most} times", running)
             return
         outcome.set_aside_unfinished(running, "interrupted")
-        reason = f"{now_text()} {state.reason}"
+        reason = f"{now_text()} {why}"
         self.store.update(lambda ledger: ledger.evicted(entry.step, reason))
-        told = (entry.name, state.reason, self._pauses.begin(entry.step, times), times, most)
+        told = (entry.name, why, self._pauses.begin(entry.step, times), times, most)
         log.warning("%s: %s; it is started %s (%d of %d)", *told)
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:

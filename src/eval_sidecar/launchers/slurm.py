@@ -190,7 +190,11 @@ class SlurmLauncher:
             return JobState(QUEUED, reason=f"{_label(handle)}: not known, {self._queue.problem}")
         if _was_cut_short(handle):
             return JobState(EVICTED, reason=f"{_label(handle)}: its submission was cut short")
-        seen = jobs.get(handle["name"]) or _remembered(handle)
+        seen = jobs.get(handle["name"])
+        if seen is None:
+            if self._queue.missing_for(handle["name"]) < self._ask_every:
+                return JobState(QUEUED, reason=f"{_label(handle)}: not in the queue, which is asked again")
+            seen = _remembered(handle)
         if seen is None or seen.has_ended:
             return _judge(handle, seen)
         return JobState(RUNNING if seen.computes else QUEUED, reason=str(seen), began=seen.began)

@@ -81,6 +81,8 @@ class Queue:
         self._monotonic = monotonic
         self._asked: Optional[float] = None
         self._jobs: Optional[dict[str, QueuedJob]] = None
+        self._answered = 0.0
+        self._missing: dict[str, float] = {}  # name: when the first answer came that did not show it
         self._problem = ""
 
     @property
@@ -108,7 +110,18 @@ class Queue:
                 self._jobs, problem = None, f"squeue does not answer with jobs ({error})"
             self._asked = self._monotonic()
             self._tell(problem)
+            if self._jobs is not None:
+                self._answered = self._asked
+                for name in self._jobs:
+                    self._missing.pop(name, None)
         return self._jobs
+
+    def missing_for(self, name: str) -> float:
+        """Seconds between the first answer of late that did not show a job and the last one that did not.
+
+        One answer may leave out jobs that run, as while the names of users cannot be looked up.
+        """
+        return self._answered - self._missing.setdefault(name, self._answered)
 
     def forget(self) -> None:
         """Drop the last answer: a job has been submitted since."""
@@ -116,7 +129,7 @@ class Queue:
 
     def cancel(self, name: str) -> str:
         """Ask Slurm to end a job; return why it could not be asked, else an empty text."""
-        return _call(["scancel", f"--user={os.getuid()}", f"--name={name}"])[1]
+        return _call(["scancel", f"--user={os.getuid()}", f"--name={name}"], may_be_silent=True)[1]
 
     def _tell(self, problem: str) -> None:
         if problem and not self._problem:
@@ -167,8 +180,16 @@ def _read_jobs(said: str) -> dict[str, QueuedJob]:
     return jobs
 
 
-def _call(command: Sequence[str], **variables: str) -> tuple[Optional[str], str]:
-    """What a command printed and an empty text; or None and why it failed."""
+def _call(
+    command: Sequence[str], *, may_be_silent: bool = False, **variables: str
+) -> tuple[Optional[str], str]:
+    """What a command printed and an empty text; or None and why it failed.
+
+    Args:
+        command: The program and its arguments.
+        may_be_silent: Whether an error message and nothing else, with exit code 0, is a success.
+        variables: Of the environment, beside what is there.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_USERS_OWN)}
     try:
         done = subprocess.run(
@@ -183,7 +204,8 @@ def _call(command: Sequence[str], **variables: str) -> tuple[Optional[str], str]
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{command[0]} does not answer ({error})"
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        return None, f"{command[0]} does not answer ({said})"
+    said = " ".join(done.stderr.split())
+    # squeue also ends with 0 where it cannot look up the user, and so finds none of the jobs.
+    if done.returncode or (said and not done.stdout.strip() and not may_be_silent):
+        return None, f"{command[0]} does not answer ({said or f'exit code {done.returncode}'})"
     return done.stdout, ""
