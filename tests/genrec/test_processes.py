@@ -100,6 +100,25 @@ def test_a_worker_that_dies_is_an_error(monkeypatch):
         ranker.rank("checkpoint-1", Prompts(((1,), (2,)), (False, False), 0), [[3]], print)
 
 
+def test_a_worker_that_was_killed_while_idle_is_replaced(tiny):
+    pytest.importorskip("torch")
+    from eval_sidecar.genrec.parallel import ParallelRanker
+    from eval_sidecar.genrec.prompts import Prompts
+    from eval_sidecar.genrec.search import SearchSettings
+
+    one_row = Prompts(((5, 6),), (False,), 1)
+    others = psutil.Process().children()
+    ranker = ParallelRanker([Device("cpu", ""), Device("cpu", "")], SearchSettings(num_beams=1))
+    try:
+        assert ranker.rank(tiny.checkpoint, one_row, [[3]], print) == [[0]]
+        workers = [child for child in psutil.Process().children() if child not in others]
+        workers[0].kill()
+        wait_until(lambda: workers[0].status() == psutil.STATUS_ZOMBIE, "the end of a worker")
+        assert ranker.rank(tiny.checkpoint, one_row, [[3]], print) == [[0]]
+    finally:
+        ranker.close()
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys; from eval_sidecar.genrec.cli import main\n"

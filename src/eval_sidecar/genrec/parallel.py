@@ -27,8 +27,8 @@ _Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
 class ParallelRanker:
     """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
 
-    The workers hold the other end of a socket and leave when it closes, so they never outlive this process,
-    however it ends. Each request brings the standard error of that moment, which differs from evaluation to
+    The workers hold the other end of a socket and leave when it closes, so they do not outlive this process,
+    however it ends; one that hangs is left to whoever ends the group. Each request brings the standard error of that moment, which differs from evaluation to
     evaluation in a warm process.
     """
 
@@ -55,6 +55,8 @@ class ParallelRanker:
         Raises:
             EvaluationError: A worker reports one, or dies.
         """
+        if any(worker.poll() is not None for worker in self._workers):
+            self.close()  # the system may have ended one to gain memory while it had nothing to do
         if not self._workers:
             self._start()
         # Dealt out by length, so that every worker gets as much to do.
