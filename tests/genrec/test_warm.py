@@ -149,6 +149,19 @@ def test_another_environment_gets_another_process(owner, tiny, tmp_path, replace
         assert owner.process().environ()["SOME_LIBRARY"] == "b"
 
 
+def test_a_folder_that_took_the_place_of_another_is_worked_in(
+    ending_owner, tiny, tmp_path, replace, monkeypatch
+):
+    arguments = replace(tiny.arguments, output_root="results", num_beams=10)
+    folder = tmp_path / "GenRec"
+    for title in ("first", "second"):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        ending_owner.evaluate(arguments)
+        assert contents(folder / "results", tiny.checkpoint)
+        folder.rename(tmp_path / title)
+
+
 def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, tiny, tmp_path, replace):
     arguments = replace(tiny.arguments, output_root=tmp_path / "results")
     with busy(arguments, replace, tmp_path, owner) as (client, _):

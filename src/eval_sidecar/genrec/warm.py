@@ -177,5 +177,8 @@ def _key(environment: Mapping[str, str]) -> str:
     specs = [importlib.util.find_spec(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
-    parts = [sys.executable, sys.version, str(Path.cwd()), sorted(environment.items()), libraries, code]
+    here = Path.cwd()
+    folder = here.stat()  # another folder may have taken its place, under the same name
+    place = [str(here), folder.st_dev, folder.st_ino]
+    parts = [sys.executable, sys.version, place, sorted(environment.items()), libraries, code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
