@@ -162,6 +162,23 @@ def test_a_folder_that_took_the_place_of_another_is_worked_in(
         folder.rename(tmp_path / title)
 
 
+def test_a_client_that_goes_away_while_it_waits_harms_nobody(owner, tiny, tmp_path, replace):
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    log = tmp_path / "log"
+    with busy(arguments, replace, tmp_path, owner) as (client, give):
+        process = owner.process()
+        request = {"key": process.cmdline()[-1], "words": arguments}
+        with log.open("w") as file, socket.socket(socket.AF_UNIX) as impatient:
+            impatient.connect(str(next(owner.folder.glob("*.sock"))))
+            socket.send_fds(impatient, [json.dumps(request).encode() + b"\n"], [file.fileno()] * 2)
+        give(tiny.index)
+        printed, _ = client.communicate(timeout=60)
+        assert client.returncode == 0, printed
+    owner.evaluate(arguments)
+    assert owner.process() == process
+    assert log.read_text() == ""
+
+
 def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, tiny, tmp_path, replace):
     arguments = replace(tiny.arguments, output_root=tmp_path / "results")
     with busy(arguments, replace, tmp_path, owner) as (client, _):

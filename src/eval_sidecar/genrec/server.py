@@ -54,7 +54,11 @@ def _serve(connection: socket.socket, key: str, session: Session) -> bool:
     if request is None or request["key"] != key:
         return request is None
     print_to(*files)
-    _answer(connection, {"pid": os.getpid()})
+    try:
+        _answer(connection, {"pid": os.getpid()})
+    except ConnectionError:  # the client has gone away while it waited
+        print_nowhere()
+        return True
     finished = threading.Event()
     watcher = threading.Thread(target=_leave_with_client, args=(connection, finished), daemon=True)
     watcher.start()
