@@ -170,7 +170,7 @@ class Sidecar:
     def _end(self, entry: Entry, running: Running, state: JobState) -> None:
         """Settle an evaluation that is over once nothing that it may have left is running."""
         if state.phase == EVICTED and running.ending is None:
-            running = self._note_ending(self, entry, running, state.reason or "", evicted=True)
+            running = self._note_ending(entry, running, state.reason or "", evicted=True)
         if self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
