@@ -28,8 +28,8 @@ class ParallelRanker:
     """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
 
     The workers hold the other end of a socket and leave when it closes, so they do not outlive this process,
-    however it ends; one that hangs is left to whoever ends the group. Each request brings the standard error of that moment, which differs from evaluation to
-    evaluation in a warm process.
+    however it ends; one that hangs ends with the process group. Each request brings the standard error of
+    that moment, which differs from evaluation to evaluation in a warm process.
     """
 
     def __init__(self, devices: Sequence[Device], settings: SearchSettings) -> None:
