@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Callable, Optional
 
 import pytest
 
-from eval_sidecar.errors import StateError
+from eval_sidecar.errors import StateError, UsageError
 from eval_sidecar.files import leave_request
 from eval_sidecar.loop import run_loop
 from watching import World
@@ -270,3 +271,35 @@ def test_a_disk_that_is_full_or_gone_for_hours_is_told_of_once(world, monkeypatc
     run(world, *[nothing] * 80)
     (said,) = [record.message for record in caplog.records]
     assert "No space left on device" in said and str(world.model_dir) in said
+
+
+# -- flags with which no job is taken --------------------------------------------------------------------
+
+
+def test_a_watcher_waits_where_jobs_are_refused_and_keeps_pinning(world, caplog):
+    world.launcher.mistake = "Slurm refuses such jobs (Invalid partition)"
+    seen = []
+
+    def rotate() -> None:
+        seen.append((world.pins(), world.store.ledger.busy))
+        shutil.rmtree(world.checkpoint(10))
+        world.write(20)
+
+    def mend() -> None:
+        seen.append((world.pins(), world.store.ledger.busy))
+        world.launcher.mistake = None
+
+    world.write(10)
+    run(world, rotate, nothing, mend, nothing)
+    assert [pins for pins, _ in seen] == [[10], [10, 20]]
+    assert all("Invalid partition" in busy for _, busy in seen)
+    assert world.launcher.steps == [10]
+    assert world.store.ledger.busy is None
+    assert sum("Invalid partition" in message for message in caplog.messages) == 1
+
+
+def test_once_ends_where_jobs_are_refused(world):
+    world.launcher.mistake = "Slurm refuses such jobs (Invalid partition)"
+    world.write(10)
+    with pytest.raises(UsageError, match="Invalid partition"):
+        run(world, once=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.courier import Courier
-from eval_sidecar.errors import CheckpointError
+from eval_sidecar.errors import CheckpointError, UsageError
 from eval_sidecar.files import read_request
 from eval_sidecar.sidecar import Sidecar
 
@@ -40,6 +40,10 @@ def run_loop(
         stop: Set to end; evaluations that cannot go on alone are then ended.
         on_pass: Called after each pass.
         monotonic: Seconds since some moment.
+
+    Raises:
+        UsageError: where `once`, and no job will ever be taken, as the flags are. Else that is waited out:
+            new checkpoints must be pinned, and it may be the cluster that is mended.
     """
     limit = sidecar.config.max_pending
     cycle_began, started = monotonic(), 0
@@ -55,6 +59,10 @@ def run_loop(
         begun = 0
         try:
             begun = sidecar.tick(limit - started if limit else None)
+        except UsageError as error:
+            if once:
+                raise
+            sidecar.note_busy(f"{error}; until then new checkpoints are kept, and it is tried again")
         except (CheckpointError, OSError) as error:
             if once:
                 raise

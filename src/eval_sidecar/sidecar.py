@@ -134,6 +134,12 @@ class Sidecar:
         outcome.give_up_elsewhere(self.store, self.launcher, steps or ())
         self.store.update(lambda ledger: ledger.cleared(steps))
 
+    def note_busy(self, reason: Optional[str]) -> None:
+        """Say and keep why no evaluation can be started, or that it can again; once, not at each pass."""
+        if reason != self.store.ledger.busy:
+            log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
+            self.store.update(lambda ledger: replace(ledger, busy=reason))
+
     def _running(self) -> list[tuple[Entry, Running]]:
         return [(entry, entry.running) for entry in self.store.ledger.steps() if entry.running is not None]
 
@@ -324,9 +330,7 @@ class Sidecar:
                 break
             del self._ready[step]
             started += 1
-        if busy != self.store.ledger.busy:
-            log.log(logging.WARNING if busy else logging.INFO, "%s", busy or "evaluations start again")
-            self.store.update(lambda ledger: replace(ledger, busy=busy))
+        self.note_busy(busy)
         return started
 
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:

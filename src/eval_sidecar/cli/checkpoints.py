@@ -107,6 +107,8 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
             say(f"             {entry.running.state}")
     for reason in entry.evictions:
         say(f"interrupted  {reason}")
+    if ledger.busy and entry.is_pending and not entry.running:
+        say(f"not started  {ledger.busy}")
     if entry.failure:
         then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
         say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")
