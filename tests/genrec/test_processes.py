@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from eval_sidecar.genrec.cli import log_to_stderr, parse, run
 from eval_sidecar.genrec.devices import Device, _find_gpu, find_devices
 from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.session import Session
 from eval_sidecar.genrec.warm import _key
 from toolbox import wait_until
 
@@ -113,7 +115,7 @@ def test_a_worker_that_was_killed_while_idle_is_replaced(tiny):
         assert ranker.rank(tiny.checkpoint, one_row, [[3]], print) == [[0]]
         workers = [child for child in psutil.Process().children() if child not in others]
         workers[0].kill()
-        wait_until(lambda: workers[0].status() == psutil.STATUS_ZOMBIE, "the end of a worker")
+        os.waitid(os.P_PID, workers[0].pid, os.WEXITED | os.WNOWAIT)  # all its threads have ended
         assert ranker.rank(tiny.checkpoint, one_row, [[3]], print) == [[0]]
     finally:
         ranker.close()
@@ -161,6 +163,25 @@ def test_without_a_gpu_the_cpu_works_in_one_process(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert find_devices("0 1 2") == [Device("cpu", "")]
+
+
+def test_devices_are_looked_for_at_each_evaluation(tiny, tmp_path, replace, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    arguments = parse(replace(tiny.arguments, output_root=tmp_path, devices="0", num_beams=10))
+    log_to_stderr()
+    session = Session()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for _ in range(2):
+        assert run(arguments, session) == 0
+        assert "no GPU is available for 0: evaluating on the CPU" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def load_model(checkpoint, device):
+        raise EvaluationError(f"{checkpoint.name} would be on {device}")
+
+    monkeypatch.setattr("eval_sidecar.genrec.ranking.load_model", load_model)
+    assert run(arguments, session) == 2
+    assert capsys.readouterr().err.endswith("error: checkpoint-5 would be on cuda:0\n")
 
 
 def test_gpus_are_shown_to_one_process_each(monkeypatch):
