@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from eval_sidecar.genrec.errors import EvaluationError, one_line
 from eval_sidecar.genrec.libraries import check_libraries, importing
 
 if TYPE_CHECKING:
+    from eval_sidecar.genrec.devices import Device
     from eval_sidecar.genrec.evaluation import Evaluator, Ranker
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Session:
 
     def __init__(self) -> None:
         self._key = ""
+        self._test_set: TestSet | None = None
+        self._devices: list[Device] = []
         self._evaluator: Evaluator | None = None
         self._ranker: Ranker | None = None
 
@@ -58,7 +62,7 @@ class Session:
         """End the processes that share the rows, where there are any."""
         if self._ranker is not None:
             self._ranker.close()
-        self._key, self._evaluator, self._ranker = "", None, None
+        self._evaluator, self._ranker = None, None
 
     def _prepare(self, arguments: argparse.Namespace) -> Evaluator:
         """Return an evaluator: the last call's, where it was made from the very same."""
@@ -67,18 +71,26 @@ class Session:
         # Taken before the files are read: a change in between is then seen at the next call.
         contents = [_digest(arguments.index), _digest(arguments.test_data)]
         key = json.dumps([options, contents], sort_keys=True)
-        if self._evaluator is None or self._key != key:
-            self.close()
-            # The files first: what is wrong with them shows at once, before seconds of imports.
-            test_set = _load_test_set(arguments)
-            check_libraries()
-            with importing():
-                from eval_sidecar.genrec.evaluation import Evaluator
+        if self._test_set is not None and self._key == key:
+            return self._find_evaluator(arguments, self._test_set)
+        self.close()
+        # The files first: what is wrong with them shows at once, before seconds of imports.
+        self._test_set, self._key = _load_test_set(arguments), key
+        check_libraries()
+        with importing():
+            return self._find_evaluator(arguments, self._test_set)
 
-                self._ranker = _make_ranker(arguments)
+    def _find_evaluator(self, arguments: argparse.Namespace, test_set: TestSet) -> Evaluator:
+        """Return an evaluator on the devices that are there now: GPUs may go, and come back."""
+        from eval_sidecar.genrec.devices import find_devices
+        from eval_sidecar.genrec.evaluation import Evaluator
+
+        devices = find_devices(arguments.devices)
+        if self._evaluator is None or self._devices != devices:
+            self.close()
+            self._ranker, self._devices = _make_ranker(arguments, devices), devices
             beams, tokens = arguments.num_beams, arguments.max_new_tokens
             self._evaluator = Evaluator(test_set, self._ranker, arguments.output_root, beams, tokens)
-            self._key = key
         return self._evaluator
 
 
@@ -93,11 +105,9 @@ def _load_test_set(arguments: argparse.Namespace) -> TestSet:
     return TestSet(rows, index)
 
 
-def _make_ranker(arguments: argparse.Namespace) -> Ranker:
-    from eval_sidecar.genrec.devices import find_devices
+def _make_ranker(arguments: argparse.Namespace, devices: Sequence[Device]) -> Ranker:
     from eval_sidecar.genrec.search import SearchSettings
 
-    devices = find_devices(arguments.devices)
     settings = SearchSettings(arguments.num_beams, arguments.length_penalty, arguments.batch_size)
     if len(devices) > 1:
         from eval_sidecar.genrec.parallel import ParallelRanker
