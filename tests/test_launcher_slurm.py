@@ -519,15 +519,69 @@ def test_a_job_submitted_after_the_last_answer_is_not_missed_in_it(accepting):
 
 def refusing(slurm: Slurm, said: str, meanwhile: str = "") -> None:
     pytest.importorskip("submitit")
-    slurm.script("sbatch", f'{meanwhile}\necho "sbatch: error: {said}" >&2; exit 1')
+    slurm.script("sbatch", f'{meanwhile}\necho "sbatch: {said}" >&2; exit 1')
 
 
 @needs_submitit
-@pytest.mark.parametrize("said", ["Invalid qos specification", "unrecognized option '--mme=64G'"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("Invalid qos specification", "Requested reservation is invalid", "Job dependency problem"),
+        *("Requested node configuration is not available", "Access/permission denied"),
+        "Time limit specification required, but not provided",
+        "User's group not permitted to use this partition",
+    ],
+)
 def test_a_mistake_in_the_flags_is_told_in_slurms_words_and_no_checkpoints_failure(slurm, said):
-    refusing(slurm, f"Batch job submission failed: {said}")
+    refusing(slurm, f"error: Batch job submission failed: {said}")
     with pytest.raises(UsageError, match=f"Slurm refuses such jobs .*{said}"):
         slurm.launcher().submit(slurm.job, [])
+
+
+@needs_submitit
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unrecognized option '--mme=64G'",
+        "option '--gpu=1' is ambiguous\nTry 'sbatch --help' for more information",
+        "option '--no-requeue' doesn't allow an argument\nTry 'sbatch --help' for more information",
+        "fatal: --mem, --mem-per-cpu, and --mem-per-gpu are mutually exclusive.",
+        "error: Invalid --exclusive specification",
+    ],
+)
+def test_options_that_sbatch_cannot_read_are_a_mistake(slurm, said):
+    refusing(slurm, said)
+    with pytest.raises(UsageError, match="Slurm refuses such jobs"):
+        slurm.launcher().submit(slurm.job, [])
+
+
+@pytest.mark.parametrize("said", ["allocation failure: Invalid partition name specified", "Invalid --time"])
+def test_flags_are_tried_before_there_is_a_checkpoint(slurm, said, monkeypatch):
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "60")
+    slurm.script("sbatch", f'echo "{said}" >&2; exit 1')
+    launcher = slurm.launcher(**sbatch_parameters(["exclusive"], time="90", partition=None))
+    with pytest.raises(UsageError, match=f"Slurm refuses such jobs .*{said}"):
+        launcher.check_parameters()
+    assert slurm.calls("sbatch") == ["--test-only --time=90 --exclusive --no-requeue --wrap=true"]
+    assert "SBATCH_TIMELIMIT" not in (slurm.folder / "sbatch.env").read_text()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "allocation failure: Unable to contact slurm controller (connect failure)",
+        "allocation failure: Requested node configuration is not available",  # also where nodes are drained
+        "allocation failure: Required partition not available (inactive or drain)",
+    ],
+)
+def test_a_cluster_that_does_not_answer_or_cannot_now_keeps_nobody_from_starting(slurm, said):
+    slurm.script("sbatch", f'echo "{said}" >&2; exit 1')
+    slurm.launcher().check_parameters()
+
+
+def test_flags_that_slurm_takes_are_taken(slurm):
+    slurm.script("sbatch", "echo 'sbatch: Job 7 to start at 2026-01-01T00:00:00 on nodes invalid n1' >&2")
+    slurm.launcher().check_parameters()
 
 
 @needs_submitit
@@ -545,8 +599,9 @@ def test_what_slurm_has_taken_before_is_no_mistake_in_the_flags(accepting):
     [
         *("QOSMaxSubmitJobPerUserLimit", "AssocGrpSubmitJobsLimit", "Resource temporarily unavailable"),
         "Requested partition configuration not available now",
-        "Socket timed out on send/recv operation",
-        "Invalid authentication credential",
+        *("Socket timed out on send/recv operation", "Invalid authentication credential"),
+        *("Slurm temporarily unable to accept job, sleeping and retrying", "AssocGrpCPUMinutesLimit"),
+        "Unable to contact slurm controller",
     ],
 )
 def test_a_refusal_is_waited_for_and_leaves_no_files_and_no_words_of_its_own(slurm, said, capfd):
@@ -556,6 +611,15 @@ def test_a_refusal_is_waited_for_and_leaves_no_files_and_no_words_of_its_own(slu
         launcher.submit(slurm.job, [])
     assert not Path(slurm.handle["folder"]).exists()
     assert capfd.readouterr() == ("", "")
+
+
+@needs_submitit
+def test_an_sbatch_that_hangs_is_ended_and_waited_for(slurm, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr("eval_sidecar.launchers.slurm.PATIENCE", 0.2)
+    slurm.script("sbatch", "exec sleep 60")
+    with pytest.raises(BusyError, match="sbatch did not end within"):
+        slurm.launcher().submit(slurm.job, [])
 
 
 @needs_submitit

@@ -82,7 +82,9 @@ def test_a_sidecar_that_was_killed_is_followed_by_one_that_submits_nothing_again
 def test_a_sidecar_killed_before_sbatch_has_returned_evaluates_the_checkpoint_once(cluster, repository):
     repository.checkpoint(100)
     real = shutil.which("sbatch")
-    repository.add_python("sbatch", f'{real} "$@"; kill -9 $PPID')
+    # Only where the sidecar submits: through `timeout`, unlike its question at the start.
+    above = "[ $(ps -o comm= -p $PPID) = timeout ] && kill -9 $(ps -o ppid= -p $PPID)"
+    repository.add_python("sbatch", f'{real} "$@"; {above} || :')
     first = watch(repository)
     cluster.wait_for("RUNNING")
     assert first.wait() != 0
@@ -172,13 +174,18 @@ def test_a_preempted_job_is_submitted_again_and_costs_no_attempt(cluster, reposi
     repository.wait_for_result(100)
 
 
-def test_a_mistake_in_the_flags_ends_the_program_in_slurms_words_and_costs_no_attempt(cluster, repository):
-    repository.checkpoint(100)
-    done = repository.once(*FLAGS, "--slurm-partition", "nosuch")
-    assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if "nvalid partition" in line)
+@pytest.mark.parametrize("extra", ["partition=nosuch", "gpu=1", "reservation=nosuch"])
+def test_a_mistake_in_the_flags_ends_the_program_before_there_is_a_checkpoint(cluster, repository, extra):
+    repository.model_dir.mkdir(parents=True, exist_ok=True)
+    sidecar = watch(repository, "--slurm-extra", extra)
+    assert sidecar.wait() == 2
+    (line,) = sidecar.errors.splitlines()
     assert line.startswith("eval-sidecar: Slurm refuses such jobs")
-    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_the_flags_costs_no_attempt(cluster, repository):
+    repository.checkpoint(100)
+    assert repository.once(*FLAGS, "--slurm-partition", "nosuch").returncode == 2
     assert repository.once(*FLAGS).returncode == 0
     assert repository.calls == ["checkpoint-100"]
 
@@ -190,6 +197,9 @@ def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
         sidecar = watch(repository)
         wait_until(lambda: "it is tried again" in sidecar.output, "the refusal being told")
         assert "not submitted" in repository.state["busy"]
+        explain = ("explain", "--sft-root", str(repository.model_dir), "100")
+        said = "not started  checkpoint-100: not submitted"
+        wait_until(lambda: said in repository.sidecar(*explain).stdout, said)  # but for moments of trying
     finally:
         cluster.ask("scontrol", "update", "partitionname=main", "state=UP")
     repository.wait_for_result(100)

@@ -88,12 +88,19 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
         gres=flags["slurm_gres"],
         time=flags["slurm_time"],
     )
+    slurm = SlurmLauncher(
+        flags["max_jobs"] or _MAX_JOBS,
+        extras,
+        flags["cuda_list"],
+        ask_every=min(10.0, flags["poll_interval_seconds"]),
+    )
     if flags["launcher"] == SLURM:
         if flags["warm"]:
             raise UsageError(
                 "--warm is of no use with --launcher slurm: nothing outlives the job that it is in"
             )
         require_slurm()
+        slurm.check_parameters()
     else:
         for name in _SLURM_FLAGS:
             if flags[name]:
@@ -102,12 +109,7 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
         flags["launcher"],
         {
             LOCAL: LocalLauncher(split_devices(flags["cuda_list"], flags["gpus_per_eval"])),
-            SLURM: SlurmLauncher(
-                flags["max_jobs"] or _MAX_JOBS,
-                extras,
-                flags["cuda_list"],
-                ask_every=min(10.0, flags["poll_interval_seconds"]),
-            ),
+            SLURM: slurm,
         },
     )
 

@@ -15,13 +15,23 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
-from eval_sidecar.launchers.slurm_queue import Queue, QueuedJob, accounted_job, state_from_output
+from eval_sidecar.launchers.slurm_queue import (
+    PATIENCE,
+    Queue,
+    QueuedJob,
+    accounted_job,
+    refusal,
+    state_from_output,
+)
 from eval_sidecar.types import Handle, Job
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 #: The value of "launcher" in the handles of these jobs.
 KIND = "slurm"
@@ -45,7 +55,18 @@ _OWN_DOING = {
 #: Reasons of a failure for which the machine is to blame.
 _MACHINES_DOING = ("JobLaunchFailure", "NodeDown", "PartitionDown", "SystemFailure")
 # Refusals that are about what was asked for, and not about what the cluster can do at the moment.
-_MISTAKE = re.compile(r"unrecognized option|\binvalid (?!auth|job credential|user id)", re.IGNORECASE)
+_MISTAKE = re.compile(
+    r"Try .sbatch --help|mutually exclusive|is not a valid|reservation is invalid"
+    r"|Time limit specification required|group not permitted to use this partition"
+    r"|Job dependency problem|Access/permission denied"
+    r"|unrecognized option|\binvalid (?!auth|job credential|user id)",
+    re.IGNORECASE,
+)
+# Said of jobs that fit no node; to a question (--test-only) also while the nodes that they fit are down.
+_FITS_NO_NODE = "node configuration is not available"
+
+#: Exit code of timeout(1) where it has ended the command.
+_TIMED_OUT = 124
 
 # Runs in the job: everything goes to the evaluation's own log, and its exit code beside it. Slurm says
 # which GPUs the job has, as CUDA_VISIBLE_DEVICES; where it does not, --cuda-list is what there is.
@@ -133,6 +154,17 @@ class SlurmLauncher:
         self._queue = Queue(ask_every, monotonic)
         self._was_accepted = False
 
+    def check_parameters(self) -> None:
+        """Ask Slurm whether it would take such jobs; where it does not answer, that is no objection.
+
+        Raises:
+            UsageError: with Slurm's words, where the parameters are wrong.
+        """
+        with _without_settings_of_others(self._parameters):
+            said = refusal(self._parameters)
+        if _MISTAKE.search(said):
+            raise _refused(said)
+
     @property
     def pause(self) -> float:
         """As often as the controller is asked."""
@@ -149,15 +181,14 @@ class SlurmLauncher:
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Hand the job to Slurm through submitit."""
-        import submitit
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
+        from submitit.core.utils import CommandFunction, FailedJobError, FailedSubmissionError
 
         if self._queue.jobs() is None:
             raise BusyError(f"checkpoint-{job.step}: not submitted, {self._queue.problem}; it is tried again")
         handle = self.announce(job)
         try:
             Path(handle["folder"]).mkdir(parents=True, exist_ok=True)
-            executor = submitit.SlurmExecutor(folder=handle["folder"])
+            executor = _make_executor(handle["folder"])
             executor.update_parameters(
                 job_name=handle["name"],
                 time=None,  # the partition's own limit, not submitit's five minutes
@@ -173,7 +204,7 @@ class SlurmLauncher:
             # submitit prints what sbatch says; whoever catches the error says it once.
             with _without_settings_of_others(self._parameters), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(
-                    submitit.helpers.CommandFunction(self._command(job, handle), verbose=False, cwd=job.cwd)
+                    CommandFunction(self._command(job, handle), verbose=False, cwd=job.cwd)
                 )
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             return self._settle_refused(job, handle, error)
@@ -232,10 +263,29 @@ class SlurmLauncher:
             return handle  # the next look at the queue tells
         shutil.rmtree(handle["folder"], ignore_errors=True)  # what cannot be removed does no harm
         said = " ".join(str(error).split())
+        if getattr(error.__cause__, "returncode", None) == _TIMED_OUT:
+            said = f"sbatch did not end within {PATIENCE:.0f} s {said}".rstrip()
+        is_mistake = _MISTAKE.search(said) or _FITS_NO_NODE in said
         # Where Slurm has taken such a job before, the flags are right whatever it says.
-        if not isinstance(error, OSError) and not self._was_accepted and _MISTAKE.search(said):
-            raise UsageError(f"Slurm refuses such jobs ({said}); mend the --slurm-… flags and start again")
+        if not isinstance(error, OSError) and not self._was_accepted and is_mistake:
+            raise _refused(said)
         raise BusyError(f"checkpoint-{job.step}: not submitted ({said}); it is tried again") from error
+
+
+def _make_executor(folder: str) -> SlurmExecutor:
+    """Submitit's executor for one job's folder, whose sbatch is ended where it does not end."""
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            sbatch = super()._make_submission_command(submission_file_path)
+            return ["timeout", "--kill-after=5", str(PATIENCE), *sbatch]
+
+    return Executor(folder=folder)
+
+
+def _refused(said: str) -> UsageError:
+    return UsageError(f"Slurm refuses such jobs ({said}); mend the --slurm-… flags and start again")
 
 
 def _remembered(handle: Handle) -> Optional[QueuedJob]:

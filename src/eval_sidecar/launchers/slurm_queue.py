@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a command of Slurm's may take; it gives up by itself long before where nobody answers.
-_PATIENCE = 60.0
+PATIENCE = 60.0
 #: States of a job that will not run any more (squeue(1), JOB STATE CODES).
 _ENDED = frozenset(
     {
@@ -151,6 +151,15 @@ def accounted_job(name: str) -> Optional[QueuedJob]:
     return QueuedJob(job_id, state.split()[0]) if state else None  # "CANCELLED by 1000"
 
 
+def refusal(parameters: Mapping[str, Any]) -> str:
+    """What sbatch says against a job with these parameters, or why it says nothing; empty where it takes it.
+
+    A job that could not run at this moment, as with every node drained, is spoken against too.
+    """
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in parameters.items()]
+    return _call(["sbatch", "--test-only", *flags, "--wrap=true"], may_be_silent=True)[1]
+
+
 def state_from_output(output: Path) -> str:
     """The state that Slurm's last words in a job's output stand for; empty where there are none."""
     try:
@@ -198,7 +207,7 @@ def _call(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE,
+            timeout=PATIENCE,
             check=False,
             env={**kept, **variables},
         )
