@@ -66,9 +66,10 @@ class FakeLauncher:
         """Let a step's newest job wait for a machine."""
         self._states[self.newest(step).token] = JobState(QUEUED, reason=reason)
 
-    def begin(self, step: int, when: float) -> None:
-        """Let a step's newest job get its machine."""
-        self._states[self.newest(step).token] = JobState(RUNNING, reason="RUNNING on n1", began=when)
+    def begin(self, step: int, when: float, used: Optional[float] = None) -> None:
+        """Let a step's newest job get its machine; it may have computed for less time since."""
+        state = JobState(RUNNING, reason="RUNNING on n1", began=when, used=used)
+        self._states[self.newest(step).token] = state
 
     def evict(self, step: int) -> None:
         """Let the machine take a step's newest job away."""

@@ -58,9 +58,13 @@ class Slurm:
         path = self.folder / f"{name}.calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def shows(self, state: str, reason: str = "None", *, start: str = "N/A", name: str = NAME) -> None:
+    def shows(
+        self, state: str, reason: str = "None", *, start: str = "N/A", used: str = "0:00", name: str = NAME
+    ) -> None:
         """Let `squeue` show the job in this state, beside one of somebody else's making."""
-        self.says("squeue", f"7|{state}|{reason}|{start}|n1|{name}\n8|RUNNING|None|5|n2|another | job\n")
+        self.says(
+            "squeue", f"7|{state}|{reason}|{start}|{used}|n1|{name}\n8|RUNNING|None|5|1:00|n2|another | job\n"
+        )
 
     def forgets(self) -> None:
         """Let `squeue` know nothing of the job any more."""
@@ -113,13 +117,23 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 @pytest.mark.parametrize("state", ["PENDING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD"])
 def test_a_job_without_a_machine_is_queued_with_slurms_reason(slurm, state):
     slurm.shows(state, "Resources", start="1700000000")
-    assert slurm.poll() == JobState(QUEUED, reason=f"Slurm job 7: {state} (Resources)")
+    assert slurm.poll() == JobState(QUEUED, reason=f"Slurm job 7: {state} (Resources)", used=0.0)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
 def test_a_job_with_a_machine_runs_since_slurm_started_it(slurm, state):
-    slurm.shows(state, start="1700000000")
-    assert slurm.poll() == JobState(RUNNING, reason=f"Slurm job 7: {state} on n1", began=1_700_000_000.0)
+    slurm.shows(state, start="1700000000", used="1:05")
+    said = f"Slurm job 7: {state} on n1"
+    assert slurm.poll() == JobState(RUNNING, reason=said, began=1_700_000_000.0, used=65.0)
+
+
+@pytest.mark.parametrize(
+    ("shown", "seconds"),
+    [("0:05", 5), ("10:00", 600), ("1:00:01", 3601), ("2-01:00:00", 176_400), ("INVALID", None)],
+)
+def test_how_long_a_job_has_computed_is_slurms_own_count(slurm, shown, seconds):
+    slurm.shows("RUNNING", start="5", used=shown)
+    assert slurm.poll().used == seconds
 
 
 def test_an_evaluation_that_has_failed_waits_for_slurms_reason_before_it_is_judged(slurm):
@@ -204,6 +218,19 @@ def test_answers_that_come_at_once_are_not_two(slurm):
         assert launcher.poll(slurm.handle).phase == QUEUED
 
 
+def test_a_line_break_in_the_name_of_another_job_hides_no_job(slurm):
+    line = "{}|RUNNING|None|5|1:00|n1|{}\n"
+    slurm.says("squeue", line.format(6, "first line\n\nsecond | line\n2") + line.format(7, NAME))
+    assert slurm.poll().phase == RUNNING
+
+
+@pytest.mark.parametrize("cut", ["9|RUNN", "12_[1-3]|PENDING|None"])
+def test_a_job_whose_line_is_cut_short_does_not_count_as_gone(slurm, cut):
+    slurm.says("squeue", f"8|RUNNING|None|5|1:00|n2|another job\n{cut}")
+    state = slurm.poll_twice()
+    assert state.phase == QUEUED and "does not answer with jobs" in state.reason
+
+
 def test_a_failure_is_not_judged_while_nobody_can_tell_the_reason(slurm):
     slurm.leaves("exit", "1\n")
     slurm.goes_down()
@@ -270,10 +297,11 @@ def test_what_needed_too_much_memory_is_told_so_whatever_its_exit_code(slurm, co
     ("state", "reason"),
     [
         *(("PREEMPTED", "None"), ("NODE_FAIL", "NodeDown"), ("BOOT_FAIL", "None"), ("REVOKED", "None")),
-        *(("FAILED", "JobLaunchFailure"), ("FAILED", "SystemFailure")),
+        ("FAILED", "SystemFailure"),
     ],
 )
 def test_what_the_cluster_took_away_is_evicted(slurm, state, reason):
+    slurm.leaves("begun", "")
     slurm.shows(state, reason)
     shown = f" ({reason})" if reason != "None" else ""
     assert slurm.poll() == JobState(EVICTED, reason=f"Slurm job 7: {state}{shown}")
@@ -288,6 +316,14 @@ def test_an_exit_code_from_a_preemptions_signal_is_not_the_evaluations_doing(slu
 def test_what_somebody_cancelled_is_cancelled(slurm):
     slurm.shows("CANCELLED")
     assert slurm.poll() == JobState(CANCELLED, reason="Slurm job 7: CANCELLED")
+
+
+def test_a_job_that_could_not_be_launched_tells_where_to_look(slurm):
+    slurm.shows("FAILED", "JobLaunchFailure")
+    ended = slurm.poll()
+    assert ended.phase == EVICTED
+    assert "(JobLaunchFailure) before the evaluation began" in ended.reason
+    assert "is this folder on a shared disk?" in ended.reason and slurm.handle["folder"] in ended.reason
 
 
 @pytest.mark.parametrize("found", ["in the queue", "in the accounting"])
@@ -353,6 +389,32 @@ def test_accounting_is_asked_only_where_nothing_else_tells(slurm):
     slurm.says("sacct", "7|CANCELLED by 1000\n")
     assert slurm.poll_twice().phase == CANCELLED
     assert f"--name={NAME}" in slurm.calls("sacct")[0]
+
+
+def test_an_accounting_that_does_not_answer_is_waited_for_and_not_for_ever(slurm):
+    slurm.forgets()
+    slurm.script("sacct", "echo sacct: error: slurmdbd: Connection refused >&2")
+    launcher = slurm.launcher()
+    launcher.poll(slurm.handle)
+    for _ in range(2):
+        slurm.now += 295
+        state = launcher.poll(slurm.handle)
+        assert state.phase == QUEUED and "slurmdbd: Connection refused" in state.reason
+    slurm.now += ASK_EVERY
+    assert launcher.poll(slurm.handle).phase == EVICTED
+
+
+def test_an_accounting_that_answers_late_says_who_has_ended_the_job(slurm):
+    slurm.forgets()
+    slurm.script("sacct", "[ ! -e away ] || { echo away >&2; exit 1; }")
+    (slurm.folder / "away").touch()
+    launcher = slurm.launcher()
+    launcher.poll(slurm.handle)
+    slurm.now += 60
+    assert launcher.poll(slurm.handle).phase == QUEUED
+    (slurm.folder / "away").unlink()
+    slurm.says("sacct", "7|CANCELLED by 1000\n")
+    assert launcher.poll(slurm.handle).phase == CANCELLED
 
 
 @pytest.mark.parametrize(
@@ -638,7 +700,7 @@ def test_nothing_is_submitted_while_the_controller_does_not_answer(accepting):
 
 
 @needs_submitit
-@pytest.mark.parametrize("meanwhile", ["touch down", f"echo '7|PENDING|None|N/A||{NAME}' >squeue.says"])
+@pytest.mark.parametrize("meanwhile", ["touch down", f"echo '7|PENDING|None|N/A|0:00||{NAME}' >squeue.says"])
 def test_a_submission_of_which_nobody_knows_whether_it_arrived_is_settled_later(slurm, meanwhile):
     refusing(slurm, "Socket timed out on send/recv operation", meanwhile)
     handle = slurm.launcher().submit(slurm.job, [])

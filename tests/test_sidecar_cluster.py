@@ -44,6 +44,19 @@ def test_a_restart_counts_from_when_the_job_began_and_not_from_its_submission(wo
     assert world.launcher.cancelled == []
 
 
+def test_time_for_which_a_job_was_suspended_is_not_the_evaluations(world):
+    world.launcher.begin(495, world.now)
+    world.tick()
+    world.launcher.queue(495, "SUSPENDED")
+    world.tick(after=10_000)
+    world.launcher.begin(495, world.now - 10_000, used=599)
+    world.tick()
+    assert world.launcher.cancelled == []
+    world.launcher.begin(495, world.now - 10_000, used=601)
+    world.tick()
+    assert world.launcher.cancelled == [world.launcher.jobs[0].token]
+
+
 def test_where_a_job_stands_is_in_the_ledger_for_others_to_see(world):
     world.launcher.queue(495, "Slurm job 7: PENDING (Priority)")
     world.tick()

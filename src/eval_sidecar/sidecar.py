@@ -167,7 +167,7 @@ class Sidecar:
             self.store.update(lambda ledger: ledger.started(entry.step, running))
         if state.phase != RUNNING:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
-        elif running.ending is None and self._is_overdue(entry, running):
+        elif running.ending is None and self._is_overdue(entry, running, state):
             why = f"the evaluation took longer than {self.config.time_limit:.0f} s (--eval-timeout-seconds)"
             running = self._note_ending(entry, running, why)
         if running.ending is not None and self.launcher.cancel(running.handle):
@@ -203,12 +203,13 @@ class Sidecar:
             log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
             outcome.interrupt(self.store, entry)
 
-    def _is_overdue(self, entry: Entry, running: Running) -> bool:
+    def _is_overdue(self, entry: Entry, running: Running, state: JobState) -> bool:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
         began = self._running_since.setdefault(
             entry.step, self._monotonic() - max(0.0, self._clock() - running.started_at)
         )
-        return bool(self.config.time_limit) and self._monotonic() - began > self.config.time_limit
+        used = self._monotonic() - began if state.used is None else state.used
+        return bool(self.config.time_limit) and used > self.config.time_limit
 
     def _judge_evicted(self, entry: Entry, running: Running, why: str) -> None:
         times, most = len(entry.evictions) + 1, self.config.max_evictions

@@ -31,12 +31,15 @@ class JobState:
         reason: In words, where the launcher knows more than the phase and the code say.
         began: When a running job began to compute, seconds since the epoch; None where that is when it
             was submitted.
+        used: Seconds that a running job has computed, where the launcher knows better than by ``began``:
+            a job may have been suspended.
     """
 
     phase: str
     exit_code: Optional[int] = None
     reason: Optional[str] = None
     began: Optional[float] = None
+    used: Optional[float] = None
 
 
 class Launcher(Protocol):

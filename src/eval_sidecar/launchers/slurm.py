@@ -65,6 +65,8 @@ _MISTAKE = re.compile(
 # Said of jobs that fit no node; to a question (--test-only) also while the nodes that they fit are down.
 _FITS_NO_NODE = "node configuration is not available"
 
+#: Seconds that a job which is gone from the queue waits for an answer of the accounting.
+_ACCOUNTING_PATIENCE = 600.0
 #: Exit code of timeout(1) where it has ended the command.
 _TIMED_OUT = 124
 
@@ -223,12 +225,12 @@ class SlurmLauncher:
             return JobState(EVICTED, reason=f"{_label(handle)}: its submission was cut short")
         seen = jobs.get(handle["name"])
         if seen is None:
-            if self._queue.missing_for(handle["name"]) < self._ask_every:
-                return JobState(QUEUED, reason=f"{_label(handle)}: not in the queue, which is asked again")
-            seen = _remembered(handle)
+            seen, doubt = self._look_for(handle)
+            if doubt:
+                return JobState(QUEUED, reason=f"{_label(handle)}: not in the queue, {doubt}")
         if seen is None or seen.has_ended:
             return _judge(handle, seen)
-        return JobState(RUNNING if seen.computes else QUEUED, reason=str(seen), began=seen.began)
+        return JobState(RUNNING if seen.computes else QUEUED, None, str(seen), seen.began, seen.used)
 
     def cancel(self, handle: Handle) -> bool:
         """Cancel the job in Slurm, also where the queue does not show it: no second one may run beside it.
@@ -249,6 +251,17 @@ class SlurmLauncher:
     def leave(self, handle: Handle) -> bool:
         """Leave the job to Slurm: login nodes restart, and queues are long."""
         return True
+
+    def _look_for(self, handle: Handle) -> tuple[Optional[QueuedJob], str]:
+        """What is known of a job that the queue does not show, and why it may be there all the same."""
+        missing_for = self._queue.missing_for(handle["name"])
+        if missing_for < self._ask_every:
+            return None, "which is asked again"
+        if _exit_code(handle) is not None or state_from_output(_file(handle, "out")):
+            return None, ""
+        # Whether somebody has cancelled it is told nowhere else: worth waiting for, though not for ever.
+        seen, problem = accounted_job(handle["name"])
+        return seen, problem if missing_for < _ACCOUNTING_PATIENCE else ""
 
     def _command(self, job: Job, handle: Handle) -> list[str]:
         own = [str(_file(handle, suffix)) for suffix in ("exit", "begun")]
@@ -288,13 +301,6 @@ def _refused(said: str) -> UsageError:
     return UsageError(f"Slurm refuses such jobs ({said}); mend the --slurm-… flags and start again")
 
 
-def _remembered(handle: Handle) -> Optional[QueuedJob]:
-    """What accounting says of a job that the queue does not show; asked only where nothing else tells."""
-    if _exit_code(handle) is not None or state_from_output(_file(handle, "out")):
-        return None
-    return accounted_job(handle["name"])
-
-
 def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
     """What became of a job that Slurm has ended or forgotten."""
     code = _exit_code(handle)
@@ -312,8 +318,8 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
         return JobState(CANCELLED, reason=said)
     if state in _OWN_DOING:
         return JobState(ENDED, code, f"{said}, {_OWN_DOING[state]}")
-    if state == "FAILED" and reason not in _MACHINES_DOING:
-        has_begun = _has(_file(handle, "begun"))
+    has_begun = _has(_file(handle, "begun"))
+    if state == "FAILED" and not (has_begun and reason in _MACHINES_DOING):
         when = "without an exit code of the evaluation" if has_begun else "before the evaluation began"
         words = last_line(_file(handle, "out")) or "nothing was printed (is this folder on a shared disk?)"
         said = f"{said} {when}; {_file(handle, 'out')}: {words}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,9 @@ _ENDED = frozenset(
 _COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
 # Variables with which a user changes what these commands choose and print: the launcher needs it as it asks.
 _USERS_OWN = ("SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+_DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
+# What may follow a line with a job where a name, the last thing in it, has a line break: not those of ours.
+_NO_JOB = re.compile(r"(?!\d\S*\|)")
 # What slurmstepd writes into a job's output when it ends the job, and the state that this stands for.
 _LAST_WORDS = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: due to ([^*]+?))? \*\*\*", re.I)
 _CAUSES = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
@@ -43,6 +47,7 @@ class QueuedJob:
         state: ``PENDING``, ``RUNNING``, ``TIMEOUT``, …
         reason: Why it is in that state, in Slurm's word; empty where there is none.
         began: Start, seconds since the epoch; None where it has not begun.
+        used: Seconds that it has computed, without those for which it was suspended; None where unknown.
         nodes: Where it runs; empty where it does not.
     """
 
@@ -50,6 +55,7 @@ class QueuedJob:
     state: str
     reason: str = ""
     began: Optional[float] = None
+    used: Optional[float] = None
     nodes: str = ""
 
     @property
@@ -101,7 +107,7 @@ class Queue:
             user = f"--user={os.getuid()}"
             said, problem = _call(
                 # Not without --all: jobs in a hidden partition would count as gone.
-                ["squeue", "--all", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%N|%j"],
+                ["squeue", "--all", "--noheader", user, "--states=all", "--format=%i|%T|%r|%S|%M|%N|%j"],
                 SLURM_TIME_FORMAT="%s",
             )
             try:
@@ -139,16 +145,23 @@ class Queue:
         self._problem = problem
 
 
-def accounted_job(name: str) -> Optional[QueuedJob]:
-    """How accounting remembers a job that the queue has forgotten; None where there is no accounting."""
-    said, _ = _call(
+def accounted_job(name: str) -> tuple[Optional[QueuedJob], str]:
+    """How accounting remembers a job that the queue has forgotten, if it does; and why it does not answer.
+
+    That is empty where it has answered, and where there is no accounting.
+    """
+    if shutil.which("sacct") is None:
+        return None, ""
+    said, problem = _call(
         [
             *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days"),
             *(f"--name={name}", "--format=JobID,State"),
         ]
     )
+    if "accounting storage is disabled" in problem:
+        problem = ""
     job_id, _, state = (said or "").partition("\n")[0].partition("|")
-    return QueuedJob(job_id, state.split()[0]) if state else None  # "CANCELLED by 1000"
+    return QueuedJob(job_id, state.split()[0]) if state else None, problem  # "CANCELLED by 1000"
 
 
 def refusal(parameters: Mapping[str, Any]) -> str:
@@ -178,15 +191,26 @@ def state_from_output(output: Path) -> str:
 
 def _read_jobs(said: str) -> dict[str, QueuedJob]:
     """Jobs by name. A line that cannot be read is an error: its job would count as gone."""
-    jobs = {}
-    for line in said.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) < 6:
+    jobs: dict[str, QueuedJob] = {}
+    for line in said.split("\n"):
+        fields = line.split("|", 6)
+        if len(fields) == 7:
+            job_id, state, reason, start, used, nodes, name = fields
+            began = float(start) if start.isdecimal() and state in _COMPUTES else None
+            reason = "" if reason == "None" else reason
+            jobs[name] = QueuedJob(job_id, state, reason, began, _seconds(used), nodes)
+        elif line and not (jobs and _NO_JOB.match(line)):
             raise ValueError(repr(line[:200]))
-        job_id, state, reason, start, nodes, name = fields
-        began = float(start) if start.isdecimal() and state in _COMPUTES else None
-        jobs[name] = QueuedJob(job_id, state, "" if reason == "None" else reason, began, nodes)
     return jobs
+
+
+def _seconds(text: str) -> Optional[float]:
+    """Seconds of ``[[days-]hours:]minutes:seconds``; None where it is anything else."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _call(
