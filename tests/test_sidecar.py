@@ -311,17 +311,31 @@ def test_a_good_file_mends_a_bad_one_of_a_checkpoint_that_is_gone(world):
 def test_a_failed_evaluation_is_tried_again_and_then_stays_failed_with_its_reason(world):
     world.write(495)
     world.tick()
-    world.launcher.newest(495).log.parent.mkdir(parents=True)
-    world.launcher.newest(495).log.write_text("loading\nCUDA out of memory\n\n")
+    world.say(495, "loading\nCUDA out of memory\n\n")
     world.fail(495, 3)
     assert world.tick() == 1
     assert not world.entry(495).failure.final
+    world.say(495, "loading\nCUDA out of memory\n\n")
     world.fail(495, 3)
     assert world.tick(after=1e6) == 0
     failure = world.entry(495).failure
     assert failure.error == "the evaluation script ended with exit code 3: CUDA out of memory"
     assert failure.log == str(world.launcher.newest(495).log)
     assert (failure.final, world.sidecar.is_idle) == (True, True)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_an_attempt_before_has_said_is_not_the_reason_of_the_next_failure(world, restarts):
+    world.write(495)
+    world.tick()
+    world.say(495, "CUDA out of memory\n")
+    world.fail(495, 3)
+    world.tick()
+    if restarts:
+        world.restart()
+    world.fail(495, 4)
+    world.tick()
+    assert world.entry(495).failure.error == "the evaluation script ended with exit code 4"
 
 
 def test_a_result_forgets_the_failure_before_it(world):

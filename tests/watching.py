@@ -81,6 +81,13 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
+    def say(self, step: int, text: str) -> None:
+        """Let the evaluation of a step print something."""
+        log = self.launcher.newest(step).log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
+
     def finish(self, step: int, content: object = METRICS) -> None:
         """Let the evaluation of a step succeed."""
         self.report(step, content)

@@ -64,7 +64,7 @@ class Running:
     Attributes:
         handle: The launcher's own words for the job.
         started_at: Seconds since the epoch.
-        log: File that gets its output.
+        log: File that gets its output, as other attempts' have before.
         path: The folder that is evaluated.
         fingerprint: Name, size and mtime (ns) of each file in it at the start.
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
@@ -73,6 +73,7 @@ class Running:
         ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
             afterwards looks like anybody's cancellation.
         evicted: Whether that is because the machine has taken it away, which costs no attempt.
+        log_size: Bytes that were in the log before it.
     """
 
     handle: dict[str, Any]
@@ -85,6 +86,7 @@ class Running:
     state: Optional[str] = None
     ending: Optional[str] = None
     evicted: bool = False
+    log_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,8 @@ class Sidecar:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         outcome.set_aside_unfinished(running, "failed")
-        said = last_line(Path(running.log))
+        has_said = _size(Path(running.log)) != running.log_size
+        said = last_line(Path(running.log)) if has_said else ""
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
         final = final or attempt >= self.config.max_attempts
@@ -345,6 +346,7 @@ class Sidecar:
             fingerprint=fingerprint(checkpoint.path),
             before=outcome.stamp_before(path),
             metrics=str(path),
+            log_size=_size(job.log),
         )
         # It is on disk before the job exists: however this ends, the job is found again.
         self.store.update(lambda ledger: ledger.started(entry.step, running))
@@ -374,3 +376,12 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
+            return file.seek(0, 2)
+    except OSError:
+        return 0
