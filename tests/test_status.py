@@ -32,9 +32,18 @@ def test_every_checkpoint_is_counted_where_it_stands():
     names = ("evaluated", "pending", "failed", "gone", "abandoned", "undelivered", "unconfirmed")
     assert [shown[name] for name in names] == [3, 2, 1, 1, 1, 1, 1]
     assert shown["waiting"] == [
-        {"checkpoint": "checkpoint-70", "step": 70, "verdict": "partial", "pinned": False}
+        {
+            **{"checkpoint": "checkpoint-70", "step": 70, "verdict": "partial", "pinned": False},
+            "evictions": [],
+        }
     ]
     assert shown["running"][0]["job"] == {"pid": 5, "devices": "0"}
+
+
+def test_a_checkpoint_that_waits_after_evictions_tells_their_reasons():
+    reasons = ("2026-01-01 Slurm job 7: NODE_FAIL", "2026-01-02 Slurm job 8: PREEMPTED")
+    (shown,) = describe(EMPTY.with_entry(10, evictions=reasons), Path("state.json"))["waiting"]
+    assert shown["evictions"] == list(reasons)
 
 
 def test_a_description_is_plain_json_and_of_an_empty_ledger_too():

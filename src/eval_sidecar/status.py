@@ -106,4 +106,10 @@ def _running(entry: Entry) -> dict[str, Any]:
 
 
 def _waiting(entry: Entry) -> dict[str, Any]:
-    return {"checkpoint": entry.name, "step": entry.step, "verdict": entry.verdict, "pinned": entry.pinned}
+    return {
+        "checkpoint": entry.name,
+        "step": entry.step,
+        "verdict": entry.verdict,
+        "pinned": entry.pinned,
+        "evictions": list(entry.evictions),
+    }

@@ -98,6 +98,17 @@ def test_two_models_run_side_by_side(repository: Repository) -> None:
 # -- status --------------------------------------------------------------------------------------------
 
 
+def test_status_says_why_a_checkpoint_waits_that_was_taken_away(repository: Repository) -> None:
+    repository.checkpoint(100, finished=False)
+    repository.start()
+    repository.sidecar("stop", "--instance", "cb64")
+    state = repository.state
+    state["checkpoints"]["100"]["evictions"] = ["Monday Slurm job 7: PREEMPTED", "Tuesday NODE_FAIL"]
+    repository.state_file.write_text(json.dumps(state))
+    shown = repository.sidecar("status", "--instance", "cb64").stdout
+    assert "waiting checkpoint-100 (partial): interrupted 2 times, last Tuesday NODE_FAIL" in shown
+
+
 def test_status_says_what_a_person_wants_to_know(repository: Repository) -> None:
     repository.checkpoint(100)
     repository.checkpoint(200)
@@ -116,7 +127,10 @@ def test_status_says_what_a_person_wants_to_know(repository: Repository) -> None
     assert (model["evaluated"], model["pending"], model["failed"], model["undelivered"]) == (1, 2, 1, 1)
     assert model["running"][0]["checkpoint"] == "checkpoint-300"
     assert model["waiting"] == [
-        {"checkpoint": "checkpoint-400", "step": 400, "verdict": "partial", "pinned": False}
+        {
+            **{"checkpoint": "checkpoint-400", "step": 400, "verdict": "partial", "pinned": False},
+            "evictions": [],
+        }
     ]
     assert model["best"]["HR@10"] == {"step": 100, "value": 0.01}
     assert "checkpoint-200" in model["last_error"] and "CUDA out of memory" in model["last_error"]

@@ -161,7 +161,7 @@ def _print_state(state: dict[str, Any]) -> None:
             say(f"    {_job_line(job, alone=not state['running'])}")
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
-            say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned})")
+            say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned}){_interrupted(waiting)}")
         if model["busy"] and state["running"]:
             say(f"    not started: {model['busy']}", fg="yellow")
         if model["last_error"]:
@@ -169,6 +169,11 @@ def _print_state(state: dict[str, Any]) -> None:
         say(f"    ledger {model['state_file']}")
         say(f"    W&B run {model['run_id']}: {model['where'] or 'no session yet'}")
     say(f"  log {state['log']}")
+
+
+def _interrupted(waiting: dict[str, Any]) -> str:
+    reasons = waiting["evictions"]
+    return f": interrupted {len(reasons)} times, last {reasons[-1]}" if reasons else ""
 
 
 def _job_line(job: dict[str, Any], *, alone: bool) -> str:
