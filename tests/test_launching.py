@@ -9,6 +9,7 @@ import pytest
 from eval_sidecar.cli.launching import choose_launcher, launcher_of_old_jobs
 from eval_sidecar.errors import UsageError
 from eval_sidecar.launchers.base import LOST, QUEUED
+from eval_sidecar.launchers.slurm import SlurmLauncher
 from eval_sidecar.types import Job
 
 FLAGS = {
@@ -57,10 +58,18 @@ def test_a_job_announced_by_one_launcher_is_known_as_its_own(on_a_login_node, tm
     assert launcher_of_old_jobs().poll(announced).phase == {"local": LOST, "slurm": QUEUED}[kind]
 
 
-def test_the_controller_is_asked_every_ten_seconds_or_more_often_where_the_user_wants_that(on_a_login_node):
-    slurm = {**FLAGS, "launcher": "slurm"}
-    assert choose_launcher(slurm).pause == 10.0
-    assert choose_launcher({**slurm, "poll_interval_seconds": 2.0}).pause == 2.0
+@pytest.mark.parametrize(("poll", "pause"), [(60.0, 10.0), (2.0, 2.0)])
+def test_the_controller_is_asked_once_a_poll_and_files_of_jobs_more_often(
+    on_a_login_node, monkeypatch, poll, pause
+):
+    asked = []
+    make = SlurmLauncher
+    monkeypatch.setattr(
+        "eval_sidecar.cli.launching.SlurmLauncher",
+        lambda *given, ask_every: asked.append(ask_every) or make(*given, ask_every=ask_every),
+    )
+    chosen = choose_launcher({**FLAGS, "launcher": "slurm", "poll_interval_seconds": poll})
+    assert (asked, chosen.pause) == ([poll], pause)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
         flags["max_jobs"] or _MAX_JOBS,
         extras,
         flags["cuda_list"],
-        ask_every=min(10.0, flags["poll_interval_seconds"]),
+        ask_every=flags["poll_interval_seconds"],
     )
     if flags["launcher"] == SLURM:
         if flags["warm"]:

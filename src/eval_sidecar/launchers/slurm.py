@@ -65,6 +65,8 @@ _MISTAKE = re.compile(
 # Said of jobs that fit no node; to a question (--test-only) also while the nodes that they fit are down.
 _FITS_NO_NODE = "node configuration is not available"
 
+#: Seconds between two looks at the files of jobs under way.
+_PAUSE = 10.0
 #: Seconds that a job which is gone from the queue waits for an answer of the accounting.
 _ACCOUNTING_PATIENCE = 600.0
 #: Exit code of timeout(1) where it has ended the command.
@@ -169,8 +171,8 @@ class SlurmLauncher:
 
     @property
     def pause(self) -> float:
-        """As often as the controller is asked."""
-        return self._ask_every
+        """More often than the controller is asked: a success is told by a file of the job's own."""
+        return min(_PAUSE, self._ask_every)
 
     def free_slots(self, running: Sequence[Handle]) -> int:
         """How many more jobs may be submitted beside these."""
