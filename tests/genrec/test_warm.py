@@ -5,9 +5,10 @@ import os
 import shutil
 import signal
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -177,6 +178,46 @@ def test_a_client_that_goes_away_while_it_waits_harms_nobody(owner, tiny, tmp_pa
     owner.evaluate(arguments)
     assert owner.process() == process
     assert log.read_text() == ""
+
+
+def is_waiting(client):
+    """Whether a client has connected to the warm process and waits to be accepted."""
+    with suppress(FileNotFoundError):  # a file that it closes meanwhile
+        for link in Path(f"/proc/{client.pid}/fd").iterdir():
+            if str(link.readlink()).startswith("socket:"):
+                return psutil.Process(client.pid).status() == psutil.STATUS_SLEEPING
+    return False
+
+
+def test_a_client_that_is_told_to_end_while_it_waits_for_another_harms_nobody(owner, tiny, tmp_path, replace):
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    with busy(arguments, replace, tmp_path, owner) as (client, give):
+        second = owner.start(arguments)
+        wait_until(lambda: is_waiting(second), "a client that waits")
+        second.terminate()
+        assert second.wait(60) == -signal.SIGTERM
+        give(tiny.index)
+        printed, _ = client.communicate(timeout=60)
+        assert client.returncode == 0, printed
+    assert second.communicate(timeout=60) == ("", None)
+
+
+def test_an_idle_process_that_does_not_answer_ends_with_the_client_that_gives_up(
+    owner, tiny, tmp_path, replace
+):
+    arguments = replace(tiny.arguments, output_root=tmp_path, num_beams=10)
+    owner.evaluate(arguments)
+    process = owner.process()
+    process.suspend()
+    try:
+        client = owner.start(arguments)
+        wait_until(lambda: is_waiting(client), "a client that waits")
+        client.terminate()
+        assert client.wait(60) == -signal.SIGTERM
+        assert wait_for_end([process], 10)
+    finally:
+        process.resume()
+    owner.evaluate(arguments)
 
 
 def test_a_warm_process_that_is_killed_fails_its_evaluation_and_no_other(owner, tiny, tmp_path, replace):

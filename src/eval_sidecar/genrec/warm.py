@@ -88,18 +88,37 @@ class _Server:
         pid: Its process id.
     """
 
-    def __init__(self, connection: socket.socket, request: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         """Hand over a request, with the files that this process prints to.
+
+        Args:
+            path: The socket. The file beside it holds the process's id, and is locked by the
+                client that it works for.
+            request: What is asked of it.
 
         Raises:
             OSError: It is not taken: the process has ended, or belongs to another environment.
         """
+        connection = _connect(path)
         self._answers = connection.makefile("r", encoding="utf-8")
-        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
-        accepted = self.receive()
-        if accepted is None:
-            raise ConnectionError("the process ended before it took the evaluation")
+        self._at_work = _pid_file(path).open()
+        try:
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
+            accepted = self.receive()
+            if accepted is None:
+                raise ConnectionError("the process ended before it took the evaluation")
+            fcntl.flock(self._at_work, fcntl.LOCK_SH)
+        except (_Stopped, KeyboardInterrupt):
+            self._kill_unless_at_work()
+            raise
         self.pid = int(accepted["pid"])
+
+    def _kill_unless_at_work(self) -> None:
+        """End a process that has nothing to do and does not answer: it would not answer the next either."""
+        with contextlib.suppress(BlockingIOError, ProcessLookupError):
+            fcntl.flock(self._at_work, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if pid := self._at_work.read():
+                os.killpg(int(pid), signal.SIGKILL)
 
     def receive(self) -> dict[str, Any] | None:
         """Return the next answer; None where the process has ended."""
@@ -136,21 +155,27 @@ def _find_or_start(
     with _locked(folder / f"{name}.starting"):
         # None yet, one that has ended, or one of another environment, which leaves.
         with contextlib.suppress(OSError):
-            return _Server(_connect(path), request)
+            return _Server(path, request)
         path.unlink(missing_ok=True)
+        _pid_file(path).write_text("")  # never an id that may be another's by now
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
             # The socket is there before the process: nobody waits for it to get ready.
             inherited = [str(listener.fileno()), str(folder), key]
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "eval_sidecar.genrec.server", *inherited],
                 stdin=subprocess.DEVNULL,
                 env=with_this_package(environment),
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )
-        return _Server(_connect(path), request)
+        _pid_file(path).write_text(str(process.pid))
+        return _Server(path, request)
+
+
+def _pid_file(path: Path) -> Path:
+    return path.with_suffix(".pid")
 
 
 def _connect(path: Path) -> socket.socket:
