@@ -177,8 +177,7 @@ def test_retry_gives_up_by_name_what_was_started_on_another_machine(repository: 
     repository.wait_for_call(100)
     os.killpg(sidecar.pid, signal.SIGKILL)
     sidecar.wait()
-    for process in repository.processes():
-        process.kill()
+    repository.clean_up()
     state = repository.state
     state["checkpoints"]["100"]["running"]["handle"].update(host="another", boot="another boot")
     repository.state_file.write_text(json.dumps(state))

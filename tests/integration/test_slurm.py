@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from slurm_cluster import Cluster
@@ -27,8 +29,9 @@ def cluster(slurm_cluster: Cluster, repository: Repository) -> Iterator[Cluster]
     repository.extra.update(slurm_cluster.environment)
     yield slurm_cluster
     for process in repository.processes():
-        if "eval_sidecar" in " ".join(process.cmdline()):
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+            if "eval_sidecar" in " ".join(process.cmdline()):
+                process.kill()
     slurm_cluster.clear()
 
 
