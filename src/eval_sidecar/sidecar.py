@@ -137,8 +137,8 @@ class Sidecar:
     def note_busy(self, reason: Optional[str]) -> None:
         """Say and keep why no evaluation can be started, or that it can again; once, not at each pass."""
         if reason != self.store.ledger.busy:
-            log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
             self.store.update(lambda ledger: replace(ledger, busy=reason))
+            log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
 
     def _running(self) -> list[tuple[Entry, Running]]:
         return [(entry, entry.running) for entry in self.store.ledger.steps() if entry.running is not None]
