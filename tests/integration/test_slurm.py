@@ -247,6 +247,23 @@ def test_what_the_sidecar_ends_itself_is_a_time_out_and_by_nobodys_hand(cluster,
     assert "--eval-timeout-seconds" in failure(repository, 100)["error"]
 
 
+def test_a_user_who_cannot_be_looked_up_for_a_moment_loses_no_job(cluster, repository):
+    repository.checkpoint(100)
+    repository.block()
+    blind = "[ ! -e control/blind ] || { echo 'squeue: error: Invalid user: 4242' >&2; exit 0; }"
+    repository.add_python("squeue", f'{blind}; exec {shutil.which("squeue")} "$@"')
+    sidecar = watch(repository)
+    repository.wait_for_call(100)
+    (repository.control / "blind").touch()
+    wait_until(lambda: "Invalid user: 4242" in str(repository.state), "the sidecar noticing")
+    (repository.control / "blind").unlink()
+    wait_until(lambda: ": RUNNING on" in str(repository.state), "the job being seen again")
+    repository.release()
+    repository.wait_for_result(100)
+    assert repository.calls == ["checkpoint-100"]
+    assert "failed" not in sidecar.output
+
+
 def test_a_controller_that_restarts_ends_nothing(cluster, repository):
     repository.checkpoint(100)
     repository.block()
