@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Optional, TextIO
+from typing import Optional, TextIO, Union
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 FULL = 10 * 2**20
 #: How many full ones are kept.
 KEPT = 3
+
+#: Device and inode, which a file keeps under any name.
+_Identity = tuple[int, int]
 
 
 def is_full(path: Path) -> bool:
@@ -109,34 +112,50 @@ class LogReader:
     def read(self) -> str:
         """What was added since the last call; empty where nothing was."""
         added = self._file.read()
-        for file in self._newer():
+        while (file := self._next()) is not None:
             added += self._file.read() + file.read()
             self._file.close()
             self._file = file
         return added
 
-    def _newer(self) -> list[TextIO]:
-        """The files that were begun after the one that is being read, oldest first."""
-        own = os.fstat(self._file.fileno())
-        found: list[TextIO] = []
-        # From the newest: a rotation meanwhile only makes us meet a file twice.
-        for path in (self._path, *_older(self._path)):
+    def _next(self) -> Optional[TextIO]:
+        """The file that was begun after the one that is being read; None where that is the newest.
+
+        Where ours is gone, with who knows how many after it: the newest.
+        """
+        own = _identity(self._file.fileno())
+        while True:
+            newer, own_is_there = self._newer(own)
+            if (newer, own_is_there) != self._newer(own):
+                continue  # in the middle of a rotation: names and files did not belong together
+            if not newer:
+                return None
+            path, wanted = newer[-1] if own_is_there else newer[0]
             try:
                 file = _open(path)
             except FileNotFoundError:
                 continue  # just now, between two names
-            status = os.fstat(file.fileno())
-            if os.path.samestat(status, own):
-                file.close()
-                return found[::-1]
-            if any(os.path.samestat(status, os.fstat(other.fileno())) for other in found):
-                file.close()
-            else:
-                found.append(file)
-        # Ours is gone, with who knows how many after it: go on with what there is now.
-        for file in found[1:]:
+            if _identity(file.fileno()) == wanted:
+                return file
             file.close()
-        return found[:1]
+
+    def _newer(self, own: _Identity) -> tuple[list[tuple[Path, _Identity]], bool]:
+        """The files that are newer than our own, from the newest, and whether our own is still there."""
+        found: list[tuple[Path, _Identity]] = []
+        for path in (self._path, *_older(self._path)):
+            try:
+                identity = _identity(path)
+            except FileNotFoundError:
+                continue
+            if identity == own:
+                return found, True
+            found.append((path, identity))
+        return found, False
+
+
+def _identity(file: Union[Path, int]) -> _Identity:
+    status = os.stat(file)  # noqa: PTH116 - of an open file too
+    return status.st_dev, status.st_ino
 
 
 def _older(path: Path) -> list[Path]:
