@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,10 +93,11 @@ def test_what_a_script_refuses_is_named_in_one_line(awkward: Repository, script:
     )
 
 
-#: Stands for a Python whose environments hold a program that names its Python by its path.
+#: Stands for a Python, in whose environments a program names its Python by its path. Notes what pip is asked.
 PYTHON = """#!/bin/sh
 case "$*" in
     -c*) echo 3.12 ;;
+    "-m pip "*) printf '%s\\n' "$*" >>"$PIP_LOG" ;;
     "-m venv "*)
         mkdir -p "$3/bin"
         cp "$0" "$3/bin/python"
@@ -105,28 +106,55 @@ esac
 """
 
 
-def test_setup_makes_the_environment_anew_where_the_checkout_has_moved(tmp_path: Path) -> None:
-    root, moved = tmp_path / "a", tmp_path / f"{AWKWARD}\n"
+def checkout_with_setup(root: Path, log: Path) -> Callable[..., str]:
+    """Make a checkout of scripts/setup at `root`; return what runs it there and returns what it printed."""
     (root / "scripts").mkdir(parents=True)
-    for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
+    for name in ("scripts/setup", "pyproject.toml"):
         shutil.copy(CHECKOUT / name, root / name)
-    python = tmp_path / "python"
+    shutil.copytree(CHECKOUT / "requirements", root / "requirements")
+    python = log.with_name("python")
     python.write_text(PYTHON)
     python.chmod(0o755)
 
-    def set_up(checkout: Path) -> str:
-        command = ["bash", str(checkout / "scripts/setup")]
-        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
+    def set_up(checkout: Path, *arguments: str) -> str:
+        command = ["bash", str(checkout / "scripts/setup"), *arguments]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "PIP_LOG": str(log)}
         done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
         assert done.stderr == ""
         return done.stdout
 
+    return set_up
+
+
+def test_an_environment_of_the_newest_releases_stays_so_until_the_lock_is_asked_for(tmp_path: Path) -> None:
+    log = tmp_path / "pip.log"
+    set_up = checkout_with_setup(tmp_path / "a", log)
+
+    def installed(*arguments: str) -> str:
+        log.write_text("")
+        set_up(tmp_path / "a", *arguments)
+        return log.read_text()
+
+    assert installed().count("-c requirements/lock.txt") == 2
+    assert installed() == ""
+    for _ in range(2):  # what is newest may have moved since
+        newest = installed("--newest")
+        assert newest.count("--upgrade-strategy eager -c requirements/held.txt") == 2
+        assert "lock.txt" not in newest
+    assert installed() == "", "scripts that call it without arguments leave it alone"
+    assert "requirements/lock.txt" in installed("--locked")
+    assert installed() == ""
+
+
+def test_setup_makes_the_environment_anew_where_the_checkout_has_moved(tmp_path: Path) -> None:
+    root, moved = tmp_path / "a", tmp_path / f"{AWKWARD}\n"
+    set_up = checkout_with_setup(root, tmp_path / "pip.log")
     assert "making .venv" in set_up(root)
     assert set_up(root) == ""
     root.rename(moved)
     assert "making .venv" in set_up(moved)
     assert (moved / ".venv/bin/mypy").read_text() == f"#!{moved}/.venv/bin/python"
-    (moved / "constraints.txt").write_text("")
+    (moved / "requirements/lock.txt").write_text("")
     printed = set_up(moved)
     assert "installing" in printed and "making .venv" not in printed, "the libraries are not fetched again"
     assert set_up(moved) == ""
