@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,13 @@ import eval_sidecar
 from eval_sidecar.errors import DaemonError, UsageError
 from eval_sidecar.files import write_json, write_text
 from eval_sidecar.logs import LogReader
-from eval_sidecar.process import ProcessIdentity, end_family, wait_for_end
+from eval_sidecar.process import (
+    ProcessIdentity,
+    end_family,
+    machine_elsewhere,
+    this_machine,
+    wait_for_end,
+)
 
 #: How often to look while waiting for a process, in seconds.
 _LOOK_EVERY = 0.05
@@ -103,7 +108,7 @@ def find_process(instance: Instance) -> Optional[ProcessIdentity]:
     file without a record (an older script's) counts where the process is a sidecar by its command line.
     """
     record = read_record(instance)
-    if other_host(record) is not None:
+    if machine_elsewhere(record) is not None:
         return None
     if "pid" in record and "started" in record:
         identity = ProcessIdentity.from_json(record)
@@ -127,12 +132,6 @@ def _is_sidecar(command: Sequence[str]) -> bool:
     )
 
 
-def other_host(record: dict[str, Any]) -> Optional[str]:
-    """The machine on which an instance was started, where that is another one than this."""
-    host = record.get("host")
-    return host if isinstance(host, str) and host != socket.gethostname() else None
-
-
 def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain JSON
     """Write down that this process is the instance.
 
@@ -147,7 +146,7 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
         )
     identity = ProcessIdentity.of(os.getpid())
     assert identity is not None
-    write_json(instance.record_file, {**identity.to_json(), "host": socket.gethostname(), **record})
+    write_json(instance.record_file, {**identity.to_json(), **this_machine(), **record})
     write_text(instance.pid_file, f"{os.getpid()}\n")
 
 
@@ -212,7 +211,7 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
         DaemonError: where it was started on another machine and has not said that it ended.
     """
     identity = find_process(instance)
-    host = other_host(read_record(instance))
+    host = machine_elsewhere(read_record(instance))
     if host is not None and instance.pid_file.exists():
         raise DaemonError(f"instance {instance.name}: was started on {host}; stop it there")
     if identity is None:

@@ -71,17 +71,23 @@ class ProcessIdentity:
 
 
 def this_machine() -> dict[str, Any]:
-    """This machine in plain JSON, for `machine_elsewhere`."""
+    """Return this machine as plain JSON, for `machine_elsewhere`."""
     return {"host": socket.gethostname(), "boot": _boot()}
 
 
 def machine_elsewhere(value: Mapping[str, Any]) -> Optional[str]:
-    """The name of a machine that `this_machine` described; None where that is this one, or nobody knows.
+    """Return the name of the machine that wrote a record, or None if it is this one or is not known.
 
-    A machine that has another name since may be this one all the same: so is a new container.
+    A machine whose name has changed is still this one if it has not been booted since: a container that is
+    made anew gets another host name on the same boot.
+
+    Args:
+        value: A record that holds what `this_machine` returned. One of an earlier version has no boot of its
+            own; the identity of its process names it (`ProcessIdentity.since_boot`).
     """
     here = this_machine()
-    if value.get("host") in (None, here["host"]) or (here["boot"] and value.get("boot") == here["boot"]):
+    boot = value.get("boot") or str(value.get("since_boot") or "").partition(" ")[0]
+    if value.get("host") in (None, here["host"]) or (here["boot"] and boot == here["boot"]):
         return None
     return str(value["host"])
 

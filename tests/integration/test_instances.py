@@ -166,11 +166,29 @@ def test_an_instance_that_never_was_is_not_running(repository: Repository) -> No
 def test_an_instance_of_another_machine_is_left_to_it(repository: Repository) -> None:
     repository.start()
     record = repository.manager / "cb64.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "host": "node17"}))
+    there = {"host": "node17", "boot": "another boot", "since_boot": "another-boot 17"}
+    record.write_text(json.dumps({**json.loads(record.read_text()), **there}))
     done = repository.sidecar("status", "--instance", "cb64")
     assert done.returncode == 3 and "started on node17" in done.stdout
     assert_refused(repository.sidecar("stop", "--instance", "cb64"), "was started on node17")
     assert len(repository.processes()) == 1
+
+
+@pytest.mark.parametrize("version", ["this one", "the one before"])
+def test_an_instance_is_found_and_stopped_after_its_host_got_another_name(
+    repository: Repository, version: str
+) -> None:
+    pid = repository.start()
+    file = repository.manager / "cb64.json"
+    record = {**json.loads(file.read_text()), "host": "name-before"}
+    if record["since_boot"] is None:
+        pytest.skip("this system does not tell one boot from another")
+    if version == "the one before":
+        del record["boot"]
+    file.write_text(json.dumps(record))
+    assert repository.status("cb64")["running"] is True
+    assert f"stopped cb64 (pid {pid})" in repository.sidecar("stop", "--instance", "cb64").stdout
+    assert repository.processes() == []
 
 
 # -- pid files that lie --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from eval_sidecar.daemon import Instance
 from eval_sidecar.errors import LaunchError, LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
 from eval_sidecar.outcome import interrupt
+from eval_sidecar.process import machine_elsewhere
 from eval_sidecar.status import describe
 from eval_sidecar.store import load, open_store
 
@@ -133,7 +134,7 @@ def _state(instance: Instance) -> dict[str, Any]:
         "known": bool(record) or instance.log_file.exists(),
         "host": record.get("host"),
         "pid": process.pid if process else None,
-        "elsewhere": daemon.other_host(record) if instance.pid_file.exists() else None,
+        "elsewhere": machine_elsewhere(record) if instance.pid_file.exists() else None,
         "since": process.started if process else None,
         "log": str(instance.log_file),
         "models": models,
