@@ -13,18 +13,18 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.files import held_lock, private_folder
-from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
+from eval_sidecar.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
+from eval_sidecar.reconcile import reconcile, with_changes_due, with_deliveries
 from eval_sidecar.store import LedgerStore
-from eval_sidecar.trackers.base import ServerRow, ServerView, Session, Tracker, plan_rows
-from eval_sidecar.types import ModelSpec, Point, Result, digest
-from eval_sidecar.verifying import table_is_old
+from eval_sidecar.trackers.base import ServerView, Session, Tracker, plan_rows
+from eval_sidecar.types import ModelSpec, Point, digest
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class _Delivery:
                     f"{unsupported}; this ledger does not know them either, so nothing was sent"
                 ) from unsupported
             # Whatever is sent may have arrived: only what was never sent may be sent, and what has changed.
-            self.store.update(_with_changes_due)
+            self.store.update(with_changes_due)
             self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
             if self._table_problem:
                 raise TrackerError(self._without_table()) from unsupported
@@ -218,7 +218,7 @@ class _Delivery:
             for index, point in rows
         }
         marked = self.store.update(
-            lambda now: _with_deliveries(replace(now, session_open=True, table_due=True), intents)
+            lambda now: with_deliveries(replace(now, session_open=True, table_due=True), intents)
         )
         start = view.last_index + 1 if view and view.knows_end else None
         try:
@@ -232,14 +232,14 @@ class _Delivery:
             undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
             was_open, was_due = ledger.session_open, ledger.table_due
             self.store.update(
-                lambda now: _with_deliveries(replace(now, session_open=was_open, table_due=was_due), undone)
+                lambda now: with_deliveries(replace(now, session_open=was_open, table_due=was_due), undone)
             )
             raise
         self.sent.update(intents)
         done = {step: replace(sent, via=None if view else receipt.where) for step, sent in intents.items()}
         table_due = view is not None or receipt.table_problem is not None
         self.store.update(
-            lambda now: _with_deliveries(
+            lambda now: with_deliveries(
                 replace(now, session_open=False, where=receipt.where, table_due=table_due), done
             )
         )
@@ -286,30 +286,6 @@ class _Delivery:
         return not self.pause(seconds)
 
 
-def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
-    """Bring a ledger's deliveries into agreement with what the server shows.
-
-    A point is confirmed where its latest row on the server has its numbers. Other numbers there make it
-    due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
-    that resumed from a stale line count: it is looked for again, and sent if it stays away. A run whose
-    summary and table leave out what its rows show gets them again.
-    """
-    rows = view.newest_rows()
-    changed = {}
-    for entry in ledger.steps():
-        if entry.result is None or entry.delivery is None or entry.delivery.via == CARRIED:
-            continue
-        shown = rows.get(entry.step)
-        if shown is None:
-            if entry.delivery.status == CONFIRMED:
-                log.warning("%s: was on the server and is no longer shown", entry.name)
-                changed[entry.step] = replace(entry.delivery, status=SENT, sent_at=now)
-        elif entry.due() is not None:
-            changed[entry.step] = _shown(entry.result, shown, entry.delivery)
-    ledger = _with_deliveries(ledger, changed)
-    return replace(ledger, table_due=True) if table_is_old(ledger, view) else ledger
-
-
 def _shows(view: ServerView, session: Session) -> bool:
     """Whether a run's summary and table are those of a session."""
     shown = {row.step: (row.revision, row.digest) for row in view.described or ()}
@@ -318,28 +294,6 @@ def _shows(view: ServerView, session: Session) -> bool:
         for point in session.table
         if point.step in session.placed
     }
-
-
-def _with_changes_due(ledger: Ledger) -> Ledger:
-    """Make results due again that have changed since they were sent to where nothing can be read back."""
-    changed = {
-        entry.step: Delivery(PENDING, entry.delivery.revision + 1, index=entry.delivery.index)
-        for entry in ledger.due()
-        if entry.delivery and entry.result and entry.delivery.status == SENT
-        if entry.delivery.digest != entry.result.digest
-    }
-    return _with_deliveries(ledger, changed)
-
-
-def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
-    # A result that has changed since it was sent is there only if all of it is. What is found there without
-    # having been sent from here may be an older script's, which knew fewer metrics.
-    has_changed = delivery.digest not in (None, result.digest)
-    if row.shows(result) and not (has_changed and row.lacks_metrics_of(result)):
-        return replace(
-            delivery, status=CONFIRMED, revision=row.revision, digest=result.digest, index=row.index
-        )
-    return Delivery(PENDING, row.revision + 1)
 
 
 def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tuple[Point, ...]:
@@ -355,12 +309,6 @@ def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tup
             point, checkpoint_index=steps.index(point.step) + 1, epoch_progress=point.step * epochs_a_step
         )
         for point in points
-    )
-
-
-def _with_deliveries(ledger: Ledger, deliveries: Mapping[int, Delivery]) -> Ledger:
-    return ledger.with_entries(
-        replace(ledger.entry(step), delivery=delivery) for step, delivery in deliveries.items()
     )
 
 

@@ -21,13 +21,13 @@ from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure
 from eval_sidecar.receipt import part_of
+from eval_sidecar.reconcile import Comparison, compare, mark_for_repair
 from eval_sidecar.results import read_result
 from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.types import ModelSpec, Stamp
-from eval_sidecar.verifying import Comparison, compare, mark_for_repair
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from eval_sidecar.notices import watch_folders
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
 from eval_sidecar.receipt import part_of, read_parts, write_parts
+from eval_sidecar.reconcile import Comparison
 from eval_sidecar.results import stamp
 from eval_sidecar.store import load
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.types import ModelSpec
 from eval_sidecar.uploading import Outcome, Uploader, choose_models
-from eval_sidecar.verifying import Comparison
 
 log = logging.getLogger(__name__)
 _F = TypeVar("_F", bound=Callable[..., Any])
