@@ -58,4 +58,4 @@ def test_a_command_imports_only_what_it_needs(tmp_path, arguments, code, unneede
 
 
 def test_a_command_that_there_is_not_is_refused(tmp_path):
-    assert run(tmp_path, "evaluate")[0] == "2"
+    assert run(tmp_path, "no-such-command")[0] == "2"

@@ -25,6 +25,7 @@ from eval_sidecar.config import WatchConfig
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
+from eval_sidecar.installation import own_evaluation_script
 from eval_sidecar.loop import run_loop
 from eval_sidecar.notices import watch_folders
 from eval_sidecar.sidecar import Sidecar
@@ -60,6 +61,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         presence = stack.enter_context(registered(instance, [str(path)], "watch"))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
+        if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
+            log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
         if flags["warm"]:
             plan = replace(plan, config=stack.enter_context(_warm_processes(plan.config)))
         interrupted = _run(plan, store, courier, presence, wake, stop)

@@ -8,7 +8,6 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from typing import Any
 
 from eval_sidecar.genrec.devices import Device
 from eval_sidecar.genrec.errors import EvaluationError
-from eval_sidecar.genrec.libraries import with_this_package
+from eval_sidecar.genrec.libraries import start_command
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.search import SearchSettings
 
@@ -94,13 +93,13 @@ class ParallelRanker:
 
     def _start(self) -> None:
         for device in self._devices:
-            environment = {**with_this_package(os.environ), "CUDA_VISIBLE_DEVICES": device.visible}
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device.visible}
             requests, theirs = socket.socketpair()
             self._requests.append(requests)
             with theirs:
                 self._workers.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "eval_sidecar.genrec.worker"],
+                        start_command("worker"),
                         stdin=theirs.fileno(),
                         stdout=subprocess.PIPE,
                         env=environment,

@@ -1,6 +1,6 @@
 """A warm process: does one evaluation after the other for :mod:`.warm`, with the same libraries and caches.
 
-``python -m eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
+``start.py eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
 that is listened on. A request is a JSON line ``{"key": …, "words": […]}``, and with it the two files to print
 to. The answers are ``{"pid": n}`` when it is taken on and ``{"code": n}`` at its end.
 
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from eval_sidecar.genrec.cli import log_to_stderr, parse, run
-from eval_sidecar.genrec.libraries import forget_working_directory
 from eval_sidecar.genrec.session import Session
 from eval_sidecar.genrec.streams import print_nowhere, print_to
 
@@ -111,8 +110,3 @@ def _leave_with_client(connection: socket.socket, finished: threading.Event) -> 
 def _leave() -> None:
     """End without waiting for anything, and the workers of this group too, even one that hangs."""
     os.killpg(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    forget_working_directory()
-    main()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eval_sidecar.genrec.errors import one_line
-from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, with_this_package
+from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, start_command
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +164,9 @@ def _find_or_start(
             # The socket is there before the process: nobody waits for it to get ready.
             inherited = [str(listener.fileno()), str(folder), key]
             process = subprocess.Popen(
-                [sys.executable, "-m", "eval_sidecar.genrec.server", *inherited],
+                [*start_command("server"), *inherited],
                 stdin=subprocess.DEVNULL,
-                env=with_this_package(environment),
+                env=environment,
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
-from eval_sidecar.genrec.libraries import forget_working_directory, importing
+from eval_sidecar.genrec.libraries import importing
 from eval_sidecar.genrec.streams import print_nowhere, print_to
 
 
@@ -90,8 +90,3 @@ def _rank(ranker: Any, request: dict[str, Any], answers: TextIO) -> dict[str, An
 def _answer(answers: TextIO, message: dict[str, Any]) -> None:
     answers.write(json.dumps(message) + "\n")
     answers.flush()
-
-
-if __name__ == "__main__":
-    forget_working_directory()
-    main()
