@@ -44,7 +44,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--slurm-extra", multiple=True, metavar="OPTION[=VALUE]", help="Any other long option of sbatch, such as account=lab, mem=64G or exclusive; may be given several times."),
     click.option("--max-jobs", type=click.IntRange(min=1), help="Slurm jobs in flight at a time, waiting or running.  [default: 4]"),
     click.option("--gpus-per-eval", type=int, default=0, help="Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one."),
-    click.option("--warm", is_flag=True, help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs."),
+    click.option("--warm/--no-warm", default=None, help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs.  [default: keep it, if SCRIPT is the one that comes with eval-sidecar]"),
     click.option("--python-bin", envvar="PYTHON_BIN", help="Python of the evaluation script.  [default: this one]"),
     click.option("--batch-size", envvar="BATCH_SIZE", type=int, default=8, show_default=True),
     click.option("--max-new-tokens", envvar="MAX_NEW_TOKENS", type=int, default=256, show_default=True),

@@ -22,6 +22,13 @@ from eval_sidecar.genrec.search import SearchSettings
 
 _Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
 
+#: Exit code of a worker that finds, before it begins, that files which it has imported have changed.
+EXIT_STALE = 75
+
+
+class _StaleError(Exception):
+    """A worker is no longer what a new one would be."""
+
 
 class ParallelRanker:
     """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
@@ -62,20 +69,35 @@ class ParallelRanker:
         by_length = sorted(range(len(prompts.ids)), key=lambda row: len(prompts.ids[row]))
         shares = [by_length[number :: len(self._workers)] for number in range(len(self._workers))]
         shares = [share for share in shares if share]
-        messages: _Messages = queue.SimpleQueue()
         try:
-            for number, share in enumerate(shares):
-                self._request(number, checkpoint, prompts.select(share), items, messages)
-            answers = self._collect(len(shares), messages, advance)
-        except BaseException:
-            self.close()  # the others would go on with work that nobody waits for
-            raise
+            answers = self._ask(checkpoint, prompts, shares, items, advance)
+        except _StaleError:
+            self._start()
+            answers = self._ask(checkpoint, prompts, shares, items, advance)
         ranked: list[list[int]] = [[] for _ in prompts.ids]
         for share, answer in zip(shares, answers):
             for row, found in zip(share, answer["ranked"]):
                 ranked[row] = found
         self.load_seconds = max(answer["load_seconds"] for answer in answers)
         return ranked
+
+    def _ask(
+        self,
+        checkpoint: Path,
+        prompts: Prompts,
+        shares: Sequence[Sequence[int]],
+        items: Sequence[Sequence[int]],
+        advance: Callable[[int], None],
+    ) -> list[dict[str, Any]]:
+        """Give each worker its share, and return their answers; end them all if one fails."""
+        messages: _Messages = queue.SimpleQueue()
+        try:
+            for number, share in enumerate(shares):
+                self._request(number, checkpoint, prompts.select(share), items, messages)
+            return self._collect(len(shares), messages, advance)
+        except BaseException:
+            self.close()  # the others would go on with work that nobody waits for
+            raise
 
     def close(self) -> None:
         """End the workers."""
@@ -141,6 +163,8 @@ class ParallelRanker:
             number, message = messages.get()
             if message is None:
                 code = self._workers[number].wait()
+                if code == EXIT_STALE:
+                    raise _StaleError
                 place = self._devices[number].visible or "cpu"
                 raise EvaluationError(
                     f"the process on device {place} ended with code {code}; what it printed stands above"
