@@ -47,8 +47,13 @@ def run(tmp_path, *arguments: str) -> list[str]:
         (["--help"], "0", {"psutil", "filelock", "rich", "watchfiles", "wandb"}),
         (["status"], "3", {"rich", "watchfiles", "wandb", "tarfile"}),
         (["watch", "--help"], "0", {"watchfiles", "wandb", "tarfile"}),
+        (
+            ["doctor", "--python-bin", "false", "--eval-script", __file__],
+            "1",
+            {"torch", "transformers", "wandb"},
+        ),
     ],
-    ids=["help", "status", "watch"],
+    ids=["help", "status", "watch", "doctor"],
 )
 def test_a_command_imports_only_what_it_needs(tmp_path, arguments, code, unneeded):
     said, *modules = run(tmp_path, *arguments)

@@ -27,6 +27,7 @@ _EITHER = {
 
 #: Each command: its module here, its name there, and what it does.
 _COMMANDS = {
+    "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
