@@ -20,13 +20,15 @@ def main() -> None:
     own_python = own / "bin" / "python"
     if missing and own_python.exists() and Path(sys.prefix).resolve() != own.resolve():
         os.execv(str(own_python), [str(own_python), str(Path(__file__).resolve()), *sys.argv[1:]])
+    sys.path.insert(0, str(ROOT / "src"))
     if missing:
+        from eval_sidecar.installation import install_command
+
         sys.exit(
-            "eval-sidecar: {} has no {}: run scripts/setup in {}, or `pip install {}` there".format(
-                sys.executable, ", ".join(missing), ROOT, ROOT
+            "eval-sidecar: {} has no {}: run scripts/setup in {}, or {}".format(
+                sys.executable, ", ".join(missing), ROOT, install_command()
             )
         )
-    sys.path.insert(0, str(ROOT / "src"))
     from eval_sidecar.cli import main as run
 
     run()

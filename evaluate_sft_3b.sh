@@ -8,7 +8,10 @@
 # CKPT_LIST: names of checkpoints under <sft-root>, or absolute paths, separated by white space; or one path,
 # which may hold spaces. Empty: every checkpoint-<step> under <sft-root>, or <sft-root> itself if it is one.
 #
-# EVAL_SIDECAR_WARM is set by `eval-sidecar watch --warm`: the evaluation is done by a process that it keeps.
+# `eval-sidecar` sets two variables beside these: EVAL_SIDECAR_PYTHON, the Python that it runs in, is used if
+# PYTHON_BIN cannot evaluate; with EVAL_SIDECAR_WARM, the evaluation is done by a process that the sidecar keeps.
+#
+# This file comes with the package too: `eval-sidecar evaluate <sft-root>` runs it.
 set -euo pipefail
 
 # One line, whatever the name of a folder holds.
@@ -26,7 +29,7 @@ can_evaluate() {
 import importlib.util, sys
 sys.path[:] = filter(None, sys.path)
 found = [importlib.util.find_spec(name) for name in ("torch", "transformers")]
-sys.exit(any(spec is None or spec.origin is None for spec in found))
+sys.exit(sys.version_info < (3, 9) or any(spec is None or spec.origin is None for spec in found))
 ' >/dev/null 2>&1
 }
 
@@ -48,13 +51,17 @@ case $test_data in -*) test_data=./$test_data ;; esac
 case $index in -*) index=./$index ;; esac
 python=${PYTHON_BIN:-python}
 if ! can_evaluate "$python"; then
-    if can_evaluate "$here/.venv/bin/python"; then
-        say "$python has no torch and transformers: using $here/.venv/bin/python"
-        python=$here/.venv/bin/python
-    else
-        fail "$python has no torch and transformers: set PYTHON_BIN, or pip install 'eval-sidecar[genrec]'"
-    fi
+    for other in "${EVAL_SIDECAR_PYTHON:-}" "$here/.venv/bin/python" python3; do
+        if [ -n "$other" ] && can_evaluate "$other"; then
+            say "$python has no torch and transformers: using $other"
+            python=$other
+            break
+        fi
+    done
 fi
+# One that lacks them says itself how they are installed.
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
+    || fail "$python is not a Python that runs, or is older than 3.9: set PYTHON_BIN to one with torch and transformers"
 
 # The checkpoints as arguments; "set --" because an empty array is an error in bash 3.2 under set -u.
 set --
@@ -90,11 +97,23 @@ fi
 
 if [ -n "${EVAL_SIDECAR_WARM:-}" ]; then set -- "$@" --warm "$EVAL_SIDECAR_WARM"; fi
 
-export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}"
+# The package that this file came with, or else, for a copy of this file, the one that is installed.
+start=(-m eval_sidecar.genrec)
+for package in "$here/src/eval_sidecar" "$here"; do
+    [ ! -f "$package/genrec/start.py" ] || start=("$package/genrec/start.py" eval_sidecar.genrec.cli)
+done
+if [ "${start[0]}" = -m ] && ! "$python" -c '
+import importlib.util, sys
+sys.path[:] = filter(None, sys.path)
+sys.exit(importlib.util.find_spec("eval_sidecar") is None)
+' >/dev/null 2>&1; then
+    fail "eval_sidecar is neither beside $here/${BASH_SOURCE[0]##*/} nor installed in $python: run the script of a checkout, or eval-sidecar evaluate"
+fi
+
 # Nor do the evaluator's own processes import from the working directory (since Python 3.11).
 export PYTHONSAFEPATH=1
 # exec: a signal to this process is one to the evaluation.
-exec -- "$python" -m eval_sidecar.genrec "$@" \
+exec -- "$python" "${start[@]}" "$@" \
     --test-data "$test_data" \
     --index "$index" \
     --output-root results \

@@ -47,8 +47,13 @@ def run(tmp_path, *arguments: str) -> list[str]:
         (["--help"], "0", {"psutil", "filelock", "rich", "watchfiles", "wandb"}),
         (["status"], "3", {"rich", "watchfiles", "wandb", "tarfile"}),
         (["watch", "--help"], "0", {"watchfiles", "wandb", "tarfile"}),
+        (
+            ["doctor", "--python-bin", "false", "--eval-script", __file__],
+            "1",
+            {"torch", "transformers", "wandb"},
+        ),
     ],
-    ids=["help", "status", "watch"],
+    ids=["help", "status", "watch", "doctor"],
 )
 def test_a_command_imports_only_what_it_needs(tmp_path, arguments, code, unneeded):
     said, *modules = run(tmp_path, *arguments)
@@ -58,4 +63,4 @@ def test_a_command_imports_only_what_it_needs(tmp_path, arguments, code, unneede
 
 
 def test_a_command_that_there_is_not_is_refused(tmp_path):
-    assert run(tmp_path, "evaluate")[0] == "2"
+    assert run(tmp_path, "no-such-command")[0] == "2"

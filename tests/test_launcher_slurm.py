@@ -746,5 +746,5 @@ def test_a_machine_without_slurm_is_told_what_is_missing(slurm, monkeypatch):
 
 def test_an_installation_without_submitit_is_told_the_extra(slurm, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'eval-sidecar\[slurm\]'"):
+    with pytest.raises(UsageError, match=r"run .*pip install .+\[slurm\]"):
         require_slurm()

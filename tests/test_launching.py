@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.cli.launching import choose_launcher, launcher_of_old_jobs
+from eval_sidecar.cli.launching import choose_launcher, keeps_evaluator, launcher_of_old_jobs
 from eval_sidecar.errors import UsageError
+from eval_sidecar.installation import own_evaluation_script
 from eval_sidecar.launchers.base import LOST, QUEUED
 from eval_sidecar.launchers.slurm import SlurmLauncher
 from eval_sidecar.types import Job
@@ -18,7 +19,7 @@ FLAGS = {
         "cuda_list": "0 1",
         "gpus_per_eval": 1,
         "poll_interval_seconds": 60.0,
-        "warm": False,
+        "warm": None,
     },
     **{"slurm_partition": None, "slurm_gres": None, "slurm_time": None, "slurm_extra": (), "max_jobs": None},
 }
@@ -87,3 +88,25 @@ def test_a_flag_of_slurms_without_slurm_is_a_usage_error_that_names_it(flag, val
 def test_processes_that_stay_warm_do_not_go_with_jobs(on_a_login_node):
     with pytest.raises(UsageError, match="--warm"):
         choose_launcher({**FLAGS, "launcher": "slurm", "warm": True})
+
+
+def test_the_evaluator_is_kept_by_default_if_it_is_ours_whatever_its_name(tmp_path: Path):
+    own = own_evaluation_script()
+    copy, link, theirs = tmp_path / "mine.sh", tmp_path / "link.sh", tmp_path / own.name
+    copy.write_bytes(own.read_bytes())
+    link.symlink_to(own)
+    theirs.write_text("python evaluate.py\n")
+    kept = [keeps_evaluator(FLAGS, script) for script in (own, copy, link, theirs, tmp_path / "none.sh")]
+    assert kept == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_warm_as_given_holds_for_every_script(tmp_path: Path, given: bool):
+    flags = {**FLAGS, "warm": given}
+    assert [keeps_evaluator(flags, script) for script in (own_evaluation_script(), tmp_path)] == [given] * 2
+
+
+def test_jobs_of_slurm_keep_nothing_by_default(on_a_login_node):
+    flags = {**FLAGS, "launcher": "slurm"}
+    choose_launcher(flags)
+    assert not keeps_evaluator(flags, own_evaluation_script())

@@ -431,9 +431,7 @@ def test_a_client_that_is_not_installed_is_permanent_and_the_extra_is_named(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
     with (
         wandb_on(server, tmp_path) as tracker,
-        pytest.raises(
-            TrackerError, match=r"pip install 'eval-sidecar\[wandb\]', or --disable-wandb"
-        ) as caught,
+        pytest.raises(TrackerError, match=r"pip install .+\[wandb\]'?, or add --disable-wandb") as caught,
     ):
         tracker.read(spec)
     assert caught.value.permanent

@@ -80,7 +80,7 @@ class Quickstart:
             *["--category", DATASET],
             *["--test-data-path", str(data / "sft" / "test.json")],
             *["--index-path", str(data / "id2sid.json")],
-            *["--cuda-list", "0", "--warm"],
+            *["--cuda-list", "0"],
             *["--batch-size", "32"],
             *["--poll-interval-seconds", "2"],
         ]

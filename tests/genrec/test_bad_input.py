@@ -96,7 +96,7 @@ def test_more_beams_than_items_are_refused(tiny, fails, replace):
 def test_missing_libraries_name_the_extra(tiny, fails, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
-    fails(tiny.arguments, "torch not installed", "pip install 'eval-sidecar[genrec]'")
+    fails(tiny.arguments, "torch not installed", "-m pip install ", "[genrec]")
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tiny, damaged, fails, replace):

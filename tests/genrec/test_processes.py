@@ -152,6 +152,15 @@ def test_an_upgrade_of_a_library_asks_for_another_warm_process(library, tmp_path
     assert _key({}) == _key({})
 
 
+def test_an_upgrade_of_anything_that_is_installed_asks_for_another_warm_process(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metadata = tmp_path / "safetensors-0.5.0.dist-info"
+    metadata.mkdir()
+    before = _key({})
+    metadata.rename(tmp_path / "safetensors-0.6.0.dist-info")
+    assert _key({}) != before
+
+
 def test_cpus_are_as_many_processes_as_named():
     assert find_devices("cpu") == [Device("cpu", "")]
     assert find_devices("cpu, cpu") == [Device("cpu", "")] * 2

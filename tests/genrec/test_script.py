@@ -81,9 +81,9 @@ def test_the_variables_reach_their_flags(call, root):
         TEMPERATURE="0.5", DO_SAMPLE="True", LENGTH_PENALTY="1.5", SID_LEVELS="2", SEED="1",
         TEST_DATA_PATH="/d/te st.json",
     )  # fmt: skip
-    path, *arguments = arguments
-    assert path == str(SCRIPT.parent / "src")
-    assert arguments[:2] == ["-m", "eval_sidecar.genrec"]
+    _, *arguments = arguments
+    package = SCRIPT.parent / "src/eval_sidecar"
+    assert arguments[:2] == [str(package / "genrec/start.py"), "eval_sidecar.genrec.cli"]
     assert {
         "--devices": "0 1", "--batch-size": "3", "--max-new-tokens": "9", "--num-beams": "7",
         "--temperature": "0.5", "--do-sample": "True", "--length-penalty": "1.5", "--sid-levels": "2",
@@ -114,12 +114,15 @@ def test_a_python_without_torch_gives_way_to_the_one_beside_the_script(tmp_path,
     beside = copy / ".venv" / "bin" / "python"
     command = ["bash", str(copy / "evaluate_sft_3b.sh"), str(root)]
     output = tmp_path / "arguments"
-    environment = {"PATH": os.environ["PATH"], "PYTHON_BIN": "false", "STUB_OUTPUT": str(output)}
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    (bare / "python3").symlink_to("/bin/false")
+    path = f"{bare}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "PYTHON_BIN": "false", "STUB_OUTPUT": str(output)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: false has no torch and transformers: set PYTHON_BIN, or pip install 'eval-sidecar[genrec]'"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: false is not a Python that runs") and "set PYTHON_BIN" in line
     beside.write_text(STUB)
     beside.chmod(0o755)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -156,14 +159,24 @@ def test_a_folder_named_as_a_library_is_none(tmp_path, root):
     bare = tmp_path / "python"
     bare.write_text(f"#!/bin/sh\nexec '{sys.executable}' -S \"$@\"\n")
     bare.chmod(0o755)
+    (tmp_path / "python3").symlink_to(bare)
+    (tmp_path / "id2sid.json").write_text('{"a": ["<a_1>"]}')
+    row = dict.fromkeys(("system", "instruction", "input"), "") | {"output": "<a_1>"}
+    (tmp_path / "test.json").write_text(json.dumps([row]))
     (tmp_path / "evaluate_sft_3b.sh").write_text(SCRIPT.read_text())
+    (tmp_path / "src").symlink_to(SCRIPT.parent / "src")
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON_BIN": str(bare), "INDEX_PATH": "id2sid.json", "TEST_DATA_PATH": "test.json", "NUM_BEAMS": "1",
+    }  # fmt: skip
     done = subprocess.run(
         ["bash", "evaluate_sft_3b.sh", str(root)],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHON_BIN": str(bare)},
-        capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith(f"error: {bare} has no torch and transformers")
+    assert done.returncode == 2
+    assert line.startswith("error: torch, transformers, tokenizers not installed in ")
+    assert line.endswith(f" pip install --python {sys.executable} '{SCRIPT.parent}[genrec]'"), line
 
 
 def test_an_evaluation_runs_through_the_script(tiny, tmp_path):

@@ -1,10 +1,13 @@
 """Warm processes: what comes out is what a process of its own gives, and none stays that nobody needs."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from toolbox import wait_until
 # In one group, for tests in several processes: importing torch takes longer than most of these tests.
 pytestmark = [pytest.mark.genrec, pytest.mark.xdist_group("warm")]
 
+SOURCES = Path(__file__).parents[2] / "src"
 FILES = ("final_result.json", "metrics.tsv", "metrics.json")
 
 
@@ -148,6 +152,62 @@ def test_another_environment_gets_another_process(owner, tiny, tmp_path, replace
     with busy(arguments, replace, tmp_path, owner, SOME_LIBRARY="b"):
         assert wait_for_end([first], 60), "one at a time for the same devices"
         assert owner.process().environ()["SOME_LIBRARY"] == "b"
+
+
+SHADOW = """
+import sys
+if any(name in sys.orig_argv for name in {names}):
+    import patched
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [("cpu", ["eval_sidecar.genrec.server"]), ("cpu cpu", ["eval_sidecar.genrec.worker"])],
+)
+def test_a_library_that_was_changed_in_place_is_read_anew(
+    devices, names, ending_owner, tiny, tmp_path, replace
+):
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "sitecustomize.py").write_text(SHADOW.format(names=names))
+    (library / "patched.py").write_text("ONE = 1\n")
+    arguments = replace(tiny.arguments, output_root=tmp_path, devices=devices, num_beams=10)
+    computing = []
+    for text in ("ONE = 1\n", "ONE = 1\n", "ONE = 2\n"):
+        if (library / "patched.py").read_text() != text:
+            (library / "new").write_text(text)
+            (library / "new").replace(library / "patched.py")
+        ending_owner.evaluate(arguments, PYTHONPATH=os.pathsep.join([str(library), str(SOURCES)]))
+        process = ending_owner.process()
+        computing.append({process, *process.children()} if devices == "cpu" else {*process.children()})
+    assert computing[0] == computing[1], "nothing has changed"
+    assert computing[1].isdisjoint(computing[2])
+
+
+def test_a_process_without_work_leaves_in_the_end(tmp_path):
+    (tmp_path / "lock").touch()
+    serving = (
+        "import socket, sys, threading\n"
+        "from pathlib import Path\n"
+        "from eval_sidecar.genrec.server import serve\n"
+        "with socket.socket(socket.AF_UNIX) as listener:\n"
+        "    listener.bind('a.sock')\n"
+        "    listener.listen()\n"
+        "    serve(listener, Path('.'), 'key', idle_seconds=0.1)\n"
+    )
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-c", serving],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(SOURCES)},
+            start_new_session=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == -signal.SIGKILL, "it ends with all its workers"
+    assert (tmp_path / "a.sock").exists(), "its owner, who lives, is not taken to be gone"
 
 
 def test_a_folder_that_took_the_place_of_another_is_worked_in(

@@ -1,4 +1,4 @@
-"""``watch --warm`` with the evaluator that the project brings: same results, and no process left behind."""
+"""Watching with the evaluator of the project, which is kept: same results, no process left behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def log_of(repository: Repository, step: int) -> str:
 
 
 def test_a_killed_warm_process_costs_its_checkpoint_one_retry_and_nothing_else(repository, tiny):
-    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    command = repository.run("--poll-interval-seconds", "0.1")
     (first,) = wait_until(lambda: at_work(repository), "the first evaluation")
     first.kill()
     repository.wait_for_result(*STEPS)
@@ -75,20 +75,21 @@ def test_a_killed_warm_process_costs_its_checkpoint_one_retry_and_nothing_else(r
 
 
 def test_a_warm_process_ends_after_its_sidecar_was_killed_and_the_next_sidecar_loses_nothing(repository):
-    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    command = repository.run("--poll-interval-seconds", "0.1")
     (process,) = wait_until(lambda: at_work(repository), "the first evaluation")
     command.signal(signal.SIGKILL)
     command.wait()
-    done = repository.once("--warm", "--poll-interval-seconds", "0.1")
+    done = repository.once("--poll-interval-seconds", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert repository.processed == list(STEPS)
-    assert wait_for_end([process, *warm_processes(repository)], 60)
+    assert not warm_processes(repository), "the GPUs are free when it has ended"
+    assert wait_for_end([process], 60)
     for step in STEPS:
         assert log_of(repository, step).count("10 of 10 rows (100%)") == 1, "nothing is evaluated twice"
 
 
 def test_stopping_ends_the_evaluation_in_the_warm_process_and_it_stays_pending(repository):
-    command = repository.run("--warm", "--poll-interval-seconds", "0.1")
+    command = repository.run("--poll-interval-seconds", "0.1")
     (process,) = wait_until(lambda: at_work(repository), "the first evaluation")
     command.signal(signal.SIGTERM)
     assert command.wait() == 0, command.output
@@ -97,14 +98,37 @@ def test_stopping_ends_the_evaluation_in_the_warm_process_and_it_stays_pending(r
     assert not repository.results.exists()
 
 
-def test_a_script_that_calls_no_evaluator_of_ours_works_with_warm_as_without(repository):
+def test_a_copy_of_the_evaluator_under_any_name_is_kept_too(repository):
+    repository.script.rename(repository.root / "mine.sh")
+    repository.model_dir.joinpath("checkpoint-10").rename(repository.root / "checkpoint-10")
+    command = repository.run("--eval-script", "mine.sh", "--poll-interval-seconds", "0.1")
+    repository.wait_for_result(5)
+    assert len(warm_processes(repository)) == 1
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0, command.output
+    assert not warm_processes(repository)
+
+
+def test_where_there_is_no_room_for_its_folder_evaluations_go_on_without_it(repository, tmp_path):
+    """The path of a socket must be short, and the temporary folder may be none at all."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    done = repository.once("--poll-interval-seconds", "0.1", env={"TMPDIR": str(deep)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no warm process" not in log_of(repository, 5)
+
+
+@pytest.mark.parametrize("flags", [("--warm",), ()])
+def test_a_script_of_others_learns_of_warm_processes_only_if_they_are_asked_for(repository, flags):
     repository.script.write_text(
         'mkdir -p "results/$(basename "$1")/${CKPT_LIST##*/}"\n'
         'echo \'{"HR@10": 0.5}\' > "results/$(basename "$1")/${CKPT_LIST##*/}/metrics.json"\n'
+        'echo "warm: ${EVAL_SIDECAR_WARM-no}"\n'
     )
-    done = repository.once("--warm")
+    done = repository.once(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert repository.processed == list(STEPS)
+    assert [log_of(repository, step) == "warm: no\n" for step in STEPS] == [not flags] * 2
 
 
 def test_warm_does_not_go_with_slurm(repository):

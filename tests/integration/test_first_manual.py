@@ -371,8 +371,17 @@ def test_a_missing_client_is_said_in_one_line(repository: Repository) -> None:
 
 def test_an_evaluation_script_that_is_not_there_is_named_with_the_root(repository: Repository) -> None:
     repository.script.rename(repository.root / "moved.sh")
-    done = repository.once()
+    done = repository.once("--eval-script", "evaluate_sft_3b.sh")
     assert_refused(done, f"--eval-script {repository.script}", f"--repo-root is {repository.root}")
+
+
+def test_the_script_of_the_repository_comes_before_the_one_of_the_package(repository: Repository) -> None:
+    repository.checkpoint(495)
+    done = repository.once()
+    assert "which comes with eval-sidecar" not in done.stderr
+    assert repository.calls == ["checkpoint-495"]
+    repository.script.unlink()
+    assert "evaluate_sft_3b.sh, which comes with eval-sidecar" in repository.once().stderr
 
 
 def test_other_names_are_no_checkpoints_and_that_is_said(repository: Repository) -> None:

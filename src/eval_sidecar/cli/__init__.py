@@ -20,11 +20,15 @@ from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
 from eval_sidecar.errors import DaemonError, SidecarError, UsageError
 
 #: Commands of the first scripts, which do one of two jobs depending on their flags.
-_EITHER = ("run", "once")
-
+_EITHER = {
+    "once": "`run` what can be done now, then end",
+    "run": "`watch` with --sft-root, `upload` without",
+}
 
 #: Each command: its module here, its name there, and what it does.
 _COMMANDS = {
+    "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
+    "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
     "prepare-manifest": ("upload", "prepare_manifest", "Write down which models there are in results"),
@@ -55,8 +59,9 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = {name: text.rstrip(".") for name, (_, _, text) in _COMMANDS.items()}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text.rstrip(".")) for name, (_, _, text) in _COMMANDS.items()])
+            formatter.write_dl(sorted({**listed, **_EITHER}.items()))
 
 
 @click.group(

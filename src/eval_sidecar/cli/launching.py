@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 from eval_sidecar.errors import UsageError
+from eval_sidecar.installation import is_own_evaluation_script
 from eval_sidecar.launchers.base import JobState, Launcher
 from eval_sidecar.launchers.local import LocalLauncher, split_devices
 from eval_sidecar.launchers.slurm import KIND as SLURM
@@ -95,7 +97,7 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
         ask_every=flags["poll_interval_seconds"],
     )
     if flags["launcher"] == SLURM:
-        if flags["warm"]:
+        if flags["warm"]:  # asked for: by default it is off here
             raise UsageError(
                 "--warm is of no use with --launcher slurm: nothing outlives the job that it is in"
             )
@@ -112,6 +114,15 @@ def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
             SLURM: slurm,
         },
     )
+
+
+def keeps_evaluator(flags: Mapping[str, Any], script: Path) -> bool:
+    """Whether evaluations leave their process to the next one (``--warm``), by the flags or by default.
+
+    By default, scripts of others run as they always did, although one that calls ours could make use of it.
+    """
+    given: Optional[bool] = flags["warm"]
+    return flags["launcher"] == LOCAL and is_own_evaluation_script(script) if given is None else given
 
 
 def launcher_of_old_jobs() -> Launchers:

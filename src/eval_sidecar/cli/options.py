@@ -15,6 +15,7 @@ from eval_sidecar.checkpoints import step_of
 from eval_sidecar.cli.launching import choose_launcher
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import UsageError
+from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.pinning import parse_floor
@@ -31,7 +32,7 @@ _SCRIPT_VARIABLES = (
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--repo-root", default=".", show_default=True, help="Where the evaluation script runs; results/ is below it."),
     click.option("--sft-root", help="Folder that holds the checkpoint-* folders.  [required]"),
-    click.option("--eval-script", default="evaluate_sft_3b.sh", show_default=True, help="Run as `bash SCRIPT SFT_ROOT`."),
+    click.option("--eval-script", help="Run as `bash SCRIPT SFT_ROOT`.  [default: evaluate_sft_3b.sh in REPO_ROOT; where there is none, the one that comes with eval-sidecar]"),
     click.option("--test-data-path", envvar="TEST_DATA_PATH", help="Test set.  [default: data/CATEGORY/sft/test.json]"),
     click.option("--index-path", envvar="INDEX_PATH", help="Item index.  [default: data/CATEGORY/id2sid.json]"),
     click.option("--category", envvar="CATEGORY", default="Industrial_and_Scientific", show_default=True),
@@ -43,7 +44,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--slurm-extra", multiple=True, metavar="OPTION[=VALUE]", help="Any other long option of sbatch, such as account=lab, mem=64G or exclusive; may be given several times."),
     click.option("--max-jobs", type=click.IntRange(min=1), help="Slurm jobs in flight at a time, waiting or running.  [default: 4]"),
     click.option("--gpus-per-eval", type=int, default=0, help="Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one."),
-    click.option("--warm", is_flag=True, help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs."),
+    click.option("--warm/--no-warm", default=None, help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs.  [default: keep it, if SCRIPT is the one that comes with eval-sidecar]"),
     click.option("--python-bin", envvar="PYTHON_BIN", help="Python of the evaluation script.  [default: this one]"),
     click.option("--batch-size", envvar="BATCH_SIZE", type=int, default=8, show_default=True),
     click.option("--max-new-tokens", envvar="MAX_NEW_TOKENS", type=int, default=256, show_default=True),
@@ -120,8 +121,12 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
     require_text(model_dir.name, "--sft-root")
     if step_of(model_dir.name) is not None:
         raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
-    eval_script = find_path(flags["eval_script"], repo_root)
-    _require_file(eval_script, "--eval-script", f"--repo-root is {repo_root}")
+    eval_script = find_script(flags["eval_script"], repo_root)
+    _require_file(
+        eval_script,
+        "--eval-script",
+        f"--repo-root is {repo_root}; without --eval-script, the one that comes with eval-sidecar is run",
+    )
     data = Path("data") / flags["category"]
     test_data = find_path(flags["test_data_path"] or data / "sft" / "test.json", repo_root)
     _require_file(test_data, "--test-data-path", "the test set")
@@ -131,6 +136,7 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
     environment = {name.upper(): str(flags[name]) for name in _SCRIPT_VARIABLES}
     environment.update(
         PYTHON_BIN=flags["python_bin"] or sys.executable,
+        EVAL_SIDECAR_PYTHON=sys.executable,
         TEST_DATA_PATH=str(test_data),
         INDEX_PATH=str(index),
     )
@@ -178,6 +184,12 @@ def _spec(flags: Mapping[str, Any], model: str, test_data: Path) -> ModelSpec:
 def state_folder(given: Optional[str], repo_root: Path) -> Path:
     """The folder of the ledgers: as given, or the default below the repository root."""
     return Path(os.path.abspath(given)) if given else repo_root / "state" / "wandb_eval_sidecar"
+
+
+def find_script(given: Optional[str], repo_root: Path) -> Path:
+    """The evaluation script: as given, the repository's own, or the one that comes with this package."""
+    chosen = find_path(given or EVALUATION_SCRIPT, repo_root)
+    return chosen if given or chosen.exists() else own_evaluation_script()
 
 
 def find_path(given: Any, repo_root: Path) -> Path:  # noqa: ANN401 - text or path

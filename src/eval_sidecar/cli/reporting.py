@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import UsageError
+from eval_sidecar.installation import install_command
 from eval_sidecar.texts import configured_key
 from eval_sidecar.trackers.base import Tracker
 
@@ -23,7 +24,7 @@ def choose_mode(given: Optional[str], disabled: bool) -> tuple[Optional[str], Op
         return None, None
     if not _has_wandb():
         raise UsageError(
-            "wandb is not installed for this Python: pip install 'eval-sidecar[wandb]', or add"
+            f"wandb is not installed for this Python: run {install_command('wandb')}, or add"
             " --disable-wandb and deliver later"
         )
     if given is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.completeness import ABANDONED
+from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
@@ -170,6 +171,52 @@ def problems(lines: Sequence[str]) -> None:
     """Print what is not done, last, so that it is what remains on the screen."""
     for line in lines:
         say(f"NOT DONE     {line}", fg="red", err=True)
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show that something is being done, for as long as it takes, where there is a screen."""
+    if not what or not sys.stderr.isatty():
+        yield
+        return
+    from rich.markup import escape
+
+    with _console().status(escape(clean(what))):
+        yield
+
+
+#: How a check came out, in a sign and a colour; the sign is a word where there is no screen.
+_MARKS = {
+    Mark.WORKS: ("✓", "green"),
+    Mark.ABSENT: ("-", "dim"),
+    Mark.LIMITED: ("!", "yellow"),
+    Mark.BROKEN: ("✗", "bold red"),
+}
+
+
+def finding(found: Finding) -> None:
+    """Print what a check has found, and what to do: a line, or a row that fits the screen."""
+    advice = f"; {found.advice}" if found.advice else ""
+    if not sys.stdout.isatty():
+        say(f"{found.mark.value:8} {found.name}: {found.found}{advice}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    sign, style = _MARKS[found.mark]
+    if console.options.ascii_only:
+        sign = sign if sign.isascii() else found.mark.value[0]
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=1)
+    grid.add_column(width=14)
+    grid.add_column(overflow="fold")
+    text = Text(clean(found.found))
+    if found.advice:
+        text.append(f"\n-> {clean(found.advice)}", "bold")
+    grid.add_row(Text(sign, style), Text(clean(found.name)), text)
+    console.print(grid)
 
 
 @contextlib.contextmanager

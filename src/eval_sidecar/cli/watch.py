@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +16,15 @@ import click
 
 from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
-from eval_sidecar.cli.launching import STOPPING
+from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
-from eval_sidecar.config import WatchConfig
+from eval_sidecar.cli.warming import warm_processes
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
+from eval_sidecar.installation import own_evaluation_script
 from eval_sidecar.loop import run_loop
 from eval_sidecar.notices import watch_folders
 from eval_sidecar.sidecar import Sidecar
@@ -60,8 +60,10 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         presence = stack.enter_context(registered(instance, [str(path)], "watch"))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
-        if flags["warm"]:
-            plan = replace(plan, config=stack.enter_context(_warm_processes(plan.config)))
+        if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
+            log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
+        if keeps_evaluator(flags, plan.config.eval_script):
+            plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
         interrupted = _run(plan, store, courier, presence, wake, stop)
     return _report(plan, store, mode, interrupted)
 
@@ -139,20 +141,6 @@ def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:
 def _writer(flags: dict[str, Any]) -> dict[str, Any]:
     command = f"instance {flags['instance']}" if flags["instance"] else "eval-sidecar watch"
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
-
-
-@contextlib.contextmanager
-def _warm_processes(config: WatchConfig) -> Iterator[WatchConfig]:
-    """Let one evaluation leave its process to the next; the last one leaves with the ``with`` block.
-
-    The evaluator finds its processes in a folder, and they see by a lock in it that this program lives. It is
-    a temporary folder because the path of a socket must be short.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="eval-sidecar-") as folder,
-        held_lock(Path(folder) / "lock", f"{folder}: another process uses this folder"),
-    ):
-        yield replace(config, environment={**config.environment, "EVAL_SIDECAR_WARM": folder})
 
 
 @contextlib.contextmanager

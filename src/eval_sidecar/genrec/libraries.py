@@ -6,11 +6,12 @@ import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.installation import install_command
 
 #: What must be installed.
 LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -34,7 +35,8 @@ def check_libraries() -> None:
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise EvaluationError(
-            f"{', '.join(missing)} not installed in {sys.executable}: pip install 'eval-sidecar[genrec]'"
+            f"{', '.join(missing)} not installed in {sys.executable}: set PYTHON_BIN to a Python that has "
+            f"{'them' if len(missing) > 1 else 'it'}, or run {install_command('genrec')}"
         )
 
 
@@ -56,7 +58,6 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which a Python process finds this very package."""
-    paths = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
-    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+def start_command(module: str) -> list[str]:
+    """Return a command that runs a module of this very package, wherever it lies, by this Python."""
+    return [sys.executable, str(Path(__file__).with_name("start.py")), f"{__package__}.{module}"]

@@ -10,6 +10,7 @@ import torch
 import transformers as _transformers
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
+from eval_sidecar.installation import install_command
 
 #: Untyped on purpose: its types differ between the versions that are supported.
 transformers: Any = _transformers
@@ -76,7 +77,7 @@ def _load_adapter(checkpoint: Path, device: torch.device) -> Any:  # noqa: ANN40
         from peft import PeftModel
     except ImportError:
         raise EvaluationError(
-            f"{checkpoint}: is a PEFT adapter, and peft is not installed: pip install 'eval-sidecar[peft]'"
+            f"{checkpoint}: is a PEFT adapter, and peft is not installed: run {install_command('peft')}"
         ) from None
     if source.startswith((".", "/", "~")):
         source = str(Path(source).expanduser())

@@ -8,7 +8,6 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,11 +16,18 @@ from typing import Any
 
 from eval_sidecar.genrec.devices import Device
 from eval_sidecar.genrec.errors import EvaluationError
-from eval_sidecar.genrec.libraries import with_this_package
+from eval_sidecar.genrec.libraries import start_command
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.search import SearchSettings
 
 _Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
+
+#: Exit code of a worker that finds, before it begins, that files which it has imported have changed.
+EXIT_STALE = 75
+
+
+class _StaleError(Exception):
+    """A worker is no longer what a new one would be."""
 
 
 class ParallelRanker:
@@ -63,20 +69,35 @@ class ParallelRanker:
         by_length = sorted(range(len(prompts.ids)), key=lambda row: len(prompts.ids[row]))
         shares = [by_length[number :: len(self._workers)] for number in range(len(self._workers))]
         shares = [share for share in shares if share]
-        messages: _Messages = queue.SimpleQueue()
         try:
-            for number, share in enumerate(shares):
-                self._request(number, checkpoint, prompts.select(share), items, messages)
-            answers = self._collect(len(shares), messages, advance)
-        except BaseException:
-            self.close()  # the others would go on with work that nobody waits for
-            raise
+            answers = self._ask(checkpoint, prompts, shares, items, advance)
+        except _StaleError:
+            self._start()
+            answers = self._ask(checkpoint, prompts, shares, items, advance)
         ranked: list[list[int]] = [[] for _ in prompts.ids]
         for share, answer in zip(shares, answers):
             for row, found in zip(share, answer["ranked"]):
                 ranked[row] = found
         self.load_seconds = max(answer["load_seconds"] for answer in answers)
         return ranked
+
+    def _ask(
+        self,
+        checkpoint: Path,
+        prompts: Prompts,
+        shares: Sequence[Sequence[int]],
+        items: Sequence[Sequence[int]],
+        advance: Callable[[int], None],
+    ) -> list[dict[str, Any]]:
+        """Give each worker its share, and return their answers; end them all if one fails."""
+        messages: _Messages = queue.SimpleQueue()
+        try:
+            for number, share in enumerate(shares):
+                self._request(number, checkpoint, prompts.select(share), items, messages)
+            return self._collect(len(shares), messages, advance)
+        except BaseException:
+            self.close()  # the others would go on with work that nobody waits for
+            raise
 
     def close(self) -> None:
         """End the workers."""
@@ -94,13 +115,13 @@ class ParallelRanker:
 
     def _start(self) -> None:
         for device in self._devices:
-            environment = {**with_this_package(os.environ), "CUDA_VISIBLE_DEVICES": device.visible}
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device.visible}
             requests, theirs = socket.socketpair()
             self._requests.append(requests)
             with theirs:
                 self._workers.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "eval_sidecar.genrec.worker"],
+                        start_command("worker"),
                         stdin=theirs.fileno(),
                         stdout=subprocess.PIPE,
                         env=environment,
@@ -142,6 +163,8 @@ class ParallelRanker:
             number, message = messages.get()
             if message is None:
                 code = self._workers[number].wait()
+                if code == EXIT_STALE:
+                    raise _StaleError
                 place = self._devices[number].visible or "cpu"
                 raise EvaluationError(
                     f"the process on device {place} ended with code {code}; what it printed stands above"

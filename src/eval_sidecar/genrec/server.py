@@ -1,11 +1,13 @@
 """A warm process: does one evaluation after the other for :mod:`.warm`, with the same libraries and caches.
 
-``python -m eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
+``start.py eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
 that is listened on. A request is a JSON line ``{"key": …, "words": […]}``, and with it the two files to print
 to. The answers are ``{"pid": n}`` when it is taken on and ``{"code": n}`` at its end.
 
 It does not stay for nothing: it leaves when its owner is gone; at once when a client goes away in the middle
-of an evaluation; and after an evaluation that failed, because of what that may have left behind.
+of an evaluation; after an evaluation that failed, because of what that may have left behind; when a file that
+it has imported has changed; and when no evaluation has come for a while, because a GPU's context takes memory
+that the training may want.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_sidecar.genrec.cli import log_to_stderr, parse, run
-from eval_sidecar.genrec.libraries import forget_working_directory
+from eval_sidecar.genrec.loaded import LoadedFiles
 from eval_sidecar.genrec.session import Session
 from eval_sidecar.genrec.streams import print_nowhere, print_to
 
@@ -32,27 +34,47 @@ from eval_sidecar.genrec.streams import print_nowhere, print_to
 OWNER_LOCK = "lock"
 
 
+#: Seconds without an evaluation after which a process leaves. A new one needs seconds for its imports.
+IDLE_SECONDS = 600.0
+
+
 def main() -> None:
     """Serve evaluations until there is a reason to leave."""
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    folder, key = Path(sys.argv[2]), sys.argv[3]
+    serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
+
+
+def serve(listener: socket.socket, folder: Path, key: str, idle_seconds: float = IDLE_SECONDS) -> None:
+    """Serve evaluations until there is a reason to leave; then end this process.
+
+    Args:
+        listener: Where requests come from.
+        folder: The folder with the owner's lock.
+        key: What a request must hold, or else it is for another process.
+        idle_seconds: How long to wait for a request.
+    """
     log_to_stderr()
-    session = Session()
+    session, loaded = Session(), LoadedFiles()
     working = threading.Lock()
     threading.Thread(target=_leave_with_owner, args=(folder, working), daemon=True).start()
+    listener.settimeout(idle_seconds)
     usable = True
     while usable:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except socket.timeout:
+            break
         with working, connection:
-            usable = _serve(connection, key, session)
+            usable = _serve(connection, key, session, loaded)
     _leave()
 
 
-def _serve(connection: socket.socket, key: str, session: Session) -> bool:
+def _serve(connection: socket.socket, key: str, session: Session, loaded: LoadedFiles) -> bool:
     """Do one evaluation; return whether the next may be done in this process too."""
     request, files = _receive(connection)
-    if request is None or request["key"] != key:
-        return request is None
+    if request is None:
+        return True
+    if request["key"] != key or loaded.find_changed():
+        return False
     print_to(*files)
     try:
         _answer(connection, {"pid": os.getpid()})
@@ -72,6 +94,7 @@ def _serve(connection: socket.socket, key: str, session: Session) -> bool:
     _answer(connection, {"code": code})
     connection.shutdown(socket.SHUT_RDWR)
     watcher.join()
+    loaded.note()
     return code == 0
 
 
@@ -111,8 +134,3 @@ def _leave_with_client(connection: socket.socket, finished: threading.Event) -> 
 def _leave() -> None:
     """End without waiting for anything, and the workers of this group too, even one that hangs."""
     os.killpg(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    forget_working_directory()
-    main()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eval_sidecar.genrec.errors import one_line
-from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, with_this_package
+from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, start_command
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +164,9 @@ def _find_or_start(
             # The socket is there before the process: nobody waits for it to get ready.
             inherited = [str(listener.fileno()), str(folder), key]
             process = subprocess.Popen(
-                [sys.executable, "-m", "eval_sidecar.genrec.server", *inherited],
+                [*start_command("server"), *inherited],
                 stdin=subprocess.DEVNULL,
-                env=with_this_package(environment),
+                env=environment,
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )
@@ -196,12 +196,21 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _metadata_in(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(("-info", ".egg-link")))  # noqa: PTH208
+    except OSError:
+        return []  # not there, or a zip
+
+
 def _key(environment: Mapping[str, str]) -> str:
     """Return what tells a process that would give other results, or work elsewhere, from this one."""
     code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.glob("*.py"))]
     specs = [importlib.util.find_spec(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
+    # Whatever these need in turn: a folder of metadata is named after a library and its version.
+    libraries += [(name, 0) for folder in sys.path for name in _metadata_in(folder)]
     here = Path.cwd()
     folder = here.stat()  # another folder may have taken its place, under the same name
     place = [str(here), folder.st_dev, folder.st_ino]

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eval_sidecar.genrec.errors import EvaluationError, one_line
-from eval_sidecar.genrec.libraries import forget_working_directory, importing
+from eval_sidecar.genrec.libraries import importing
+from eval_sidecar.genrec.loaded import LoadedFiles
+from eval_sidecar.genrec.parallel import EXIT_STALE
 from eval_sidecar.genrec.streams import print_nowhere, print_to
 
 
@@ -32,8 +34,11 @@ def main() -> None:
     requests: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     ranker: Any = None
+    loaded = LoadedFiles()
     while True:
         line, log = requests.get()
+        if loaded.find_changed():
+            os._exit(EXIT_STALE)
         print_to(log, log)
         request = json.loads(line)
         try:
@@ -47,6 +52,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {one_line(error)}"}
         print_nowhere()
         _answer(answers, answer)
+        loaded.note()
 
 
 def _read(requests: queue.SimpleQueue[tuple[str, int]]) -> None:
@@ -90,8 +96,3 @@ def _rank(ranker: Any, request: dict[str, Any], answers: TextIO) -> dict[str, An
 def _answer(answers: TextIO, message: dict[str, Any]) -> None:
     answers.write(json.dumps(message) + "\n")
     answers.flush()
-
-
-if __name__ == "__main__":
-    forget_working_directory()
-    main()

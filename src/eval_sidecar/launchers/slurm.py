@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.files import last_line
+from eval_sidecar.installation import install_command
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
 from eval_sidecar.launchers.slurm_queue import (
     PATIENCE,
@@ -93,7 +94,7 @@ def require_slurm() -> None:
     """
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(
-            "--launcher slurm: submitit is not installed for this Python: pip install 'eval-sidecar[slurm]'"
+            f"--launcher slurm: submitit is not installed for this Python: run {install_command('slurm')}"
         )
     for program in ("sbatch", "squeue", "scancel", "srun"):
         if shutil.which(program) is None:

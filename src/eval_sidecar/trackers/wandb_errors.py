@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
+from eval_sidecar.installation import install_command
+
 #: How servers, and the client itself, word what has no status in its error.
 _WORDS = (
     (409, re.compile(r"previously created and deleted", re.I)),
@@ -63,7 +65,7 @@ def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]
     path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
     text = " ".join(str(error).split("\nConsider")[0].split())
     if isinstance(error, ImportError):
-        message = f"wandb cannot be imported ({text}): pip install 'eval-sidecar[wandb]', or --disable-wandb"
+        message = f"wandb cannot be imported ({text}): run {install_command('wandb')}, or add --disable-wandb"
         return {"error": message, "permanent": True}
     if request["op"] == "read" and NO_SUCH_QUERY.search(text):
         return {"unsupported": f"the server cannot show the rows of {path}: {text}"}

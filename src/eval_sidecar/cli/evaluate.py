@@ -1,0 +1,30 @@
+"""``eval-sidecar evaluate``: the evaluation script that comes with the package, run by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.installation import own_evaluation_script
+
+
+@click.command()
+@click.argument("sft_root")
+def evaluate(sft_root: str) -> None:
+    """Evaluate the checkpoints of a model by hand, and keep no ledger.
+
+    The same as `bash evaluate_sft_3b.sh SFT_ROOT` in a checkout. Results go to results/ under the current
+    folder. All else comes from variables, such as CATEGORY, CUDA_LIST, TEST_DATA_PATH, INDEX_PATH, and
+    CKPT_LIST (names of checkpoints; by default all).
+    """
+    os.environ.setdefault("PYTHON_BIN", sys.executable)
+    os.environ["EVAL_SIDECAR_PYTHON"] = sys.executable
+    # What a sidecar around us keeps is none of this evaluation's business.
+    os.environ.pop("EVAL_SIDECAR_WARM", None)
+    try:
+        os.execvp("bash", ["bash", str(own_evaluation_script()), sft_root])
+    except FileNotFoundError as error:
+        raise UsageError("bash is not on the PATH, and the evaluation script needs it") from error

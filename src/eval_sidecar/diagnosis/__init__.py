@@ -1,0 +1,1 @@
+"""Looks at what a machine has and tries what the sidecar does there: ``eval-sidecar doctor``."""

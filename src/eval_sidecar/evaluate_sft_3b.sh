@@ -1,0 +1,1 @@
+../../evaluate_sft_3b.sh
