@@ -3,7 +3,7 @@
 #
 # Results go to results/<model>/<checkpoint>/ under the current directory. Everything else comes from the
 # environment: CATEGORY CUDA_LIST PYTHON_BIN TEST_DATA_PATH INDEX_PATH BATCH_SIZE MAX_NEW_TOKENS NUM_BEAMS
-# TEMPERATURE DO_SAMPLE LENGTH_PENALTY SID_LEVELS SEED CKPT_LIST.
+# TEMPERATURE DO_SAMPLE LENGTH_PENALTY SID_LEVELS SEED TRUST_REMOTE_CODE CKPT_LIST.
 #
 # CKPT_LIST: names of checkpoints under <sft-root>, or absolute paths, separated by white space; or one path,
 # which may hold spaces. Empty: every checkpoint-<step> under <sft-root>, or <sft-root> itself if it is one.
@@ -125,4 +125,5 @@ exec -- "$python" "${start[@]}" "$@" \
     --do-sample "${DO_SAMPLE:-False}" \
     --length-penalty "${LENGTH_PENALTY:-0.0}" \
     --sid-levels "${SID_LEVELS:--1}" \
-    --seed "${SEED:-42}"
+    --seed "${SEED:-42}" \
+    --trust-remote-code "${TRUST_REMOTE_CODE:-False}"

@@ -147,7 +147,9 @@ def make_search(
     batch: Sequence[int] | None = None,
 ) -> Callable[[], object]:
     """Return the evaluator's decoding of all rows, or some, as a function to be timed."""
+    from eval_sidecar.genrec.checks import plan_search
     from eval_sidecar.genrec.data import load_index
+    from eval_sidecar.genrec.hf.forward import LanguageModel
     from eval_sidecar.genrec.prompts import encode_items, encode_prompts
     from eval_sidecar.genrec.search import SearchSettings, rank
     from eval_sidecar.genrec.trie import build_trie
@@ -156,7 +158,9 @@ def make_search(
     if batch is not None:
         prompts = prompts.select(batch)
     trie = build_trie(encode_items(tokenizer, load_index(Path(setup.index))), tokenizer.eos_token_id)
-    return lambda: rank(model, prompts, trie, SearchSettings(BEAMS, 0.0, BATCH_SIZE))
+    searched = LanguageModel(model)
+    plan = plan_search(searched, prompts, trie.depth)
+    return lambda: rank(searched, plan, prompts, trie, SearchSettings(BEAMS, 0.0, BATCH_SIZE))
 
 
 def measure_memory(setup: Setup) -> dict[str, int]:

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
@@ -74,6 +75,132 @@ def make_model(vocabulary, kind="qwen2", seed=0, **options):
     return model
 
 
+#: Options that all decoders have, before what a kind says otherwise; None takes one away.
+_DECODER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024, "initializer_range": 0.3,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+_NO_SIZES = dict.fromkeys(_DECODER.keys() - {"bos_token_id", "eos_token_id", "pad_token_id"})
+_MAMBA = {"num_attention_heads": None, "num_key_value_heads": None, "head_dim": None, "state_size": 8}
+
+#: Kinds of models: the name in a test, the model type, and its options.
+KINDS = {
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1},
+    ),
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {}),
+    "mistral, short window": ("mistral", {"sliding_window": 24}),
+    "gemma2": ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 5.0}),
+    "gemma2, short window": ("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 1.0}),
+    "gemma3_text": ("gemma3_text", {"sliding_window": 24}),
+    "phi3": ("phi3", {}),
+    "gpt2": ("gpt2", {**_NO_SIZES, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            **_NO_SIZES, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8,
+            "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 1024,
+        },
+    ),
+    "gpt_neox": ("gpt_neox", {"num_key_value_heads": None, "head_dim": None}),
+    "bloom": ("bloom", {**_NO_SIZES, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3, "pad_token_id": 1}),
+    "falcon": ("falcon", {"num_key_value_heads": None, "head_dim": None}),
+    "falcon, alibi": ("falcon", {"num_key_value_heads": None, "head_dim": None, "alibi": True}),
+    "mpt": ("mpt", {**_NO_SIZES, "d_model": 32, "n_heads": 4, "n_layers": 2, "initializer_range": 0.3}),
+    "mamba": ("mamba", _MAMBA),
+    "mamba2": ("mamba2", {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {
+            "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16,
+            "block_types": ["recurrent", "recurrent", "attention"],
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "head_dim": None, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+            "expert_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8, "use_mamba_kernels": False,
+        },
+    ),
+    "bamba": (
+        "bamba",
+        {
+            "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "falcon_h1": (
+        "falcon_h1",
+        {
+            "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
+            "mamba_chunk_size": 8,
+        },
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "t5": (
+        "t5",
+        {
+            **_NO_SIZES, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+            "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+        },
+    ),
+    "t5, untied": (
+        "t5",
+        {
+            **_NO_SIZES, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+            "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "tie_word_embeddings": False,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
+    "bart": (
+        "bart",
+        {
+            **_NO_SIZES, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+            "init_std": 0.3, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1,
+            "forced_eos_token_id": None, "forced_bos_token_id": None, "max_position_embeddings": 1024,
+        },
+    ),
+}  # fmt: skip
+
+
+def make_kind(name, vocabulary, seed=0, **options):
+    """A tiny random model of :data:`KINDS`, with logits far enough apart that near ties are rare.
+
+    Raises:
+        ValueError: The installed transformers does not know it.
+    """
+    model_type, own = KINDS[name]
+    settings = {key: value for key, value in {**_DECODER, **own, **options}.items() if value is not None}
+    settings |= {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in settings}
+    config = AutoConfig.for_model(model_type, vocab_size=vocabulary, **settings)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    torch.manual_seed(seed)
+    # Other kinds of attention have ignored softcapping and windows, but Falcon's eager one adds ALiBi twice.
+    eager = {} if "alibi" in settings else {"attn_implementation": "eager"}
+    model = kind.from_config(config, **eager).eval()
+    for weight in model.get_output_embeddings().parameters():
+        if weight.dim() > 1 and weight.detach().std() < 0.2:
+            torch.nn.init.normal_(weight.data, std=0.3)
+    model.generation_config.update(do_sample=True, top_k=5, temperature=0.6, repetition_penalty=1.3)
+    return model
+
+
 def make_index(items=120, levels=(3,), width=8, seed=0):
     """Random items of mixed depth; some share a list, and some are a prefix of another."""
     chance = random.Random(seed)
@@ -129,8 +256,9 @@ class OnlyItems(LogitsProcessor):
     the padding out of it, and the reference counts it.
     """
 
-    def __init__(self, items, eos, prompt_length):
+    def __init__(self, items, eos, prompt_length, padded=False):
         self.length = prompt_length
+        self.padded = [eos] if padded else []
         self.following = {}
         for item in items:
             for depth in range(len(item) + 1):
@@ -138,7 +266,10 @@ class OnlyItems(LogitsProcessor):
                 following.add(item[depth] if depth < len(item) else eos)
 
     def __call__(self, input_ids, scores):
-        scores = scores.scatter(1, input_ids, scores.gather(1, input_ids) * 1.1)
+        present = input_ids
+        if self.padded:  # and no padding in the prompt that would show it
+            present = torch.cat((input_ids, input_ids.new_tensor([self.padded] * len(input_ids))), dim=1)
+        scores = scores.scatter(1, present, scores.gather(1, present) * 1.1)
         scores = torch.log_softmax(scores, dim=-1)
         mask = torch.full_like(scores, -torch.inf)
         for row, ids in enumerate(input_ids[:, self.length :].tolist()):
@@ -186,6 +317,39 @@ def generate_ranked(model, checkpoint, index, rows, num_beams, length_penalty=0.
     ):
         found.append((items[tuple(ids[: ids.index(eos)])], score))
     return [found[start : start + num_beams] for start in range(0, len(found), num_beams)]
+
+
+@torch.no_grad()
+def generate_each(model, tokenizer, prompts, index, num_beams, length_penalty=0.0):
+    """Return what :func:`generate_ranked` does, row by row: no padding, no cache, nothing shared.
+
+    Recurrent layers take padding into their state, and some versions' ``generate()`` reorders no caches of
+    these: a search must not.
+    """
+    items = {tuple(tokenizer(item, add_special_tokens=False)["input_ids"]): item for item in joined(index)}
+    eos = tokenizer.eos_token_id
+    longest = max(map(len, prompts))
+    ranked = []
+    for ids in prompts:
+        decoded = model.config.is_encoder_decoder
+        start = 1 if decoded else len(ids)
+        output = model.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones((1, len(ids)), dtype=torch.long),
+            num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=64, do_sample=False,
+            length_penalty=length_penalty, repetition_penalty=1.0, eos_token_id=eos, pad_token_id=eos,
+            logits_processor=LogitsProcessorList(
+                [OnlyItems(items, eos, start, padded=not decoded and len(ids) < longest)]
+            ),
+            return_dict_in_generate=True, output_scores=True, use_cache=False,
+        )  # fmt: skip
+        sequences = output.sequences[:, start:].tolist()
+        found = [items[tuple(sequence[: sequence.index(eos)])] for sequence in sequences]
+        ranked.append(list(zip(found, output.sequences_scores.tolist(), strict=True)))
+    return ranked
+
+
+def joined(index):
+    return sorted({"".join(tokens) for tokens in index.values()})
 
 
 def assert_same_ranking(predicted, expected):

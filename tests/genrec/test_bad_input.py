@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import genrec_oracle as oracle
@@ -136,11 +137,45 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tiny, tmp_path, fa
     fails(arguments, "token id", "do not belong together")
 
 
-def test_a_window_shorter_than_the_prompts_is_refused(tiny, tmp_path, fails):
-    model = oracle.make_model(len(tiny.tokenizer) + 9, "mistral", sliding_window=32)
+def change(path, **values):
+    """Change a JSON file's settings; None takes one away."""
+    settings = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+
+
+def test_a_checkpoint_whose_settings_name_a_tokenizer_that_is_not_there_is_refused(
+    tiny, damaged, fails, replace
+):
+    (damaged / "tokenizer.json").unlink()
+    (damaged / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
+    fails(replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "holds no tokenizer (tokenizer.json)")
+
+
+def test_a_model_type_of_a_newer_transformers_names_both_versions(tiny, damaged, fails, replace):
+    change(damaged / "config.json", model_type="qwen9", transformers_version="9.1.0")
     fails(
-        oracle.write_setup(tmp_path, tiny.index, tiny.rows, tiny.tokenizer, model), "attention window of 32"
-    )
+        replace(tiny.arguments, checkpoint=damaged), "model type 'qwen9'", "saved by 9.1.0",
+        f"installed transformers {transformers.__version__}", "pip install -U transformers",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("head", ["Qwen2ForSequenceClassification", "Qwen2ForTokenClassification"])
+def test_a_model_with_another_head_is_refused(tiny, damaged, fails, replace, head):
+    change(damaged / "config.json", architectures=[head])
+    fails(replace(tiny.arguments, checkpoint=damaged), head, "language-model head")
+
+
+def test_an_encoder_is_refused(tiny, tmp_path, fails):
+    model = oracle.AutoModelForCausalLM.from_config(
+        oracle.AutoConfig.for_model(
+            "bert", vocab_size=len(tiny.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=1024, is_decoder=False,
+        )
+    )  # fmt: skip
+    fails(
+        oracle.write_setup(tmp_path, tiny.index, tiny.rows, tiny.tokenizer, model),
+        "BertLMHeadModel cannot be evaluated", "no causal language-model head",
+    )  # fmt: skip
 
 
 def test_an_adapter_whose_base_is_gone_names_it(tiny, damaged, fails, replace, tmp_path):

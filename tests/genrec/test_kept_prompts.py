@@ -20,6 +20,7 @@ class Recorder:
     """Stands for a ranker: remembers the prompts that it was given."""
 
     load_seconds = 0.0
+    search = "not at all"
 
     def __init__(self):
         self.prompts = []

@@ -185,7 +185,7 @@ def test_devices_are_looked_for_at_each_evaluation(tiny, tmp_path, replace, monk
         assert "no GPU is available for 0: evaluating on the CPU" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
-    def load_model(checkpoint, device):
+    def load_model(checkpoint, device, trust_remote_code):
         raise EvaluationError(f"{checkpoint.name} would be on {device}")
 
     monkeypatch.setattr("eval_sidecar.genrec.ranking.load_model", load_model)

@@ -105,6 +105,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="without effect, as nothing is sampled")
     add("--seed", type=int, default=42, help="without effect, as nothing is sampled")
     add(
+        "--trust-remote-code",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="run code that comes with a checkpoint (auto_map), if transformers does not know the model",
+    )
+    add(
         "--warm",
         type=Path,
         metavar="DIR",

@@ -29,6 +29,7 @@ class Ranker(Protocol):
     """What turns prompts into ranked items: this process, or several."""
 
     load_seconds: float
+    search: str
 
     def rank(
         self,
@@ -47,7 +48,13 @@ class Evaluator:
     """Evaluates checkpoints on one test set; keeps token ids between checkpoints with one tokenizer."""
 
     def __init__(
-        self, test_set: TestSet, ranker: Ranker, output_root: Path, num_beams: int, max_new_tokens: int
+        self,
+        test_set: TestSet,
+        ranker: Ranker,
+        output_root: Path,
+        num_beams: int,
+        max_new_tokens: int,
+        trust_remote_code: bool = False,
     ) -> None:
         """Take what is common to all checkpoints.
 
@@ -57,12 +64,14 @@ class Evaluator:
             output_root: Where the results are written.
             num_beams: Length of the ranked lists.
             max_new_tokens: Tokens that an item may have, its end included.
+            trust_remote_code: Whether code that comes with a checkpoint's tokenizer may be run.
         """
         self._test_set = test_set
         self._ranker = ranker
         self._output_root = output_root
         self._num_beams = num_beams
         self._max_new_tokens = max_new_tokens
+        self._trust_remote_code = trust_remote_code
         self._encoded: tuple[str | None, Prompts, list[list[int]]] | None = None
 
     def evaluate(self, checkpoint: Path) -> dict[str, float]:
@@ -90,7 +99,14 @@ class Evaluator:
         predictions = [[index.items[place] for place in row] for row in ranked]
         folder = write_results(self._output_root, checkpoint, rows, predictions, metrics)
         log.info("%s: prompts ready in %.1f s, model in %.1f s", title, ready - started, loading)
-        log.info("%s: %d rows in %.1f s, %.1f a second", title, len(rows), searching, len(rows) / searching)
+        log.info(
+            "%s: %d rows in %.1f s, %.1f a second, %s",
+            title,
+            len(rows),
+            searching,
+            len(rows) / searching,
+            self._ranker.search,
+        )
         log.info("%s: results in %s", title, folder)
         return metrics
 
@@ -100,9 +116,10 @@ class Evaluator:
             raise EvaluationError(f"{checkpoint}: no such checkpoint folder")
         digest = tokenizer_digest(checkpoint)
         if self._encoded is None or digest is None or self._encoded[0] != digest:
-            tokenizer = load_tokenizer(checkpoint)
-            items = encode_items(tokenizer, self._test_set.index)
-            prompts = encode_prompts(tokenizer, self._test_set.rows)
+            rows, index = self._test_set.rows, self._test_set.index
+            tokenizer = load_tokenizer(checkpoint, index, rows, self._trust_remote_code)
+            items = encode_items(tokenizer, index)
+            prompts = encode_prompts(tokenizer, rows)
             # Prompts that hold today's date serve one checkpoint only.
             self._encoded = (None if tells_time(tokenizer) else digest, prompts, items)
         _, prompts, items = self._encoded

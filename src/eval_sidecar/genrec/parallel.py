@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import socket
@@ -19,6 +20,8 @@ from eval_sidecar.genrec.errors import EvaluationError
 from eval_sidecar.genrec.libraries import start_command
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.search import SearchSettings
+
+log = logging.getLogger(__name__)
 
 _Messages = queue.SimpleQueue[tuple[int, "dict[str, Any] | None"]]
 
@@ -38,15 +41,20 @@ class ParallelRanker:
     that moment, which differs from evaluation to evaluation in a warm process.
     """
 
-    def __init__(self, devices: Sequence[Device], settings: SearchSettings) -> None:
+    def __init__(
+        self, devices: Sequence[Device], settings: SearchSettings, trust_remote_code: bool = False
+    ) -> None:
         """Start one worker a device; they load their libraries while this process reads the prompts."""
         self._devices = list(devices)
         self._settings = settings
+        self._trust_remote_code = trust_remote_code
         self._workers: list[subprocess.Popen[str]] = []
         self._requests: list[socket.socket] = []
         self._readers: list[threading.Thread] = []
         #: Seconds that the slowest worker took to load the latest model.
         self.load_seconds = 0.0
+        #: How the latest model was searched, for a log line.
+        self.search = ""
         self._start()
 
     def rank(
@@ -79,6 +87,7 @@ class ParallelRanker:
             for row, found in zip(share, answer["ranked"]):
                 ranked[row] = found
         self.load_seconds = max(answer["load_seconds"] for answer in answers)
+        self.search = " and ".join(dict.fromkeys(answer["search"] for answer in answers))
         return ranked
 
     def _ask(
@@ -144,6 +153,7 @@ class ParallelRanker:
             "device": "cpu" if on_cpu else "cuda:0",  # the only one that the worker sees
             "threads": max(1, (os.cpu_count() or 1) // len(self._devices)) if on_cpu else 0,
             "settings": asdict(self._settings),
+            "trust_remote_code": self._trust_remote_code,
             **asdict(prompts),
             "items": items,
         }
@@ -159,6 +169,7 @@ class ParallelRanker:
     ) -> list[dict[str, Any]]:
         """Return each worker's answer, in the order of the workers."""
         answers: dict[int, dict[str, Any]] = {}
+        announced = False
         while len(answers) < count:
             number, message = messages.get()
             if message is None:
@@ -173,6 +184,10 @@ class ParallelRanker:
                 raise EvaluationError(message["error"])
             if "advance" in message:
                 advance(message["advance"])
+            elif "announce" in message:
+                if not announced:  # they all search the same model
+                    log.info("%s", message["announce"])
+                announced = True
             else:
                 answers[number] = message
         return [answers[number] for number in range(count)]
@@ -186,6 +201,6 @@ def _read(number: int, worker: subprocess.Popen[str], messages: _Messages) -> No
             break  # it was killed while it wrote
         message = json.loads(line)
         messages.put((number, message))
-        if "advance" not in message:
+        if not {"advance", "announce"} & set(message):
             return
     messages.put((number, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +13,13 @@ from typing import Any
 from eval_sidecar.genrec.data import ItemIndex
 from eval_sidecar.genrec.errors import EvaluationError, one_line
 
+log = logging.getLogger(__name__)
+
+#: What a prompt without a chat template is made of, in this order.
+PROMPT_FIELDS = ("system", "instruction", "input")
+
 #: Tokens of a prompt; what exceeds them is cut on the right.
 MAX_PROMPT_TOKENS = 512
-
-#: Files of a tokenizer; a checkpoint has one of them at least.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 #: Endings of all files that some class of tokenizers is made from, or is chosen by (config.json).
 _ENDINGS = (".json", ".jinja", ".txt", ".model", ".spm", ".codes", ".bpe", ".tiktoken", ".tokenizer")
@@ -57,27 +50,32 @@ class Prompts:
         )
 
 
-def load_tokenizer(checkpoint: Path) -> Any:  # noqa: ANN401
-    """Load the tokenizer that a checkpoint brings.
+def load_tokenizer(
+    checkpoint: Path, index: ItemIndex, rows: Sequence[Mapping[str, Any]], trust_remote_code: bool = False
+) -> Any:  # noqa: ANN401
+    """Load the tokenizer that a checkpoint brings, and prove it on some items and rows.
 
     Raises:
         EvaluationError: There is none, or it has no chat template or no end-of-sequence token.
     """
-    from transformers import AutoTokenizer
+    from eval_sidecar.genrec.hf.tokenizer import as_saved, load_tokenizer
 
-    if not any((checkpoint / name).is_file() for name in TOKENIZER_FILES):
-        raise EvaluationError(
-            f"{checkpoint}: holds no tokenizer (tokenizer.json): save it with the checkpoint "
-            "(Trainer: processing_class=tokenizer)"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
-    except Exception as error:  # transformers decides what broken files raise
-        raise EvaluationError(f"{checkpoint}: its tokenizer cannot be loaded: {one_line(error)}") from error
-    if not getattr(tokenizer, "chat_template", None):
-        raise EvaluationError(
-            f"{checkpoint}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json), so the prompts of the training cannot be rebuilt"
+    samples = [*index.items[:: max(1, len(index.items) // 20)], *(row["input"] for row in rows[:5])]
+    tokenizer = as_saved(checkpoint, load_tokenizer(checkpoint, trust_remote_code), samples)
+    if not tokenizer.chat_template:
+        from eval_sidecar.genrec.hf.config import is_encoder_decoder
+
+        if not is_encoder_decoder(checkpoint):
+            raise EvaluationError(
+                f"{checkpoint}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json), so the prompts of the training cannot be rebuilt"
+            )
+        # Such models are trained on plain texts; there is no template to ask for.
+        log.info(
+            "%s/%s: no chat template: prompts are each row's system, instruction and input, with an empty "
+            "line in between",
+            checkpoint.parent.name,
+            checkpoint.name,
         )
     if tokenizer.eos_token_id is None:
         raise EvaluationError(f"{checkpoint}: its tokenizer has no eos_token, so no item would ever end")
@@ -115,7 +113,7 @@ def tells_time(tokenizer: Any) -> bool:  # noqa: ANN401
 
 
 def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts:  # noqa: ANN401
-    """Put each row into the chat template and return its token ids, cut on the right at 512.
+    """Put each row into the chat template, if any, and return its token ids, cut on the right at 512.
 
     The padding rule: the reference pads every prompt on the left, with the end-of-sequence token, to the
     longest prompt of the whole test set, and the repetition penalty does not tell padding from text. So
@@ -127,25 +125,33 @@ def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts
     Raises:
         EvaluationError: The template fails on a row, or gives no tokens.
     """
-    texts = []
-    for number, row in enumerate(rows):
-        messages = [
-            {"role": "system", "content": row["system"]},
-            {"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"},
-        ]
-        try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise anything
-            raise EvaluationError(f"the chat template fails on row {number}: {one_line(error)}") from error
-        texts.append(text)
-    # The template has written the special tokens already.
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ids = tuple(tuple(tokens[:MAX_PROMPT_TOKENS]) for tokens in encoded)
+    if tokenizer.chat_template:
+        texts = [_fill_template(tokenizer, number, row) for number, row in enumerate(rows)]
+        # The template has written the special tokens already.
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = tuple(tuple(tokens[:MAX_PROMPT_TOKENS]) for tokens in encoded)
+    else:
+        texts = ["\n\n".join(filter(None, (row[name] for name in PROMPT_FIELDS))) for row in rows]
+        # Cut before the special tokens are added, which the encoder expects at the end.
+        encoded = tokenizer(texts, truncation=True, max_length=MAX_PROMPT_TOKENS)["input_ids"]
+        ids = tuple(map(tuple, encoded))
     for number, tokens in enumerate(ids):
         if not tokens:
             raise EvaluationError(f"row {number}: its prompt has no tokens in this tokenizer")
     longest = max(len(tokens) for tokens in ids)
     return Prompts(ids, tuple(len(tokens) < longest for tokens in ids), tokenizer.eos_token_id)
+
+
+def _fill_template(tokenizer: Any, number: int, row: Mapping[str, Any]) -> str:  # noqa: ANN401
+    messages = [
+        {"role": "system", "content": row["system"]},
+        {"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"},
+    ]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise EvaluationError(f"the chat template fails on row {number}: {one_line(error)}") from error
+    return text
 
 
 def encode_items(tokenizer: Any, index: ItemIndex) -> list[list[int]]:  # noqa: ANN401

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from eval_sidecar.genrec.checks import SearchPlan, plan_search
 from eval_sidecar.genrec.errors import EvaluationError
-from eval_sidecar.genrec.model import load_model
+from eval_sidecar.genrec.hf.forward import LanguageModel
+from eval_sidecar.genrec.hf.model import load_model
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.search import SearchSettings, rank
-from eval_sidecar.genrec.tree import attention_span, check_tree_attention
 from eval_sidecar.genrec.trie import Trie, build_trie
+
+log = logging.getLogger(__name__)
 
 
 class LocalRanker:
     """Ranks on one device; keeps the trie between checkpoints that read items alike."""
 
-    def __init__(self, device: str, settings: SearchSettings) -> None:
-        """Take a device as torch names it (``cuda:0``, ``cpu``) and the settings of every search."""
+    def __init__(
+        self,
+        device: str,
+        settings: SearchSettings,
+        trust_remote_code: bool = False,
+        announce: Callable[[str], None] = log.info,
+    ) -> None:
+        """Take what is common to all checkpoints.
+
+        Args:
+            device: A device as torch names it (``cuda:0``, ``cpu``).
+            settings: Settings of every search.
+            trust_remote_code: Whether code that comes with a checkpoint may be run.
+            announce: Called with one line before a search that is a slow one.
+        """
         self._device = torch.device(device)
         self._settings = settings
+        self._trust_remote_code = trust_remote_code
+        self._announce = announce
         self._trie: tuple[Sequence[Sequence[int]], int, Trie] | None = None
         #: Seconds that loading the latest model took.
         self.load_seconds = 0.0
+        #: How the latest model was searched, for a log line.
+        self.search = ""
 
     def rank(
         self,
@@ -47,13 +68,17 @@ class LocalRanker:
             EvaluationError: The model cannot be loaded or cannot be searched.
         """
         started = time.monotonic()
-        model = load_model(checkpoint, self._device)
+        model = load_model(checkpoint, self._device, self._trust_remote_code)
         trie = self._build(items, prompts.eos)
-        check_fits(checkpoint, model, prompts, items, trie.depth)
-        check_tree_attention(model)
+        check_fits(checkpoint, model, prompts, items)
+        plan = plan_search(model, prompts, trie.depth)
+        self.search = plan.describe()
+        if not plan.is_tree:
+            title = f"{checkpoint.parent.name}/{checkpoint.name}"
+            self._announce(f"{title}: {describe_slow_way(plan, prompts, trie.depth, self._settings)}")
         self.load_seconds = time.monotonic() - started
-        ranked = rank(model, prompts, trie, self._settings, advance)
-        del model
+        ranked = rank(model, plan, prompts, trie, self._settings, advance)
+        del model, plan
         release_memory()
         return ranked
 
@@ -73,30 +98,36 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def describe_slow_way(plan: SearchPlan, prompts: Prompts, depth: int, settings: SearchSettings) -> str:
+    """Return the one line that says that a search is slow, why, and by how much.
+
+    The estimate counts: computed tokens, and for copied caches the slots that are held, against a tree's.
+    """
+    beams = settings.num_beams
+    tree = sum(len(ids) + beams * depth for ids in prompts.ids)
+    if plan.caching:
+        slots = sum(beams * (len(ids) + depth) for ids in prompts.ids)
+        effort = f"a cache of {slots / tree:.0f} times the size"
+    else:
+        tokens = sum(
+            sum((beams if level else 1) * (len(ids) + level) for level in range(depth + 1))
+            for ids in prompts.ids
+        )
+        effort = f"{tokens / tree:.0f} times the tokens"
+    return f"searched the slow way, {plan.describe()}, about {effort}: {plan.slow_because}"
+
+
 def check_fits(
-    checkpoint: Path,
-    model: object,
-    prompts: Prompts,
-    items: Sequence[Sequence[int]],
-    depth: int,
+    checkpoint: Path, model: LanguageModel, prompts: Prompts, items: Sequence[Sequence[int]]
 ) -> None:
-    """Check that the model knows every token id and sees the whole of every prompt.
+    """Check that the model knows every token id.
 
     Raises:
         EvaluationError: It does not.
     """
-    config = model.config  # type: ignore[attr-defined]
-    vocabulary = config.get_text_config().vocab_size
     largest = max(prompts.eos, *map(max, prompts.ids), *map(max, items))
-    if largest >= vocabulary:
+    if largest >= model.vocabulary:
         raise EvaluationError(
-            f"{checkpoint}: its tokenizer gives token id {largest}, its model knows {vocabulary}: the "
+            f"{checkpoint}: its tokenizer gives token id {largest}, its model knows {model.vocabulary}: the "
             "tokenizer and the weights do not belong together"
-        )
-    longest = max(len(ids) for ids in prompts.ids) + depth
-    span = attention_span(config)
-    if span is not None and longest > span:
-        raise EvaluationError(
-            f"{checkpoint}: its attention window of {span} tokens is shorter than the longest prompt and "
-            f"its item ({longest} tokens), which this search cannot reproduce"
         )

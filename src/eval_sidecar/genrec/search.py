@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from eval_sidecar.genrec.batches import plan_batches
+from eval_sidecar.genrec.checks import SearchPlan
 from eval_sidecar.genrec.errors import EvaluationError
+from eval_sidecar.genrec.hf.forward import LanguageModel
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.scoring import Presence, score_continuations
-from eval_sidecar.genrec.tree import BeamTree
 from eval_sidecar.genrec.trie import Trie
 
 
@@ -34,7 +34,8 @@ class SearchSettings:
 
 @torch.inference_mode()
 def rank(
-    model: Any,  # noqa: ANN401
+    model: LanguageModel,
+    plan: SearchPlan,
     prompts: Prompts,
     trie: Trie,
     settings: SearchSettings,
@@ -43,7 +44,8 @@ def rank(
     """Return for each prompt the ``num_beams`` best items, best first, as places in the index.
 
     Args:
-        model: A causal language model of transformers, in evaluation mode.
+        model: A language model.
+        plan: How it is searched.
         prompts: The prompts, in any order and of any lengths.
         trie: The items; at least ``num_beams`` of them.
         settings: Beams and penalties.
@@ -52,16 +54,20 @@ def rank(
     Raises:
         EvaluationError: One row alone does not fit into the device's memory.
     """
-    trie = trie.to(next(model.parameters()).device)
+    trie = trie.to(model.device)
     ranked: list[list[int]] = [[] for _ in prompts.ids]
-    vocabulary = model.config.get_text_config().vocab_size
     pending = plan_batches(
-        [len(ids) for ids in prompts.ids], settings.num_beams, trie.depth, settings.batch_size, vocabulary
+        [len(ids) for ids in prompts.ids],
+        settings.num_beams,
+        trie.depth,
+        settings.batch_size,
+        model.vocabulary,
+        not plan.is_tree,
     )
     while pending:
         batch = pending.pop()
         try:
-            results = _search(model, prompts.select(batch), trie, settings)
+            results = _search(model, plan, prompts.select(batch), trie, settings)
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 raise EvaluationError(
@@ -135,11 +141,15 @@ class _Finished:
         return ranked
 
 
-def _search(model: Any, prompts: Prompts, trie: Trie, settings: SearchSettings) -> list[list[int]]:  # noqa: ANN401
+def _search(
+    model: LanguageModel, plan: SearchPlan, prompts: Prompts, trie: Trie, settings: SearchSettings
+) -> list[list[int]]:
     """Return the ranked items of one batch."""
-    tree = BeamTree(model, prompts.ids)
-    logits = tree.root_logits()
+    live_beams = plan.start(prompts.ids)
+    logits = live_beams.root_logits()
     device, rows = logits.device, logits.shape[0]
+    if model.is_encoder_decoder:  # generate() penalises what the decoder holds, not what the encoder reads
+        prompts = Prompts((model.decoder_prefix(),) * rows, (False,) * rows, prompts.eos)
     presence = Presence(prompts, logits.shape[2], device)
     finished = _Finished(rows, settings, device)
     beams = _Beams(
@@ -168,5 +178,5 @@ def _search(model: Any, prompts: Prompts, trie: Trie, settings: SearchSettings) 
         # A dead beam may carry an item's place instead of a node: any node will do, its score is -inf.
         nodes = best_heads.gather(1, chosen).masked_fill(live_scores == -torch.inf, 0)
         beams = _Beams(live_scores, nodes, torch.cat((inherited, new[:, :, None]), dim=2))
-        logits = tree.grow(new, parents)
+        logits = live_beams.grow(new, parents)
     return finished.ranked()

@@ -90,7 +90,9 @@ class Session:
             self.close()
             self._ranker, self._devices = _make_ranker(arguments, devices), devices
             beams, tokens = arguments.num_beams, arguments.max_new_tokens
-            self._evaluator = Evaluator(test_set, self._ranker, arguments.output_root, beams, tokens)
+            self._evaluator = Evaluator(
+                test_set, self._ranker, arguments.output_root, beams, tokens, arguments.trust_remote_code
+            )
         return self._evaluator
 
 
@@ -112,10 +114,10 @@ def _make_ranker(arguments: argparse.Namespace, devices: Sequence[Device]) -> Ra
     if len(devices) > 1:
         from eval_sidecar.genrec.parallel import ParallelRanker
 
-        return ParallelRanker(devices, settings)
+        return ParallelRanker(devices, settings, arguments.trust_remote_code)
     from eval_sidecar.genrec.ranking import LocalRanker
 
-    return LocalRanker(devices[0].name, settings)
+    return LocalRanker(devices[0].name, settings, arguments.trust_remote_code)
 
 
 def _digest(path: Path) -> str:

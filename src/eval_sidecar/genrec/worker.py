@@ -1,8 +1,8 @@
 """One of several processes that share the rows of a checkpoint; started by :mod:`.parallel`.
 
 Reads one JSON request a line from its standard input, a socket; with the first byte of each comes the file to
-print to until the answer is complete. Answers on its standard output, in lines ``{"advance": n}``, then
-``{"ranked": …, "load_seconds": …}`` or ``{"error": …}``.
+print to until the answer is complete. Answers on its standard output, in lines ``{"advance": n}`` and
+``{"announce": "…"}``, then ``{"ranked": …, "load_seconds": …, "search": …}`` or ``{"error": …}``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             if ranker is None:
-                ranker = _start(request)
+                ranker = _start(request, answers)
             answer = _rank(ranker, request, answers)
         except EvaluationError as error:
             answer = {"error": str(error)}
@@ -66,7 +66,7 @@ def _read(requests: queue.SimpleQueue[tuple[str, int]]) -> None:
             requests.put((line, files[0]))
 
 
-def _start(request: dict[str, Any]) -> Any:  # noqa: ANN401
+def _start(request: dict[str, Any], answers: TextIO) -> Any:  # noqa: ANN401
     """Return a ranker on the one device that this process sees."""
     with importing():
         import torch
@@ -76,7 +76,12 @@ def _start(request: dict[str, Any]) -> Any:  # noqa: ANN401
 
     if request["threads"]:
         torch.set_num_threads(request["threads"])
-    return LocalRanker(request["device"], SearchSettings(**request["settings"]))
+    return LocalRanker(
+        request["device"],
+        SearchSettings(**request["settings"]),
+        request["trust_remote_code"],
+        lambda line: _answer(answers, {"announce": line}),
+    )
 
 
 def _rank(ranker: Any, request: dict[str, Any], answers: TextIO) -> dict[str, Any]:  # noqa: ANN401
@@ -90,7 +95,7 @@ def _rank(ranker: Any, request: dict[str, Any], answers: TextIO) -> dict[str, An
         request["items"],
         lambda rows: _answer(answers, {"advance": rows}),
     )
-    return {"ranked": ranked, "load_seconds": ranker.load_seconds}
+    return {"ranked": ranked, "load_seconds": ranker.load_seconds, "search": ranker.search}
 
 
 def _answer(answers: TextIO, message: dict[str, Any]) -> None:
