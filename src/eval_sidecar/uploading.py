@@ -20,8 +20,9 @@ from typing import Any, Callable, Optional
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure
+from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import part_of
-from eval_sidecar.results import read_result
+from eval_sidecar.results import left_out_of, read_result
 from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
@@ -114,6 +115,10 @@ class Uploader:
     def _seen(self) -> Seen:
         return Seen(self.state_dir / FILE_NAME)
 
+    @functools.cached_property
+    def _warn_once(self) -> WarnOnce:
+        return WarnOnce()
+
     def _unchanged(self, spec: ModelSpec) -> Optional[Outcome]:
         """The outcome for a model in which nothing has changed and nothing is left to do."""
         standing = self._seen.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
@@ -186,6 +191,8 @@ class Uploader:
                 changed.append(news)
                 is_same = entry.result is not None and entry.result.digest == result.digest
                 taken += news.due() is not None and not is_same
+                if said := left_out_of(model, entry.name, result):
+                    self._warn_once(said)
             except MissingResultError:
                 continue
             except ResultError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.checkpoints import step_of
-from eval_sidecar.errors import StateError, UsageError
+from eval_sidecar.errors import ResultError, StateError, UsageError
 from eval_sidecar.files import write_text
+from eval_sidecar.metrics import parse_metrics
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
 from eval_sidecar.types import digest
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CACHE_NAME = ".pack_cache.json"
 _METRICS = "metrics.json"
 _LARGEST = 1 << 30
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _RECEIPT_VERSION = 1
 #: A file that was written this shortly before it was read may be written again without a change of its time.
 _RACY_NS = 2 * 10**9
@@ -170,19 +170,9 @@ def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
 def digest_of(data: bytes) -> Optional[str]:
     """The hash that `results.read_result` gives a file of this content; None where it would refuse it."""
     try:
-        value = json.loads(data.decode("utf-8"))
-        if not isinstance(value, dict):
-            return None
-        metrics = {
-            key: float(number)
-            for key, number in value.items()
-            if isinstance(number, (int, float)) and not isinstance(number, bool)
-        }
-    except (ValueError, OverflowError, RecursionError):
+        return digest(parse_metrics(data).metrics)
+    except ResultError:
         return None
-    if not metrics or not all(map(math.isfinite, metrics.values())):
-        return None
-    return digest(metrics)
 
 
 def is_result(name: str) -> Optional[tuple[str, str]]:
