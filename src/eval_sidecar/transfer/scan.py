@@ -12,6 +12,8 @@ from typing import NamedTuple, Optional
 #: Written by evaluations beside their numbers, large, and read by nobody later.
 UNWANTED = ("final_result.json", "rollout.json")
 _LARGEST = 10 * 1024**2
+#: In the name of a file that was here before an archive brought another one; a hash of it comes behind.
+KEPT_MARK = ".before-unpack-"
 _TEMPORARY = (".tmp", ".swp", "~")
 _ATTEMPTS = 3
 
@@ -34,7 +36,7 @@ class LeftOut:
     """What was left out, and why.
 
     Attributes:
-        counts: ``name``, ``size``, ``link``, ``temporary``, ``special``, ``bundle`` to a number of files.
+        counts: ``name``, ``size``, ``link``, ``temporary``, ``special``, ``bundle``, ``kept`` to a number.
         links: The links among them, as their targets are missed most easily.
         unreadable: Folders that could not be listed, with the reason.
     """
@@ -101,6 +103,8 @@ def _reason(entry: os.DirEntry[str], rules: Rules, *, top: bool) -> Optional[str
         return "link" if entry.is_symlink() else "special"
     if entry.name.endswith(_TEMPORARY):
         return "temporary"
+    if KEPT_MARK in entry.name:
+        return "kept"
     return "bundle" if top and entry.name.startswith("result") and ".tar.gz" in entry.name else None
 
 
