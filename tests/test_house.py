@@ -25,6 +25,7 @@ LEAVES = {
     "checkpoints": {"errors", "types"},
     "completeness": {"errors", "types"},
     "pinning": {"errors", "types", "checkpoints"},
+    "lookalikes": {"checkpoints"},
     "metrics": {"errors", "types"},
     "results": {"errors", "types", "metrics"},
     "ledger": {"errors", "types"},

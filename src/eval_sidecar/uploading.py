@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from eval_sidecar import lookalikes
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure
@@ -97,6 +98,21 @@ class Uploader:
         opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_outcome)
         done.update({outcome.spec.model_dir: outcome for outcome in opened})
         return [done[spec.model_dir] for spec in models]
+
+    @property
+    def looks_closely(self) -> bool:
+        """Whether the last pass has looked at every result."""
+        return self._seen.is_close
+
+    def overlooked(self, models: Sequence[ModelSpec]) -> list[str]:
+        """What looks like a result of these models and is not taken, one line each."""
+        lines = []
+        for spec in models:
+            folder = self.results_root / spec.model_dir
+            # Whoever opens a folder that cannot be listed says what is wrong.
+            with contextlib.suppress(SidecarError):
+                lines += lookalikes.in_model(folder, self._seen.waiting(self.state_file(spec), folder))
+        return lines
 
     def notice(self, path: Path) -> None:
         """Take a report that something below the results root has changed."""

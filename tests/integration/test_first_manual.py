@@ -380,8 +380,20 @@ def test_other_names_are_no_checkpoints_and_that_is_said(repository: Repository)
     for name in ("checkpoint_100", "checkpoint-best", "checkpoint-0100", "global_step100"):
         repository.checkpoint(100).rename(repository.model_dir / name)
     done = repository.once()
-    assert done.returncode == 0 and repository.calls == []
+    assert done.returncode == 1 and repository.calls == []
     assert "no folder named checkpoint-<number>" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("NOT DONE")]
+    assert "checkpoint-0100, checkpoint_100, global_step100: not taken" in line
+    repository.checkpoint(200)
+    assert repository.once().returncode == 0  # what lies beside checkpoints is the trainer's business
+
+
+def test_checkpoints_one_level_deeper_are_named(repository: Repository) -> None:
+    repository.checkpoint(100)
+    flags = [*repository.flags, "--sft-root", str(repository.model_dir.parent)]
+    done = repository.sidecar("once", *flags)
+    assert done.returncode == 1 and repository.calls == []
+    assert f"one level deeper, in {repository.model}: give that as --sft-root" in done.stderr
 
 
 def test_once_says_which_checkpoint_waits_and_for_what(repository: Repository) -> None:

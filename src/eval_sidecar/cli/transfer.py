@@ -12,6 +12,8 @@ from typing import Any, Callable, Optional
 
 import click
 
+from eval_sidecar import lookalikes
+from eval_sidecar.cli import show
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
@@ -131,13 +133,17 @@ def _show_packed(plan: PackPlan, report: PackReport) -> int:
             say(f"no manifest  {plan.manifest} is not there; the archive is without one")
     for line in _left_out(plan, report):
         say(f"left out     {line}")
-    for name in report.unusable[:_MANY]:
-        say(f"left out     {shown(name)}: its metrics.json holds no numbers that can be uploaded")
-    if len(report.unusable) > _MANY:
-        say(f"left out     {len(report.unusable) - _MANY} more such results")
     for name, reason in sorted(report.skipped.items()):
         say(f"NOT DONE     {shown(name)}: {reason}; it is not in the archive", fg="red", err=True)
-    return 1 if report.skipped else 0
+    overlooked = [
+        f"{shown(name)}: its metrics.json holds no numbers that can be uploaded; it is not in the archive"
+        for name in report.unusable[:_MANY]
+    ]
+    if len(report.unusable) > _MANY:
+        overlooked.append(f"{len(report.unusable) - _MANY} more such results")
+    overlooked += lookalikes.everywhere(plan.results_root)
+    show.problems(overlooked)
+    return 1 if report.skipped or overlooked else 0
 
 
 def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import click
 
+from eval_sidecar import lookalikes
 from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import STOPPING
@@ -66,6 +67,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         presence = stack.enter_context(registered(instance, [str(path)], "watch"))
         store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
         log.info("%s", _greeting(plan.config.model_dir))
+        for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
+            log.warning("%s", line)
         if flags["warm"]:
             plan = replace(plan, config=stack.enter_context(_warm_processes(plan.config)))
         interrupted = _run(plan, store, courier, presence, wake, stop)
@@ -128,6 +131,8 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
     show.results_table(ledger)
     show.places(ledger, plan.config.results_root / ledger.model_dir, store.path, plan.config.log_dir, mode)
     left = unfinished(ledger, expects_delivery=mode is not None, expects_confirmation=mode == "online")
+    left += lookalikes.in_model(plan.config.results_root / ledger.model_dir)
+    left += lookalikes.like_checkpoints(plan.config.model_dir)
     waits = waiting(ledger)
     show.waiting(waits)
     show.problems(left)

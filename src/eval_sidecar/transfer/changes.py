@@ -199,7 +199,11 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
     """
     nothing = Confirmed(None, {})
     for model in os.scandir(root):
-        if model.name.startswith(".") or not model.is_dir(follow_symlinks=False):
+        if model.name.startswith("."):
+            continue
+        if not model.is_dir(follow_symlinks=False):
+            if model.is_symlink():
+                left_out.note(model.name, model.path, "link")
             continue
         confirmed = receipt.models.get(model.name, nothing).digests
         try:
@@ -210,6 +214,8 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
         for checkpoint in checkpoints:
             step = step_of(checkpoint.name)
             if step is None or not checkpoint.is_dir(follow_symlinks=False):
+                if step is not None and checkpoint.is_symlink():
+                    left_out.note(f"{model.name}/{checkpoint.name}", checkpoint.path, "link")
                 continue
             try:
                 found = digests.of_file(model.name, str(step), f"{checkpoint.path}/{_METRICS}")
@@ -217,5 +223,8 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
                 continue  # not evaluated yet
             except OSError:
                 found = None
-            if found is None or confirmed.get(str(step)) != found:
+            name = f"{model.name}/{checkpoint.name}/{_METRICS}"
+            if found is None and os.path.islink(f"{checkpoint.path}/{_METRICS}"):  # noqa: PTH114 - as above
+                left_out.note(name, f"{checkpoint.path}/{_METRICS}", "link")
+            elif found is None or confirmed.get(str(step)) != found:
                 yield Change(f"{model.name}/{checkpoint.name}/", found is not None)

@@ -147,7 +147,8 @@ def _choose_and_write(
     if chosen:
         return _write(plan, receipt, _with_manifest(plan.manifest, chosen), packing, notify), unusable
     if receipt is None:
-        raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack")
+        why = "".join(f"; {shown(name)} {reason}" for name, reason in packing.skipped.items())
+        raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack{why[:300]}")
     return [], unusable
 
 
@@ -205,10 +206,12 @@ class _Packing:
             except FileNotFoundError:
                 continue  # deleted since it was listed
             except OSError as error:
-                if error.errno == errno.EFBIG:
+                if error.errno == errno.EFBIG and not is_result(seen.name):
                     self.left_out.counts["size"] += 1
                     continue
-                self.skipped[seen.name] = error.strerror or str(error)
+                large = f"a result of more than {self.most} bytes: give a larger --max-file-size"
+                reason = error.strerror or str(error)
+                self.skipped[seen.name] = large if error.errno == errno.EFBIG else reason
                 continue
             if read is None:
                 self.skipped[seen.name] = "changed while it was read"

@@ -45,6 +45,33 @@ class LeftOut:
     links: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    def note(self, name: str, path: str, reason: str) -> None:
+        """Count a file or link; one that leads to results is missed, and named as such."""
+        if reason == "link" and _leads_to_results(name, Path(path)):
+            self.unreadable[name] = (
+                "is a link, which is not followed: put the files themselves there (cp -rL)"
+            )
+            return
+        self.counts[reason] += 1
+        self.links += [name] if reason == "link" else []
+
+
+def _leads_to_results(name: str, path: Path) -> bool:
+    """Whether a link stands for a model, for a checkpoint's results or for its ``metrics.json``, which lie
+    elsewhere: what lies in the results too is carried under its own name.
+    """
+    try:
+        root = Path(str(path)[: -len(name)]).resolve()
+        if root in path.resolve().parents:
+            return False
+        if name.count("/") == 2:
+            return path.name == "metrics.json" and path.is_file()
+        if name.count("/") == 1:
+            return (path / "metrics.json").is_file()
+        return "/" not in name and any(path.glob("checkpoint-*/metrics.json"))
+    except OSError:
+        return False
+
 
 class Seen(NamedTuple):
     """One file.
@@ -84,8 +111,7 @@ def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> 
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{folder}{entry.name}/")
                     elif reason := _reason(entry, rules, top=not folder):
-                        left_out.counts[reason] += 1
-                        left_out.links += [folder + entry.name] if reason == "link" else []
+                        left_out.note(folder + entry.name, entry.path, reason)
                     else:
                         found.append(Seen(folder + entry.name, entry.path))
         except OSError as error:
