@@ -137,7 +137,7 @@ def test_the_test_datas_path_tells_the_data_set_where_it_has_the_usual_form(path
 
 
 def test_making_it_again_keeps_what_overrides_chose(tmp_path):
-    (tmp_path / "results" / "Games-sft-4-256-x").mkdir(parents=True)
+    (tmp_path / "results" / "Games-sft-4-256-x" / "checkpoint-1").mkdir(parents=True)
     output = tmp_path / "manifest.json"
     overrides = tmp_path / "overrides.json"
     chosen = {"wandb_run_id": "mine", "seed": 7, "num_train_epochs": 3, "wandb_group": "g"}
@@ -151,7 +151,7 @@ def test_making_it_again_keeps_what_overrides_chose(tmp_path):
 
 
 def test_what_somebody_asks_for_holds_for_models_that_are_there_already(tmp_path):
-    (tmp_path / "results" / "Games-sft-4-256-x").mkdir(parents=True)
+    (tmp_path / "results" / "Games-sft-4-256-x" / "checkpoint-1").mkdir(parents=True)
     output = tmp_path / "manifest.json"
     write_manifest(tmp_path / "results", output)
     (first,) = load_manifest(output)
@@ -160,3 +160,25 @@ def test_what_somebody_asks_for_holds_for_models_that_are_there_already(tmp_path
     (second,) = load_manifest(output)
     assert (second.project, second.eval_split) == ("other", "valid")
     assert second.run_id != first.run_id and second.run_id.startswith("eval-")
+
+
+@pytest.mark.parametrize("name", ["empty", "__MACOSX", "lost+found", "@eaDir", ".hidden", "notes"])
+def test_a_folder_without_a_checkpoint_is_no_model(tmp_path, name):
+    results = tmp_path / "results"
+    (results / "Games-sft-x" / "checkpoint-1").mkdir(parents=True)
+    (results / name).mkdir()
+    inside = {"notes": "readme.txt", "__MACOSX": "checkpoint-1", "@eaDir": "checkpoint-1"}.get(name)
+    if inside:
+        (results / name / inside).mkdir()
+    output = tmp_path / "manifest.json"
+    write_manifest(results, output)
+    assert [model.model_dir for model in load_manifest(output)] == ["Games-sft-x"]
+
+
+def test_a_model_that_the_manifest_has_already_stays_when_its_folder_is_empty(tmp_path):
+    (tmp_path / "results" / "Games-sft-x" / "checkpoint-1").mkdir(parents=True)
+    output = tmp_path / "manifest.json"
+    write_manifest(tmp_path / "results", output)
+    (tmp_path / "results" / "Games-sft-x" / "checkpoint-1").rmdir()
+    write_manifest(tmp_path / "results", output)
+    assert [model.model_dir for model in load_manifest(output)] == ["Games-sft-x"]

@@ -31,11 +31,6 @@ def test_every_number_of_the_file_is_a_metric(path):
     assert dict(read_result(path).metrics) == {"HR@10": 0.25, "n": 3.0, "loss": -0.001}
 
 
-def test_text_truth_values_nothing_and_nested_values_are_no_metrics(path):
-    path.write_text('{"HR@10": 0.25, "model": "a", "done": true, "none": null, "by": {"a": 1}, "list": [1]}')
-    assert dict(read_result(path).metrics) == {"HR@10": 0.25}
-
-
 def test_a_result_knows_its_file_and_the_stamp_of_what_was_read(path):
     path.write_text('{"HR@10": 0.25}')
     os.utime(path, ns=(5, 5))
@@ -49,20 +44,21 @@ def test_a_result_knows_its_file_and_the_stamp_of_what_was_read(path):
         (b"", "is empty (0 bytes)"),
         (b" \n", "is empty (2 bytes)"),
         (b'{"HR@10": 0.2', "is no valid JSON"),
-        (b'\xef\xbb\xbf{"HR@10": 0.2}', "is no valid JSON"),
+        (b"\xef\xbb\xbf", "is empty (3 bytes)"),
+        ('{"HR@10": 0.2}'.encode("utf-16")[:-3], "cannot be read"),
         (b"[" * 100_000, "is no valid JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[1, 2]", "holds a JSON list, not an object of numbers"),
         (b"0.5", "holds a JSON float, not an object of numbers"),
         (b"null", "holds a JSON NoneType, not an object of numbers"),
         (b"{}", "has no number in it"),
-        (b'{"model": "a", "done": true}', "has no number in it"),
-        (b'{"HR@10": NaN}', "HR@10 is nan"),
-        (b'{"HR@10": 0.5, "loss": Infinity}', "loss is inf"),
-        (b'{"loss": -Infinity}', "loss is -inf"),
-        (b'{"count": 1' + b"0" * 400 + b"}", "count is 1000"),
+        (b'{"model": "a", "done": true}', "has no number in it: model (text), done (true)"),
+        (b'{"HR@10": NaN}', "HR@10 (nan, not finite); did the training diverge?"),
+        (b'{"loss": -Infinity}', "loss (-inf, not finite)"),
+        (b'{"count": 1' + b"0" * 400 + b"}", "count (inf, not finite)"),
+        (b'{"HR@10": ' + b"9" * 5000 + b"}", "HR@10 (inf, not finite)"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_bad_file_is_an_error_that_names_the_file_and_what_is_wrong(path, content, said):
     path.write_bytes(content)
@@ -70,12 +66,6 @@ def test_a_bad_file_is_an_error_that_names_the_file_and_what_is_wrong(path, cont
         read_result(path)
     assert str(error.value).startswith(f"{path}: ")
     assert said in str(error.value)
-
-
-def test_a_number_of_absurd_length_is_an_error_on_every_python(path):
-    path.write_bytes(b'{"HR@10": ' + b"9" * 5000 + b"}")
-    with pytest.raises(ResultError, match=r"metrics\.json: "):
-        read_result(path)
 
 
 def test_a_missing_file_is_an_error_that_says_so(path):

@@ -243,7 +243,7 @@ BAD = {
     "truncated": ('{"HR@10": 0.', "is no valid JSON"),
     "a list": ("[0.5]", "not an object of numbers"),
     "no number": ('{"model": "x"}', "has no number in it"),
-    "not a number": ('{"HR@10": NaN}', "HR@10 is nan"),
+    "not a number": ('{"HR@10": NaN}', "HR@10 (nan, not finite)"),
 }
 
 

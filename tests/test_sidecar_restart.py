@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from eval_sidecar.ledger import Running
-from eval_sidecar.status import unfinished
+from eval_sidecar.status import unfinished, waiting
 from watching import METRICS, World
 
 
@@ -103,7 +103,8 @@ def test_an_evaluation_on_another_machine_is_started_again_only_when_it_is_given
         world.sidecar.clear_failures(steps)
         assert world.tick(after=100_000) == 0
     assert world.sidecar.is_idle, "a single pass does not wait for it"
-    (line,) = unfinished(world.store.ledger, expects_delivery=False, expects_confirmation=False)
+    assert not unfinished(world.store.ledger, expects_delivery=False, expects_confirmation=False)
+    (line,) = waiting(world.store.ledger)
     assert line == "checkpoint-495: is under way: runs on another, or did"
     world.sidecar.clear_failures([495])
     assert world.tick() == 1

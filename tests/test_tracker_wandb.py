@@ -5,6 +5,7 @@ The client is the real one; `test_trackers_contract.py` has what every tracker d
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -23,6 +24,7 @@ import pytest
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.logs import FULL
 from eval_sidecar.trackers import wandb_worker
+from eval_sidecar.trackers.base import ServerView
 from eval_sidecar.trackers.wandb import WandbTracker
 from eval_sidecar.types import ModelSpec, digest
 from tracking import (
@@ -37,6 +39,7 @@ from tracking import (
     wandb_on,
 )
 from wandb_server import WandbServer
+from wandb_store import Run
 
 wandb = pytest.importorskip("wandb")
 VERSION = tuple(int(part) for part in wandb.__version__.split(".")[:2])
@@ -93,6 +96,54 @@ def test_the_first_session_makes_the_run_with_exactly_the_documented_config(
     }
     assert (run.name, run.group, run.job_type) == (spec.run_name, "grec", "eval")
     assert run.state == "finished"
+
+
+def _send_after_a_look(tracker: WandbTracker, spec: ModelSpec, *steps: int) -> None:
+    """Look up, even if the server cannot show rows, and append the last step."""
+    with contextlib.suppress(ReadBackUnsupported):
+        tracker.read(spec)
+    *older, new = points_of(*steps)
+    at = ServerView(exists=True, last_index=older[-1].step if older else -1, rows=())
+    tracker.send(replace(session_of(spec, at, [new], older), start=None))
+
+
+@pytest.mark.parametrize("queries", ["history", "summary"])
+def test_a_run_that_was_renamed_on_the_page_keeps_its_name(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec, queries: str
+) -> None:
+    deliver(tracker, spec, points_of(100))
+    run = server.run(spec.run_id)
+    run.name = "the good one"
+    if queries == "summary":
+        server.refuse_history()
+    _send_after_a_look(tracker, spec, 100, 200)
+    assert (run.name, len(run.rows)) == ("the good one", 2)
+
+
+@pytest.mark.parametrize("queries", ["history", "summary"])
+def test_name_group_and_config_of_a_run_that_we_did_not_make_stay_as_they_are(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec, queries: str
+) -> None:
+    theirs = {"model_name": {"value": "Qwen2.5-3B"}, "seed": {"value": 1}, "lr": {"value": 0.1}}
+    run = Run("team", spec.project, spec.run_id, name="my training", group="sft", job_type="train")
+    run.raw_config, run.state = dict(theirs), "finished"
+    server.runs["team", spec.project, spec.run_id] = run
+    if queries == "summary":
+        server.refuse_history()
+    _send_after_a_look(tracker, spec, 100)
+    _send_after_a_look(tracker, spec, 100, 200)
+    assert run.config == {"model_name": "Qwen2.5-3B", "seed": 1, "lr": 0.1}
+    assert (run.name, run.group, run.job_type) == ("my training", "sft", "train")
+    assert [step for _, step in run.points] == [100, 200]
+    assert run.summary["last_step"] == 200 and len(run.tables[-1]["data"]) == 2
+
+
+def test_a_run_of_ours_shows_settings_that_have_changed(
+    tracker: WandbTracker, server: WandbServer, spec: ModelSpec
+) -> None:
+    deliver(tracker, spec, points_of(100))
+    deliver(tracker, replace(spec, seed=7), points_of(200), points_of(100))
+    assert server.run(spec.run_id).config["seed"] == 7
 
 
 def test_a_row_has_exactly_the_documented_keys_and_stands_at_the_checkpoint_step(

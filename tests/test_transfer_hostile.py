@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.transfer import unpacking
+from eval_sidecar.transfer import opening
 from eval_sidecar.transfer.index import INDEX_NAME, parse_index, shown, why_unsafe
 from transfer_files import (
     MODEL,
@@ -329,7 +329,7 @@ def test_what_follows_the_end_is_refused(root, archive):
 
 
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, root, monkeypatch):
-    monkeypatch.setattr(unpacking, "_ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr(opening, "_ALWAYS_ALLOWED", 1 << 20)
     path = write_tar(tmp_path / "x.tar.gz", [member("results/a", bytes(20 << 20))])
     assert "far more than its size" in refused(path, root)
 

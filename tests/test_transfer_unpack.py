@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import os
 import subprocess
 import tarfile
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 
 from eval_sidecar import manifest as manifests
 from eval_sidecar.errors import BundleError, LockedError
-from eval_sidecar.transfer import Rules, scan, unpacking
+from eval_sidecar.seen import list_stamps
+from eval_sidecar.transfer import Rules, arriving, scan
+from eval_sidecar.transfer.changes import digest_of
 from eval_sidecar.transfer.index import MANIFEST_NAME
 from eval_sidecar.transfer.staging import STAGING_NAME
 from transfer_files import (
@@ -26,12 +29,14 @@ from transfer_files import (
     TREE,
     bring,
     bundle,
+    index_of,
     member,
     metrics,
     read_times,
     read_tree,
     receipt,
     result,
+    with_index,
     write,
     write_tar,
     write_tree,
@@ -82,22 +87,138 @@ def test_what_the_archive_does_not_have_stays(archive, root):
     assert set(read_tree(root)) == {*TREE, "My-model/checkpoint-1/metrics.json", ".wandb_eval_receipt.json"}
 
 
-def test_a_file_that_is_newer_here_is_kept_and_named(archive, root):
-    write(root / result(100), b"newer", NOW + 1)
+@pytest.mark.parametrize("age", [-1, 0, 1, -(10**6) * SECOND])
+def test_a_file_that_no_archive_brought_gives_way_whatever_its_time_and_is_kept_beside(archive, root, age):
+    path = write(root / result(100), b"mine", NOW - age)
     report = bring(archive, root)
-    assert report.kept == [result(100)] and read_tree(root)[result(100)] == b"newer"
+    assert report.changed == [result(100)] and report.kept == [] and read_tree(root) == TREE
+    (kept,) = path.parent.glob("metrics.json.before-unpack-*")
+    assert kept.read_bytes() == b"mine" and report.beside == {result(100): kept.name}
 
 
-def test_force_takes_the_archive_for_the_newer(archive, root):
-    write(root / result(100), b"newer", NOW + 1)
-    report = bring(archive, root, force=True)
-    assert report.kept == [] and report.changed == [result(100)] and read_tree(root) == TREE
+def test_what_is_kept_beside_is_no_result_is_not_packed_and_not_mirrored_away(archive, root, tmp_path):
+    path = write(root / result(100), b"mine")
+    bring(archive, root)
+    (kept,) = path.parent.glob("*.before-unpack-*")
+    assert list_stamps(root / MODEL).keys() == {100, 200}
+    assert not any("before-unpack" in name for name in index_of(bundle(root, tmp_path / "again"))["members"])
+    bring(archive, root, mirror=True)
+    assert kept.exists()
+    assert bring(archive, root).same == 5
 
 
-@pytest.mark.parametrize("age", [0, 1])
-def test_a_file_that_is_not_newer_here_is_replaced(archive, root, age):
-    write(root / result(100), b"older", NOW - age)
-    assert bring(archive, root).changed == [result(100)] and read_tree(root) == TREE
+def test_what_an_archive_brought_gives_way_to_a_newer_one_without_a_trace(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    bring(bundle(source, tmp_path / "1"), root)
+    write(source / result(100), b"{}", NOW - 5 * SECOND)  # from a machine whose clock went back
+    report = bring(bundle(source, tmp_path / "2"), root)
+    assert (report.changed, report.kept, report.beside) == ([result(100)], [], {})
+    assert read_tree(root)[result(100)] == b"{}"
+
+
+def test_an_old_archive_after_a_newer_one_changes_nothing_and_says_so(tmp_path, root):
+    source = write_tree(tmp_path / "source", {**TREE, "Gone-model/checkpoint-1/metrics.json": b"{}"})
+    old = bundle(source, tmp_path / "1")
+    write(source / result(100), b"{}", NOW - 5 * SECOND)
+    (source / "Gone-model/checkpoint-1/metrics.json").unlink()
+    bring(bundle(source, tmp_path / "2"), root)
+    before = read_tree(root)
+    report = bring(old, root)
+    assert read_tree(root) == before
+    assert report.kept == [result(100), "Gone-model/checkpoint-1/metrics.json"][::-1]
+    assert bring(old, root, force=True).changed == [result(100)]
+
+
+def test_an_archive_that_arrives_late_brings_what_a_later_incremental_one_does_not_have(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    full = bundle(source, tmp_path / "1")
+    write(source / result(300), metrics(0.3))
+    write(source / result(100), metrics(0.4))
+    confirmed = receipt(tmp_path / "receipt.json", {MODEL: {200: digest_of(metrics(0.2))}})
+    bring(bundle(source, tmp_path / "2", receipt=confirmed), root)
+    assert bring(full, root).kept == [result(100)]
+    assert read_tree(root) == read_tree(source)
+
+
+def test_the_archives_of_two_machines_are_each_in_their_own_order(tmp_path, root):
+    a = write_tree(
+        tmp_path / "a", {"A/checkpoint-1/metrics.json": b"1", "both/checkpoint-1/metrics.json": b"a"}
+    )
+    b = write_tree(
+        tmp_path / "b", {"B/checkpoint-1/metrics.json": b"1", "both/checkpoint-1/metrics.json": b"b"}
+    )
+    a1, b1 = bundle(a, tmp_path / "a1"), bundle(b, tmp_path / "b1")
+    write(a / "A/checkpoint-1/metrics.json", b"2", NOW - 1)
+    a2 = bundle(a, tmp_path / "a2")
+    for archive in (a2, b1, a1, b1):
+        bring(archive, root)
+    assert read_tree(root) == {
+        "A/checkpoint-1/metrics.json": b"2",
+        "B/checkpoint-1/metrics.json": b"1",
+        "both/checkpoint-1/metrics.json": b"b",  # what was unpacked last
+    }
+
+
+def test_the_manifests_of_two_machines_become_one(tmp_path, root):
+    for name in ("a", "b"):
+        listed = json.dumps({"version": 1, "models": [{"model_dir": name}]}).encode()
+        source = write_tree(
+            tmp_path / name, {f"{name}/checkpoint-1/metrics.json": b"{}", MANIFEST_NAME: listed}
+        )
+        bring(bundle(source, tmp_path / f"{name}1"), root)
+    write(tmp_path / "a/a/checkpoint-2/metrics.json", b"{}")
+    again = bundle(tmp_path / "a", tmp_path / "a2")
+    for _ in range(2):
+        report = bring(again, root)
+        models = json.loads(read_tree(root)[MANIFEST_NAME])["models"]
+        assert sorted(model["model_dir"] for model in models) == ["a", "b"]
+    assert (report.same, report.changed, report.beside) == (3, [], {})
+
+
+def without_history(path: Path, target: Path) -> Path:
+    """The archive as an older version has packed it."""
+    return with_index(path, target, lambda listing: {k: v for k, v in listing.items() if k != "history"})
+
+
+@pytest.mark.parametrize("words", ["manifest", "result"])
+def test_archives_of_before_are_ordered_by_their_manifests_time_or_else_their_newest_result(
+    tmp_path, root, words
+):
+    source = write_tree(tmp_path / "source")
+    archives = []
+    for moment in (1, 2):
+        time = f"2026-01-0{moment if words == 'manifest' else 1}T00:00:00+00:00"
+        listed = json.dumps({"version": 1, "generated_at": time, "models": []}).encode()
+        write(source / MANIFEST_NAME, listed)
+        age = 1 if words == "result" else -1
+        write(source / result(100), metrics(moment / 10), NOW + age * moment)
+        packed = bundle(source, tmp_path / f"packed {moment}")
+        archives.append(without_history(packed, tmp_path / f"{moment}.tar.gz"))
+    old, new = archives
+    bring(new, root)
+    assert bring(old, root).kept
+    assert read_tree(root) == read_tree(source)
+    assert bring(new, root).changed == []
+
+
+def test_an_archive_of_before_does_not_undo_one_of_now(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    old = without_history(bundle(source, tmp_path / "1"), tmp_path / "old.tar.gz")
+    write(source / result(100), metrics(0.9), NOW + SECOND)
+    new = bundle(source, tmp_path / "2")
+    bring(new, root)
+    assert bring(old, root).kept == [result(100)]
+    assert read_tree(root) == read_tree(source)
+
+
+def test_a_memory_that_cannot_be_read_is_kept_and_one_of_a_newer_version_refused(archive, root, caplog):
+    bring(archive, root)
+    write(root / ".unpacked.json", b"{")
+    bring(archive, root)
+    assert (root / ".unpacked.json.unreadable").exists() and "cannot be used" in caplog.text
+    write(root / ".unpacked.json", b'{"version": 9}')
+    with pytest.raises(BundleError, match="is of version 9; install a newer eval-sidecar"):
+        bring(archive, root)
 
 
 NAMES = st.text(
@@ -216,14 +337,30 @@ def test_mirror_refuses_an_archive_without_a_list(tmp_path, root):
         bring(archive, root, mirror=True)
 
 
-@pytest.mark.parametrize("name", ["New-model/checkpoint-1/metrics.json", result(100)])
-def test_mirror_refuses_an_archive_that_is_older_than_what_is_here(archive, root, name):
-    write(root / name, b"newer", NOW + 1)
-    with pytest.raises(BundleError, match=rf"is older than files that are here \(1\), such as {name}"):
-        bring(archive, root, mirror=True)
-    assert read_tree(root) == {name: b"newer"}
-    bring(archive, root, mirror=True, force=True)
+def test_mirror_refuses_an_archive_that_is_older_than_what_was_unpacked(tmp_path, root):
+    source = write_tree(tmp_path / "source")
+    old = bundle(source, tmp_path / "1")
+    write(source / result(300), metrics(0.3), NOW - 1)
+    bring(bundle(source, tmp_path / "2"), root)
+    with pytest.raises(
+        BundleError, match=rf"older than an archive that was unpacked.*\(1\), such as {result(300)}"
+    ):
+        bring(old, root, mirror=True)
+    assert read_tree(root) == read_tree(source)
+    bring(old, root, mirror=True, force=True)
     assert read_tree(root) == TREE
+
+
+def test_mirror_moves_away_what_no_archive_brought_and_removes_what_one_did(tmp_path, root):
+    source = write_tree(tmp_path / "source", {**TREE, "Old-model/checkpoint-1/metrics.json": b"{}"})
+    bring(bundle(source, tmp_path / "1"), root)
+    (source / "Old-model/checkpoint-1/metrics.json").unlink()
+    write(root / "My-model/checkpoint-1/metrics.json", b"mine", NOW + SECOND)
+    report = bring(bundle(source, tmp_path / "2"), root, mirror=True)
+    assert report.moved == ["My-model/checkpoint-1/metrics.json"]
+    assert report.removed == ["My-model/checkpoint-1/metrics.json", "Old-model/checkpoint-1/metrics.json"]
+    assert (root / ".before-unpack/My-model/checkpoint-1/metrics.json").read_bytes() == b"mine"
+    assert read_tree(root) == TREE and not (root / "My-model").exists()
 
 
 # -- archives of older scripts ------------------------------------------------------------------------------
@@ -370,10 +507,10 @@ def test_what_a_killed_one_left_is_removed(archive, root):
 
 
 def test_large_files_pass_through_the_disk(tmp_path, root, monkeypatch):
-    monkeypatch.setattr(unpacking, "_IN_MEMORY", 10)
+    monkeypatch.setattr(arriving, "_IN_MEMORY", 10)
     archive = bundle(write_tree(tmp_path / "source"), tmp_path / "out")
-    write(root / result(200), b"newer", NOW + 1)
+    write(root / result(200), b"mine", NOW + 1)
     write(root / result(100), TREE[result(100)])
     report = bring(archive, root)
-    assert (len(report.new), report.same, report.kept) == (3, 1, [result(200)])
-    assert read_tree(root) == {**TREE, result(200): b"newer"}
+    assert (len(report.new), report.same, report.changed) == (3, 1, [result(200)])
+    assert read_tree(root) == TREE

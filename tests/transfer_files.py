@@ -56,8 +56,9 @@ def write_tree(root: Path, files: Tree = TREE, mtime_ns: int = NOW) -> Path:
 
 def read_tree(root: Path) -> dict[str, bytes]:
     """Every file that is carried, and anything hidden that should not be there."""
-    own = (".pack_cache.json", ".unpack.lock")
+    own = (".pack_cache.json", ".pack_history.json", ".unpack.lock", ".unpacked.json")
     paths = [path for path in root.rglob("*") if path.is_file() and path.name not in own]
+    paths = [path for path in paths if ".before-unpack" not in str(path.relative_to(root))]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 

@@ -336,7 +336,10 @@ class Store(WandbAnswers):
 
     def _do_RunSummary(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "run")
-        return {"model": {"bucket": {"summaryMetrics": json.dumps(run.summary)} if run else None}}
+        if run is None:
+            return {"model": {"bucket": None}}
+        found = {"summaryMetrics": json.dumps(run.summary), "config": json.dumps(run.raw_config)}
+        return {"model": {"bucket": found}}
 
     def _do_RunHistoryKeys(self, variables: dict[str, Any]) -> Any:
         run = self._find(variables, "name")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import UsageError
 from eval_sidecar.files import write_text
+from eval_sidecar.lookalikes import is_clutter, is_model
 from eval_sidecar.store import now_text, stable_hash
 from eval_sidecar.types import ModelSpec
 
@@ -110,16 +111,9 @@ def write_manifest(
         UsageError: where there are no results, or the overrides do not fit them.
         StateError: where it cannot be written.
     """
-    try:
-        names = sorted(
-            path.name for path in results_root.iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
-    except OSError as error:
-        raise UsageError(f"{results_root}: results cannot be listed ({error.strerror})") from error
-    for name in names:
-        require_text(name, str(results_root))
     before = _read_object(output) if output.exists() else {}
     known = {model.get("model_dir"): model for model in before.get("models") or [] if isinstance(model, dict)}
+    names = _model_dirs(results_root, known)
     models = {name: {**_inferred(name, defaults), **known.get(name, {})} for name in names}
     prefixes = {name: _derived_prefix(model) for name, model in models.items()}
     for name, model in models.items():
@@ -140,6 +134,17 @@ def write_manifest(
         # Indented to the last key, since people read and change it.
         write_text(output, json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return output
+
+
+def _model_dirs(results_root: Path, known: Collection[Any]) -> list[str]:
+    """The folders in a results root that are models: with a checkpoint in them, or known from before."""
+    try:
+        folders = [path for path in results_root.iterdir() if path.is_dir() and not is_clutter(path.name)]
+    except OSError as error:
+        raise UsageError(f"{results_root}: results cannot be listed ({error.strerror})") from error
+    for path in folders:
+        require_text(path.name, str(results_root))
+    return sorted(path.name for path in folders if path.name in known or is_model(path))
 
 
 def _without_time(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from eval_sidecar.errors import ResultError
 from eval_sidecar.files import set_aside
 from eval_sidecar.launchers.base import ELSEWHERE, Launcher
 from eval_sidecar.ledger import Entry, Ledger, Running
+from eval_sidecar.lookalikes import names_like_results
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.types import Result
@@ -106,7 +107,9 @@ def read_new_result(running: Running, path: Path) -> Result:
     """
     _look_anew(path)
     if _written(path) in (None, running.before):
-        raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}")
+        others = names_like_results(path.parent)
+        instead = f" (there is {', '.join(others)}: the name must be metrics.json)" if others else ""
+        raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}{instead}")
     return read_result(path)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from eval_sidecar.errors import MissingResultError, ResultError
-from eval_sidecar.types import RESERVED, Result, Stamp, digest
+from eval_sidecar.metrics import NOT_FINITE, parse_metrics
+from eval_sidecar.types import Result, Stamp, digest
 
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
@@ -40,28 +39,35 @@ def _stamp_of(status: os.stat_result) -> Stamp:
 def read_result(path: Union[str, Path]) -> Result:
     """Read one ``metrics.json``.
 
-    Text and nested values beside the numbers are left out; true and false are no numbers.
+    What is no metric is named in the result; `eval_sidecar.metrics` says what is one.
 
     Raises:
         MissingResultError: where there is no file.
-        ResultError: where it is empty, no JSON object, has no number, or has one that
-            is not finite.
+        ResultError: where it is empty, no JSON object, or has no finite number.
     """
     try:
         status, content = _read(path)
-        text = content.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingResultError(f"{path}: is missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
-    if not text.strip():
-        raise ResultError(f"{path}: is empty ({len(text)} bytes)")
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also for an integer of absurd length
-        raise ResultError(f"{path}: is no valid JSON ({error}); was its writer interrupted?") from error
-    metrics = _numbers(value, path)
-    return Result(metrics, str(path), digest(metrics), _stamp_of(status))
+        metrics, left_out = parse_metrics(content)
+    except ResultError as error:
+        raise ResultError(f"{path}: {error}") from error
+    return Result(metrics, str(path), digest(metrics), _stamp_of(status), left_out)
+
+
+def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
+    """What to say, once, of what a result's file has beside its metrics; None where that is nothing.
+
+    What is the same in every file of a model is said of the model; a number that is not finite is news.
+    """
+    if not result.left_out:
+        return None
+    is_news = any(NOT_FINITE in name for name in result.left_out)
+    where = f"{model} {checkpoint}" if is_news else model
+    return f"{where}: not taken as metrics: {', '.join(result.left_out)}"
 
 
 def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
@@ -72,26 +78,6 @@ def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
         return status, os.read(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)
-
-
-def _numbers(value: Any, path: Union[str, Path]) -> dict[str, float]:  # noqa: ANN401 - whatever the file holds
-    if not isinstance(value, dict):
-        raise ResultError(f"{path}: holds a JSON {type(value).__name__}, not an object of numbers")
-    metrics = {}
-    for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or key in RESERVED:
-            continue
-        try:
-            metrics[key] = float(number)
-        except OverflowError:
-            metrics[key] = math.inf
-        if not math.isfinite(metrics[key]):
-            raise ResultError(
-                f"{path}: {key} is {number}, which no curve can show; did the training diverge?"
-            )
-    if not metrics:
-        raise ResultError(f"{path}: has no number in it")
-    return metrics
 
 
 def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
@@ -194,6 +195,22 @@ class Seen:
         digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
         waiting = tuple(step for step, found in stamps.items() if found is None)
         return Look(changed, digest, waiting), stamps
+
+    def waiting(self, state_file: Path, folder: Path) -> Iterable[int]:
+        """Steps of a model's checkpoints without a result, as far as the last pass has found them.
+
+        Raises:
+            CheckpointError: where the folder cannot be listed.
+        """
+        standing = self._standings.get(state_file.name)
+        if standing is not None:
+            return standing.look.waiting
+        return [step for step, found in list_stamps(folder).items() if found is None]
+
+    @property
+    def is_close(self) -> bool:
+        """Whether this pass looks at every result."""
+        return self._is_close
 
     def _forget(self, state_file: Path) -> None:
         # What was in order once is not remembered again before it was opened without a fault: a pass that

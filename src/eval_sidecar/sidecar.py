@@ -32,7 +32,7 @@ from eval_sidecar.launchers.base import (
 )
 from eval_sidecar.ledger import Entry, Failure, Running
 from eval_sidecar.readiness import Readiness, WarnOnce
-from eval_sidecar.results import headline, metrics_path, read_result, stamp
+from eval_sidecar.results import headline, left_out_of, metrics_path, read_result, stamp
 from eval_sidecar.seen import CloseLooks
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Handle, Job, Result
@@ -243,6 +243,8 @@ class Sidecar:
         shown = ", ".join(f"{name} {value:g}" for name, value in headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
+        if said := left_out_of(self.config.model_dir.name, entry.name, result):
+            self._warn_once(said)
         self._readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:

@@ -68,8 +68,6 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
             again = "" if entry.failure.final else " (it is tried again)"
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
-        elif entry.running and entry.running.state:
-            lines.append(f"{entry.name}: is under way: {entry.running.state}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
     for entries, wanted, words in (
@@ -84,6 +82,20 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
         lines.append(f"delivery: {ledger.problem}")
     elif expects_confirmation and ledger.table_due and not lines:
         lines.append("delivery: the run's table may not show all of its points; it is sent again")
+    return lines
+
+
+def waiting(ledger: Ledger) -> list[str]:
+    """What has not failed and has no result yet, each with what it waits for, one line each."""
+    lines = []
+    for entry in ledger.steps():
+        is_abandoned = entry.verdict == ABANDONED and not entry.processed
+        if entry.running:
+            lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
+        elif is_abandoned or entry.is_pending:
+            facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
+            busy = f"; {ledger.busy}" if ledger.busy else ""
+            lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
 
 

@@ -233,6 +233,7 @@ def _details(entry: Entry) -> dict[str, Any]:
             "evictions": list(entry.evictions) or None,
             "digest": result.digest if result else None,
             "stamp": list(result.stamp) if result else None,
+            "left_out": (list(result.left_out) or None) if result else None,
             "delivery": _present(vars(entry.delivery)) if entry.delivery else None,
         }
     )
@@ -281,21 +282,25 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
 
 def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any]]) -> Entry:
     result = None
+    delivery = Delivery(**details["delivery"]) if details.get("delivery") else None
     if row is not None:
         metrics = _row_metrics(row)
         stamp = [*(details.get("stamp") or ()), 0, 0, 0]
         result = Result(
             metrics,
             str(row.get("metrics_path") or ""),
-            details.get("digest") or digest(metrics),
+            digest(metrics),
             (stamp[0], stamp[1], stamp[2]),
+            tuple(details.get("left_out") or ()),
         )
+        if delivery and delivery.digest is not None and delivery.digest == details.get("digest"):
+            # Once computed with a metric of the name of a key of ours, which no row can show.
+            delivery = replace(delivery, digest=result.digest)
     running = details.get("running")
     if running is not None:
         before = running.get("before")
         files = tuple((name, size, mtime) for name, size, mtime in running["fingerprint"])
         running = Running(**{**running, "fingerprint": files, "before": tuple(before) if before else None})
-    delivery = details.get("delivery")
     return Entry(
         step=step,
         verdict=details.get("verdict"),
@@ -305,7 +310,7 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
         evictions=tuple(details.get("evictions") or ()),
         running=running,
         result=result,
-        delivery=Delivery(**delivery) if delivery else None,
+        delivery=delivery,
     )
 
 

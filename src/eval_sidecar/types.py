@@ -77,12 +77,14 @@ class Result:
         path: The file.
         digest: Hash of ``metrics`` alone: rewriting the same numbers does not change it.
         stamp: Of the file as it was read.
+        left_out: What else is in the file, each as ``name (reason)``.
     """
 
     metrics: Mapping[str, float]
     path: str
     digest: str
     stamp: Stamp
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ Handle = dict[str, Any]
 
 
 #: Names that a point's row on a tracker has for something else, whatever a metrics.json calls its numbers.
-RESERVED = frozenset({"revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
+RESERVED = frozenset({"checkpoint_step", "revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 

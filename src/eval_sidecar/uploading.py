@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from eval_sidecar import lookalikes
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Failure
+from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import part_of
 from eval_sidecar.reconcile import Comparison, compare, mark_for_repair
-from eval_sidecar.results import read_result
+from eval_sidecar.results import left_out_of, read_result
 from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
@@ -97,6 +99,21 @@ class Uploader:
         done.update({outcome.spec.model_dir: outcome for outcome in opened})
         return [done[spec.model_dir] for spec in models]
 
+    @property
+    def looks_closely(self) -> bool:
+        """Whether the last pass has looked at every result."""
+        return self._seen.is_close
+
+    def overlooked(self, models: Sequence[ModelSpec]) -> list[str]:
+        """What looks like a result of these models and is not taken, one line each."""
+        lines = []
+        for spec in models:
+            folder = self.results_root / spec.model_dir
+            # Whoever opens a folder that cannot be listed says what is wrong.
+            with contextlib.suppress(SidecarError):
+                lines += lookalikes.in_model(folder, self._seen.waiting(self.state_file(spec), folder))
+        return lines
+
     def notice(self, path: Path) -> None:
         """Take a report that something below the results root has changed."""
         for model in path.relative_to(self.results_root).parts[:1]:
@@ -113,6 +130,10 @@ class Uploader:
     @functools.cached_property
     def _seen(self) -> Seen:
         return Seen(self.state_dir / FILE_NAME)
+
+    @functools.cached_property
+    def _warn_once(self) -> WarnOnce:
+        return WarnOnce()
 
     def _unchanged(self, spec: ModelSpec) -> Optional[Outcome]:
         """The outcome for a model in which nothing has changed and nothing is left to do."""
@@ -186,6 +207,8 @@ class Uploader:
                 changed.append(news)
                 is_same = entry.result is not None and entry.result.digest == result.digest
                 taken += news.due() is not None and not is_same
+                if said := left_out_of(model, entry.name, result):
+                    self._warn_once(said)
             except MissingResultError:
                 continue
             except ResultError as error:

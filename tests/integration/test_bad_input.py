@@ -162,8 +162,8 @@ BAD_METRICS = {
     "truncated": ('{"HR@10": 0.1, "NDCG', "no valid JSON"),
     "a list": ("[0.1]", "JSON list"),
     "without a number": ('{"model": "x", "ok": true}', "has no number"),
-    "with NaN": ('{"HR@10": NaN}', "HR@10 is nan"),
-    "with infinity": ('{"HR@10": 1e999}', "HR@10 is inf"),
+    "with NaN": ('{"HR@10": NaN}', "HR@10 (nan, not finite)"),
+    "with infinity": ('{"HR@10": 1e999}', "HR@10 (inf, not finite)"),
     "binary": ("\\x00\\xff\\xfe", "metrics.json"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -216,7 +217,7 @@ def test_all_flags_of_the_manual_are_understood(repository: Repository) -> None:
         *("--wandb-project", "P", "--wandb-entity", "E", "--wandb-run-id", "I", "--wandb-run-name", "N"),
         *("--wandb-mode", "online", "--wandb-resume", "allow", "--wandb-job-type", "eval"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 75, done.stderr
     assert repository.calls == ["checkpoint-495"]  # one a cycle
     (path,) = (repository.root / "my state").glob(f"{MODEL}_*.json")
     assert path.with_suffix(".lock").exists()
@@ -388,8 +389,20 @@ def test_other_names_are_no_checkpoints_and_that_is_said(repository: Repository)
     for name in ("checkpoint_100", "checkpoint-best", "checkpoint-0100", "global_step100"):
         repository.checkpoint(100).rename(repository.model_dir / name)
     done = repository.once()
-    assert done.returncode == 0 and repository.calls == []
+    assert done.returncode == 1 and repository.calls == []
     assert "no folder named checkpoint-<number>" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("NOT DONE")]
+    assert "checkpoint-0100, checkpoint_100, global_step100: not taken" in line
+    repository.checkpoint(200)
+    assert repository.once().returncode == 0  # what lies beside checkpoints is the trainer's business
+
+
+def test_checkpoints_one_level_deeper_are_named(repository: Repository) -> None:
+    repository.checkpoint(100)
+    flags = [*repository.flags, "--sft-root", str(repository.model_dir.parent)]
+    done = repository.sidecar("once", *flags)
+    assert done.returncode == 1 and repository.calls == []
+    assert f"one level deeper, in {repository.model}: give that as --sft-root" in done.stderr
 
 
 def test_once_says_which_checkpoint_waits_and_for_what(repository: Repository) -> None:
@@ -399,8 +412,39 @@ def test_once_says_which_checkpoint_waits_and_for_what(repository: Repository) -
     (unprovable / "trainer_state.json").unlink()
     (unprovable / "optimizer.pt").unlink()
     done = repository.once()
-    assert done.returncode == 0 and repository.calls == []
+    assert done.returncode == 75 and repository.calls == []
     waiting = [line for line in done.stdout.splitlines() if line.startswith("WAITING")]
     assert "checkpoint-100: partial (the folder is empty)" in waiting[0]
     assert "checkpoint-200: partial (optimizer.pt is there, but trainer_state.json" in waiting[1]
     assert "checkpoint-300: settling" in waiting[2] and "of the 120 s" in waiting[2]
+
+
+def test_once_ends_with_75_as_long_as_something_waits_that_has_not_failed(repository: Repository) -> None:
+    repository.checkpoint(100)
+    repository.checkpoint(200)
+    repository.checkpoint(300, finished=False)
+    assert repository.once("--max-pending-per-cycle", "1").returncode == 75
+    assert repository.processed == [100]
+    assert repository.once().returncode == 75
+    assert repository.processed == [100, 200]
+    (repository.model_dir / "checkpoint-300" / "optimizer.pt").unlink()
+    assert repository.once("--checkpoint-ready-seconds", "0").returncode == 0
+    assert repository.processed == [100, 200, 300]
+
+
+def test_once_ends_with_75_when_a_checkpoint_is_abandoned(repository: Repository) -> None:
+    partial = repository.checkpoint(100, finished=False)
+    for path in (*partial.iterdir(), partial):
+        os.utime(path, (1_500_000_000, 1_500_000_000))
+    done = repository.once()
+    assert done.returncode == 75
+    assert "WAITING      checkpoint-100: abandoned" in done.stdout
+
+
+def test_once_ends_with_1_when_something_failed_whatever_else_waits(repository: Repository) -> None:
+    repository.checkpoint(100)
+    repository.fail(100, "no")
+    repository.checkpoint(200, finished=False)
+    done = repository.once()
+    assert done.returncode == 1
+    assert "WAITING      checkpoint-200: partial" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -149,6 +150,48 @@ def test_mirror_and_force_are_passed_on(repository):
     said = typed(repository, f"bash {SCRIPT} unpack --mirror --force")
     assert "removed      1 file that" in said
     assert carried(repository)[result(100)] == metrics(0.1)
+
+
+def a_result(repository: Repository) -> str:
+    return min(name for name in carried(repository) if name.endswith("metrics.json"))
+
+
+def test_an_old_archive_after_a_newer_one_changes_nothing_and_that_is_said(training, local):
+    name = a_result(training)
+    typed(training, f"bash {SCRIPT} pack --name result_old")
+    write(training.root / "results" / name, metrics(0.9), mtime_ns=1)
+    typed(training, f"bash {SCRIPT} pack --name result_new")
+    for archive in archives(training):
+        shutil.copy(archive, local.root)
+    typed(local, f"bash {SCRIPT} unpack result_new.tar.gz")
+    before = carried(local)
+    said = typed(local, f"bash {SCRIPT} unpack result_old.tar.gz")
+    assert f"kept         {name}: a newer archive was unpacked before" in said
+    assert carried(local) == before == carried(training)
+
+
+def test_a_local_result_that_no_archive_brought_is_kept_beside_and_named_once(training, local):
+    name = a_result(training)
+    typed(training, f"bash {SCRIPT} pack")
+    shutil.copy(archives(training)[0], local.root)
+    path = write(local.root / "results" / name, metrics(0.7))  # now: newer than what is packed
+    said = typed(local, f"bash {SCRIPT} unpack")
+    (kept,) = path.parent.glob("metrics.json.*")
+    assert f"kept beside  {name}: no archive had brought what was here; it is now {kept.name}" in said
+    assert (path.read_bytes(), kept.read_bytes()) == (carried(training)[name], metrics(0.7))
+    assert "kept beside" not in typed(local, f"bash {SCRIPT} unpack")
+    typed(local, f"bash {SCRIPT} pack --name result_here")
+    assert "before-unpack" not in typed(local, "tar tzf result_here.tar.gz")
+
+
+def test_an_archive_that_a_browser_unzipped_beside_an_older_copy_is_unpacked(training, local):
+    typed(training, f"bash {SCRIPT} pack --name results_sync_x")
+    (archive,) = archives(training)
+    cut = local.root / "results_sync_x.tar.gz"
+    cut.write_bytes(archive.read_bytes()[:300])
+    (local.root / "results_sync_x (1).tar").write_bytes(gzip.decompress(archive.read_bytes()))
+    assert "results_sync_x (1).tar\n" in typed(local, f'bash {SCRIPT} unpack "$PWD"/results_sync_x*')
+    assert carried(local) == carried(training)
 
 
 def test_flags_of_the_manifest_are_passed_through(repository):

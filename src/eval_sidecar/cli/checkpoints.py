@@ -117,6 +117,8 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
     if entry.result:
         say(f"result       {entry.result.path}")
         say("             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items()))
+        for name in entry.result.left_out:
+            say(f"left out     {name}")
     if entry.delivery:
         due = entry.due()
         status = due.status if due else entry.delivery.status

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
-from eval_sidecar.completeness import ABANDONED
 from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
@@ -158,13 +157,10 @@ def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Op
         say(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
 
 
-def waiting(ledger: Ledger) -> None:
+def waiting(lines: Sequence[str]) -> None:
     """Print which checkpoints still have no result, and why."""
-    for entry in ledger.steps():
-        is_abandoned = entry.verdict == ABANDONED and not entry.processed
-        if is_abandoned or (entry.is_pending and not entry.running):
-            facts = "; ".join(entry.evidence)
-            say(f"WAITING      {entry.name}: {entry.verdict or 'not looked at yet'} ({facts})")
+    for line in lines:
+        say(f"WAITING      {line}")
 
 
 def problems(lines: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Callable, Optional
 
 import click
 
+from eval_sidecar import lookalikes
+from eval_sidecar.cli import show
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
@@ -29,7 +31,8 @@ from eval_sidecar.transfer import (
 )
 from eval_sidecar.transfer.changes import is_result
 from eval_sidecar.transfer.index import parse_size, shown
-from eval_sidecar.transfer.scan import UNWANTED
+from eval_sidecar.transfer.scan import KEPT_MARK, UNWANTED
+from eval_sidecar.transfer.staging import AWAY_NAME
 
 Notify = Callable[[int, int], None]
 _QUIET_SECONDS = 2.0
@@ -130,13 +133,17 @@ def _show_packed(plan: PackPlan, report: PackReport) -> int:
             say(f"no manifest  {plan.manifest} is not there; the archive is without one")
     for line in _left_out(plan, report):
         say(f"left out     {line}")
-    for name in report.unusable[:_MANY]:
-        say(f"left out     {shown(name)}: its metrics.json holds no numbers that can be uploaded")
-    if len(report.unusable) > _MANY:
-        say(f"left out     {len(report.unusable) - _MANY} more such results")
     for name, reason in sorted(report.skipped.items()):
         say(f"NOT DONE     {shown(name)}: {reason}; it is not in the archive", fg="red", err=True)
-    return 1 if report.skipped else 0
+    overlooked = [
+        f"{shown(name)}: its metrics.json holds no numbers that can be uploaded; it is not in the archive"
+        for name in report.unusable[:_MANY]
+    ]
+    if len(report.unusable) > _MANY:
+        overlooked.append(f"{len(report.unusable) - _MANY} more such results")
+    overlooked += lookalikes.everywhere(plan.results_root)
+    show.problems(overlooked)
+    return 1 if report.skipped or overlooked else 0
 
 
 def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
@@ -147,6 +154,7 @@ def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
         "temporary": "temporary files",
         "bundle": "archives in the results root",
         "special": "neither files nor folders",
+        "kept": "files from before an unpack",
     }
     for reason, meaning in words.items():
         if counts[reason]:
@@ -160,12 +168,15 @@ def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
 @click.argument("archive", nargs=-1)
 @click.option("--results-root", default="./results", show_default=True)
 @click.option("--mirror", is_flag=True, help="Remove results that the archive, a full one, does not have.")
-@click.option("--force", is_flag=True, help="Take the archive's files even where those here are newer.")
+@click.option(
+    "--force", is_flag=True, help="Take the archive's files even if a newer archive was unpacked before."
+)
 def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, force: bool) -> int:
     """Bring an archive of `pack` into the results; running it again changes nothing.
 
     ARCHIVE is a file, any of its parts, or how its name begins. Without it, the newest result*.tar.gz in
-    ~/Downloads or here is taken. A result that is newer here than in the archive is kept.
+    ~/Downloads or here is taken. Of an archive that is older than one that was unpacked before, nothing is
+    taken that this one had too. A file here that no archive brought gets another name, which is printed.
     """
     found = find_bundle(archive, [Path.home() / "Downloads", Path()])
     older = f" (the newest of {found.passed_over + 1})" if found.passed_over else ""
@@ -185,9 +196,15 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     if report.ignored:
         say(f"left out     {_count(report.ignored, 'hidden file')}")
     for name in report.kept[:_MANY]:
-        say(f"kept         {shown(name)} is newer here than in the archive (--force takes the archive's)")
+        say(f"kept         {shown(name)}: a newer archive was unpacked before (--force takes this one's)")
     if len(report.kept) > _MANY:
-        say(f"kept         {len(report.kept) - _MANY} more that are newer here")
+        say(f"kept         {len(report.kept) - _MANY} more of a newer archive")
+    for name, kept in list(report.beside.items())[:_MANY]:
+        say(f"kept beside  {shown(name)}: no archive had brought what was here; it is now {shown(kept)}")
+    if len(report.beside) > _MANY:
+        say(f"kept beside  {len(report.beside) - _MANY} more, as *{KEPT_MARK}*")
+    if report.moved:
+        say(f"moved        {_count(len(report.moved), 'file')} that no archive had brought, to {AWAY_NAME}/")
     if report.removed:
         say(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
     root = shlex.quote(results_root)

@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 import click
 
+from eval_sidecar import lookalikes
 from eval_sidecar.cli import show
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
@@ -106,6 +107,7 @@ def prepare_manifest(
         defaults=defaults,
     )
     say(f"{len(load_manifest(path))} models in {path}")
+    show.problems(lookalikes.everywhere(root))
     return 0
 
 
@@ -145,6 +147,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
                 if stop.is_set():
                     break
     left = [f"{outcome.spec.model_dir}: {line}" for outcome in outcomes for line in outcome.left]
+    left += source.overlooked(uploader) if flags["once"] else []
     left += [source.receipt_problem] if source.receipt_problem else []
     show.problems(left)
     return 1 if left and flags["once"] else 0
@@ -169,6 +172,8 @@ def _one_pass(
         is_news = outcome.taken or report.sent or report.confirmed or report.already or report.sent_table
         if before is None or is_news or known.get(outcome.spec.model_dir, ()) != outcome.left:
             show.outcome(outcome)
+    if before is not None and uploader.looks_closely:
+        source.warn_of_overlooked(uploader)
     uploader.remember(source.receipt if source.renew_receipt(uploader, outcomes) else None)
     return outcomes
 
@@ -189,7 +194,8 @@ def verify(**flags: Any) -> int:  # noqa: ANN401 - one an option
     mode, _ = choose_mode(flags["wandb_mode"], False)
     if mode != "online":
         raise UsageError(f"--wandb-mode {flags['wandb_mode']}: only a server can be verified against")
-    models = _Source(flags).load()
+    source = _Source(flags)
+    models = source.load()
     show.set_up_logging()
     with _tracker(flags, mode) as tracker:
         uploader = _uploader(flags, tracker, mode)
@@ -199,7 +205,9 @@ def verify(**flags: Any) -> int:  # noqa: ANN401 - one an option
             for outcome in uploader.repair(differing, threading.Event()):
                 show.outcome(outcome)
             differing = [spec for spec in differing if not _verified(uploader, spec)]
-    return 1 if differing else 0
+        overlooked = source.overlooked(uploader)
+        show.problems(overlooked)
+    return 1 if differing or overlooked else 0
 
 
 def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
@@ -278,6 +286,19 @@ class _Source:
                 raise
             self._warn_once(f"{error}; the manifest read before stays in use")
         return self._models
+
+    def overlooked(self, uploader: Uploader) -> list[str]:
+        """What in the results looks like a result and is not uploaded, one line each."""
+        lines = uploader.overlooked(self._models or [])
+        if not self._filters:
+            listed = {spec.model_dir for spec in self._all}
+            lines += lookalikes.outside(self.results_root, listed, self.path)
+        return lines
+
+    def warn_of_overlooked(self, uploader: Uploader) -> None:
+        """Say of each, once, while the program goes on."""
+        for line in self.overlooked(uploader):
+            self._warn_once(line)
 
     def renew_receipt(self, uploader: Uploader, outcomes: Sequence[Outcome]) -> bool:
         """Write the receipt after a pass; whether that was possible. `receipt_problem` says why not."""

@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 import click
 
+from eval_sidecar import lookalikes
 from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
@@ -28,19 +29,25 @@ from eval_sidecar.installation import own_evaluation_script
 from eval_sidecar.loop import run_loop
 from eval_sidecar.notices import watch_folders
 from eval_sidecar.sidecar import Sidecar
-from eval_sidecar.status import unfinished
+from eval_sidecar.status import unfinished, waiting
 from eval_sidecar.store import LedgerStore, open_store, state_path
 
 log = logging.getLogger(__name__)
 
 #: How long a session under way may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
+#: EX_TEMPFAIL of sysexits.h: nothing failed, run it again later.
+STILL_WAITING = 75
 
 
 @click.command()
 @watch_options
 def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
-    """Evaluate the checkpoints of a training as they appear, and report them to W&B."""
+    """Evaluate the checkpoints of a training as they appear, and report them to W&B.
+
+    With --once, the exit code is 0 if all is done, 75 if nothing failed and something still waits (the
+    last lines say for what), and 1 if something failed or was not delivered.
+    """
     plan = plan_watch(flags, manager_folder())
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
     show.set_up_logging()
@@ -64,6 +71,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
             log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
         if keeps_evaluator(flags, plan.config.eval_script):
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
+        for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
+            log.warning("%s", line)
         interrupted = _run(plan, store, courier, presence, wake, stop)
     return _report(plan, store, mode, interrupted)
 
@@ -124,11 +133,16 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
     show.results_table(ledger)
     show.places(ledger, plan.config.results_root / ledger.model_dir, store.path, plan.config.log_dir, mode)
     left = unfinished(ledger, expects_delivery=mode is not None, expects_confirmation=mode == "online")
-    show.waiting(ledger)
+    left += lookalikes.in_model(plan.config.results_root / ledger.model_dir)
+    left += lookalikes.like_checkpoints(plan.config.model_dir)
+    waits = waiting(ledger)
+    show.waiting(waits)
     show.problems(left)
     if not plan.flags["once"]:
         return 0
-    return 130 if interrupted else 1 if left else 0
+    if interrupted:
+        return 130
+    return 1 if left else STILL_WAITING if waits else 0
 
 
 def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:

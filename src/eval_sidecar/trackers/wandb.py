@@ -85,6 +85,8 @@ class WandbTracker:
         self._settings = settings
         self._worker: Optional[_Worker] = None
         self._lock = threading.Lock()
+        #: Names of the config keys of each run that was looked up and is there, None where it is not.
+        self._found: dict[tuple[Optional[str], str, str], Optional[list[str]]] = {}
 
     def read(self, spec: ModelSpec) -> ServerView:
         """See `Tracker.read`."""
@@ -95,6 +97,7 @@ class WandbTracker:
         keys = {"delivered_key": content.DELIVERED, "table_key": content.TABLE}
         request = {"op": "read", **_run_of(spec), **keys}
         answer = self._ask(request, self._settings.read_deadline)
+        self._found[spec.entity, spec.project, spec.run_id] = answer.get("config")
         if "unsupported" in answer:
             # The run's own summary is the next best proof: it is written after the rows, with them.
             delivered = content.delivered_rows(answer.get("delivered"))
@@ -120,13 +123,10 @@ class WandbTracker:
         request = {
             "op": "send",
             **_run_of(spec),
-            "name": spec.run_name,
-            "group": spec.group,
-            "job_type": settings.job_type,
+            **self._description(session),
             "resume": settings.resume,
             "mode": settings.mode,
             "directory": str(settings.directory),
-            "config": content.config_of(spec),
             "start": session.start,
             "rows": [(index, content.row_of(point)) for index, point in session.rows],
             "summary": content.summary_of(session.table, session.placed),
@@ -143,6 +143,23 @@ class WandbTracker:
                 "rows that it did not show, or another writer; nothing was sent"
             )
         return Receipt(where=answer["where"], table_problem=answer["table_problem"])
+
+    def _description(self, session: Session) -> dict[str, Any]:
+        """What the run is called and filtered by, as far as that is ours to say.
+
+        A run gets its name once, so that one that was renamed on the page stays so. A run that was not made
+        for this has no config like ours; its own is somebody else's.
+        """
+        spec = session.spec
+        config = content.config_of(spec)
+        keys = self._found.get((spec.entity, spec.project, spec.run_id))
+        is_new = keys is None
+        if self._settings.mode != "online":  # nobody can be asked, but what was sent from here is known
+            is_new = len(session.placed) <= len(session.rows)
+        if keys is not None and not config.keys() <= set(keys):
+            return {}
+        named = {"name": spec.run_name} if is_new else {}
+        return {**named, "group": spec.group, "job_type": self._settings.job_type, "config": config}
 
     def close(self) -> None:
         """See `Tracker.close`."""

@@ -32,7 +32,7 @@ Run = Any
 _SUMMARY_QUERY = """
 query RunSummary($entity: String, $project: String!, $run: String!) {
   model(name: $project, entityName: $entity) {
-    bucket(name: $run, missingOk: true) { summaryMetrics }
+    bucket(name: $run, missingOk: true) { summaryMetrics config }
   }
 }
 """
@@ -150,7 +150,8 @@ def _read_summary(client: Client, request: Request) -> Answer:
     response.raise_for_status()
     run = ((response.json().get("data") or {}).get("model") or {}).get("bucket")
     summary = json.loads((run or {}).get("summaryMetrics") or "{}")
-    return {"delivered": summary.get(request["delivered_key"]) if run else "[]"}
+    config = sorted(json.loads((run or {}).get("config") or "{}")) if run else None
+    return {"delivered": summary.get(request["delivered_key"]) if run else "[]", "config": config}
 
 
 def _read_history(client: Client, request: Request) -> Answer:
@@ -160,7 +161,7 @@ def _read_history(client: Client, request: Request) -> Answer:
     except (ValueError, client.wandb.errors.CommError) as error:
         if is_missing_run(error):
             nothing = {"delivered": None, "table_stored": True}
-            return {"exists": False, "rows": [], "writer": None, **nothing}
+            return {"exists": False, "config": None, "rows": [], "writer": None, **nothing}
         raise
     count = getattr(run, "historyLineCount", None) or 0
     if count and getattr(run, "historyKeys", None) is None:
@@ -168,6 +169,7 @@ def _read_history(client: Client, request: Request) -> Answer:
         return {
             "unsupported": f"the server has {count} rows of {path} and cannot show them",
             "count": count,
+            "config": sorted(run.config),
         }
     rows = list(_rows_of(run))
     # Not run.summary: the client keeps that from the first look-up.
@@ -175,6 +177,7 @@ def _read_history(client: Client, request: Request) -> Answer:
     delivered = summary.get(request["delivered_key"])
     return {
         "exists": True,
+        "config": sorted(run.config),
         "rows": rows,
         "writer": _writer_of(run),
         "delivered": delivered,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.checkpoints import step_of
-from eval_sidecar.errors import StateError, UsageError
+from eval_sidecar.errors import ResultError, StateError, UsageError
 from eval_sidecar.files import write_text
+from eval_sidecar.metrics import parse_metrics
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
 from eval_sidecar.types import digest
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CACHE_NAME = ".pack_cache.json"
 _METRICS = "metrics.json"
 _LARGEST = 1 << 30
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _RECEIPT_VERSION = 1
 #: A file that was written this shortly before it was read may be written again without a change of its time.
 _RACY_NS = 2 * 10**9
@@ -170,19 +170,9 @@ def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
 def digest_of(data: bytes) -> Optional[str]:
     """The hash that `results.read_result` gives a file of this content; None where it would refuse it."""
     try:
-        value = json.loads(data.decode("utf-8"))
-        if not isinstance(value, dict):
-            return None
-        metrics = {
-            key: float(number)
-            for key, number in value.items()
-            if isinstance(number, (int, float)) and not isinstance(number, bool)
-        }
-    except (ValueError, OverflowError, RecursionError):
+        return digest(parse_metrics(data).metrics)
+    except ResultError:
         return None
-    if not metrics or not all(map(math.isfinite, metrics.values())):
-        return None
-    return digest(metrics)
 
 
 def is_result(name: str) -> Optional[tuple[str, str]]:
@@ -209,7 +199,11 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
     """
     nothing = Confirmed(None, {})
     for model in os.scandir(root):
-        if model.name.startswith(".") or not model.is_dir(follow_symlinks=False):
+        if model.name.startswith("."):
+            continue
+        if not model.is_dir(follow_symlinks=False):
+            if model.is_symlink():
+                left_out.note(model.name, model.path, "link")
             continue
         confirmed = receipt.models.get(model.name, nothing).digests
         try:
@@ -220,6 +214,8 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
         for checkpoint in checkpoints:
             step = step_of(checkpoint.name)
             if step is None or not checkpoint.is_dir(follow_symlinks=False):
+                if step is not None and checkpoint.is_symlink():
+                    left_out.note(f"{model.name}/{checkpoint.name}", checkpoint.path, "link")
                 continue
             try:
                 found = digests.of_file(model.name, str(step), f"{checkpoint.path}/{_METRICS}")
@@ -227,5 +223,8 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
                 continue  # not evaluated yet
             except OSError:
                 found = None
-            if found is None or confirmed.get(str(step)) != found:
+            name = f"{model.name}/{checkpoint.name}/{_METRICS}"
+            if found is None and os.path.islink(f"{checkpoint.path}/{_METRICS}"):  # noqa: PTH114 - as above
+                left_out.note(name, f"{checkpoint.path}/{_METRICS}", "link")
+            elif found is None or confirmed.get(str(step)) != found:
                 yield Change(f"{model.name}/{checkpoint.name}/", found is not None)

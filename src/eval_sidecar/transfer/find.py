@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError, UsageError
+from eval_sidecar.transfer.history import History
 from eval_sidecar.transfer.index import shown
+from eval_sidecar.transfer.opening import is_whole, peek_index
 from eval_sidecar.transfer.parts import Part, check_part, name_of_part, part_name, read_part
 
 _PATTERN = "result*.tar.gz"
-_SUFFIX = ".tar.gz"
+#: A browser may have unzipped an archive, and may or may not say so in its name.
+_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+#: What browsers and file managers put into the name of a second copy: ``x (1).tar.gz``, ``x - Copy.tar.gz``.
+_COPY = re.compile(r"(?: ?\(\d+\)| copy(?: \d+)?| - Copy(?: \(\d+\))?)(?=\.|$)", re.IGNORECASE)
 _PART_MARK = ".part-"
 
 
@@ -41,12 +47,15 @@ class _File(NamedTuple):
     def key(self) -> tuple[str, str]:
         """What files of the same archive have in common."""
         if self.part is None:
-            return ("file", str(self.path))
+            name = _COPY.sub("", self.path.name)
+            for suffix in _SUFFIXES:
+                name = name[: -len(suffix)] if name.endswith(suffix) else name
+            return ("file", str(self.path.with_name(name or self.path.name)))
         return ("parts", f"{self.part.identity} {self.part.of}")
 
 
 def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
-    """The archive that is meant; of several, the one whose file is the newest.
+    """The archive that is meant; of several, the newest by what they say, else the file that came last.
 
     Args:
         arguments: Files, parts, folders, patterns, or beginnings of a path; a shell may have made several
@@ -75,12 +84,48 @@ def _find(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
     groups: dict[tuple[str, str], list[_File]] = {}
     for file in files:
         groups.setdefault(file.key, []).append(file)
-    newest = max(groups.values(), key=lambda group: max(file.path.stat().st_mtime_ns for file in group))
+    newest = _newest(list(groups.values()))
     passed_over = len(groups) - 1
-    if newest[0].part is None:
-        _refuse_damaged(newest[0])
-        return Found((newest[0].path,), shown(str(newest[0].path)), passed_over)
-    return _complete(newest, passed_over)
+    if newest[0].part is not None:
+        return _complete(newest, passed_over)
+    path = _whole(newest)
+    return Found((path,), shown(str(path)), passed_over)
+
+
+def _newest(groups: Sequence[Sequence[_File]]) -> Sequence[_File]:
+    """Of several archives, the one that none of them says it is older than; else the file that came last."""
+    newest, *others = sorted(groups, key=_arrived_at, reverse=True)
+    if others:
+        histories = {id(group): _history_of(group) for group in groups}
+        for group in others:
+            here, other = histories[id(newest)], histories[id(group)]
+            if here and other and here.id in other.after:
+                newest = group
+    return newest
+
+
+def _arrived_at(group: Sequence[_File]) -> int:
+    return max(file.path.stat().st_mtime_ns for file in group)
+
+
+def _history_of(group: Sequence[_File]) -> Optional[History]:
+    """What an archive says of its order, which is at its beginning."""
+    for file in group:
+        if file.part is None or file.part.number == 1:
+            index = peek_index([file.path])
+            if index is not None:
+                return index.history
+    return None
+
+
+def _whole(copies: Sequence[_File]) -> Path:
+    """The file of an archive; of several copies, the newest that is whole."""
+    ordered = sorted(copies, key=lambda file: file.path.stat().st_mtime_ns, reverse=True)
+    for file in ordered if len(ordered) > 1 else ():
+        if is_whole(file.path):
+            return file.path
+    _refuse_damaged(ordered[0])
+    return ordered[0].path
 
 
 def _paths_of(text: str) -> list[Path]:
@@ -111,7 +156,7 @@ def _matching(beginning: Path) -> list[Path]:
 
 
 def _is_archive_name(name: str) -> bool:
-    return name.endswith(_SUFFIX) or f"{_SUFFIX}{_PART_MARK}" in name
+    return name.endswith(_SUFFIXES) or _PART_MARK in name
 
 
 def _look(path: Path) -> _File:

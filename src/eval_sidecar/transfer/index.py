@@ -1,8 +1,9 @@
 """What a bundle says of itself: ``results/.bundle.json``, its first member. No I/O.
 
 ``{"version": 1, "kind": "full" | "incremental", "base": <receipt's id> | null, "left_out": {"names": [...],
-"larger_than": bytes}, "skipped": [name, ...], "members": {name: [size in bytes, mtime in ns, sha256]}}``;
-names are relative to the results root.
+"larger_than": bytes}, "skipped": [name, ...], "members": {name: [size in bytes, mtime in ns, sha256]},
+"history": {"id": <hash>, "after": [<id of an older archive>, ...]}}``; names are relative to the results
+root. Archives of before have no ``history``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
 from eval_sidecar.texts import printable
+from eval_sidecar.transfer.history import History, parse_history
 
 #: The folder in an archive that stands for the results root, and the older layout's.
 TOP = "results"
@@ -29,6 +31,7 @@ _VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Larger files are neither packed nor unpacked; results are a thousand times smaller.
 LARGEST_MEMBER = 1 << 30
+LARGEST_INDEX = 1 << 29
 #: What file systems hold in one name and in a path.
 _MOST_BYTES_OF_A_NAME, _MOST_BYTES_OF_A_PATH = 255, 4096 - 512
 
@@ -58,6 +61,7 @@ class Index:
         exclude_names: File names that were not carried.
         max_file_size: Larger files were not carried.
         skipped: Files that should have been carried and could not be read in one piece.
+        history: Which archives it is newer than; None where it does not say.
     """
 
     kind: str
@@ -66,6 +70,7 @@ class Index:
     exclude_names: tuple[str, ...]
     max_file_size: int
     skipped: tuple[str, ...] = ()
+    history: Optional[History] = None
 
     @property
     def newest_ns(self) -> int:
@@ -83,6 +88,8 @@ class Index:
             "skipped": sorted(self.skipped),
             "members": dict(self.members),
         }
+        if self.history is not None:
+            value["history"] = self.history.to_json()
         return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -118,6 +125,7 @@ def parse_index(data: bytes) -> Index:
             tuple(left_out["names"]),
             left_out["larger_than"],
             tuple(skipped),
+            parse_history(value["history"]) if "history" in value else None,
         )
         sound = (
             version == _VERSION

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Callable, Optional
@@ -23,6 +23,7 @@ from eval_sidecar.transfer.changes import (
     read_receipt,
     without_moved,
 )
+from eval_sidecar.transfer.history import keep_history, next_history
 from eval_sidecar.transfer.index import (
     FULL,
     INCREMENTAL,
@@ -146,7 +147,8 @@ def _choose_and_write(
     if chosen:
         return _write(plan, receipt, _with_manifest(plan.manifest, chosen), packing, notify), unusable
     if receipt is None:
-        raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack")
+        why = "".join(f"; {shown(name)} {reason}" for name, reason in packing.skipped.items())
+        raise BundleError(f"{plan.results_root}: holds no results; there is nothing to pack{why[:300]}")
     return [], unusable
 
 
@@ -204,10 +206,12 @@ class _Packing:
             except FileNotFoundError:
                 continue  # deleted since it was listed
             except OSError as error:
-                if error.errno == errno.EFBIG:
+                if error.errno == errno.EFBIG and not is_result(seen.name):
                     self.left_out.counts["size"] += 1
                     continue
-                self.skipped[seen.name] = error.strerror or str(error)
+                large = f"a result of more than {self.most} bytes: give a larger --max-file-size"
+                reason = error.strerror or str(error)
+                self.skipped[seen.name] = large if error.errno == errno.EFBIG else reason
                 continue
             if read is None:
                 self.skipped[seen.name] = "changed while it was read"
@@ -249,13 +253,17 @@ def _write(
             max_file_size=plan.rules.max_file_size,
             skipped=tuple(packing.skipped),
         )
+        content_hash = hashlib.sha256(index.to_json()).hexdigest()
+        history = next_history(plan.results_root, content_hash)
+        index = replace(index, history=history)
         listing = index.to_json()
-        identity = hashlib.sha256(listing).hexdigest()
         beginning = stack.enter_context(TemporaryFile(dir=plan.output_dir))
         with gzips.BlockWriter(beginning, block_size) as head:
             head.write(tar.member(f"{TOP}/{INDEX_NAME}".encode(), listing, index.newest_ns // 10**9))
-        name = plan.name or archive_name(index, identity)
+        name = plan.name or archive_name(index, content_hash)
+        identity = hashlib.sha256(listing).hexdigest()
         compressed = parts.Compressed([beginning, content], head.lengths + blocks.lengths, identity)
+        keep_history(plan.results_root, history)
         return parts.write_archive(plan.output_dir, _with_suffix(name), compressed, plan.chunk_size)
 
 

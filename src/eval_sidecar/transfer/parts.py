@@ -24,7 +24,11 @@ from eval_sidecar.transfer.index import shown
 #: A part's note takes less than this, whatever the archive's name.
 NOTE_ROOM = 4096
 SMALLEST_CHUNK = 64 * 1024
-_PART = re.compile(r"(.+)\.part-(\d{3,})-of-(\d{3,})", re.ASCII | re.DOTALL)
+#: Second copies have something more in their names: ``x.part-001-of-003 (1)``, ``x (1).part-001-of-003``.
+_PART = re.compile(
+    r"(.+?)(?: ?\(\d+\))?\.part-(\d{3,})-of-(\d{3,})(?: ?\(\d+\))?(?:\.tar\.gz|\.gz|\.tar|\.txt|\.bin)?",
+    re.ASCII | re.DOTALL,
+)
 _VERSION = 1
 _COPY_SIZE = 1 << 20
 

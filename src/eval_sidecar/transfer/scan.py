@@ -12,6 +12,8 @@ from typing import NamedTuple, Optional
 #: Written by evaluations beside their numbers, large, and read by nobody later.
 UNWANTED = ("final_result.json", "rollout.json")
 _LARGEST = 10 * 1024**2
+#: In the name of a file that was here before an archive brought another one; a hash of it comes behind.
+KEPT_MARK = ".before-unpack-"
 _TEMPORARY = (".tmp", ".swp", "~")
 _ATTEMPTS = 3
 
@@ -34,7 +36,7 @@ class LeftOut:
     """What was left out, and why.
 
     Attributes:
-        counts: ``name``, ``size``, ``link``, ``temporary``, ``special``, ``bundle`` to a number of files.
+        counts: ``name``, ``size``, ``link``, ``temporary``, ``special``, ``bundle``, ``kept`` to a number.
         links: The links among them, as their targets are missed most easily.
         unreadable: Folders that could not be listed, with the reason.
     """
@@ -42,6 +44,33 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, path: str, reason: str) -> None:
+        """Count a file or link; one that leads to results is missed, and named as such."""
+        if reason == "link" and _leads_to_results(name, Path(path)):
+            self.unreadable[name] = (
+                "is a link, which is not followed: put the files themselves there (cp -rL)"
+            )
+            return
+        self.counts[reason] += 1
+        self.links += [name] if reason == "link" else []
+
+
+def _leads_to_results(name: str, path: Path) -> bool:
+    """Whether a link stands for a model, for a checkpoint's results or for its ``metrics.json``, which lie
+    elsewhere: what lies in the results too is carried under its own name.
+    """
+    try:
+        root = Path(str(path)[: -len(name)]).resolve()
+        if root in path.resolve().parents:
+            return False
+        if name.count("/") == 2:
+            return path.name == "metrics.json" and path.is_file()
+        if name.count("/") == 1:
+            return (path / "metrics.json").is_file()
+        return "/" not in name and any(path.glob("checkpoint-*/metrics.json"))
+    except OSError:
+        return False
 
 
 class Seen(NamedTuple):
@@ -82,8 +111,7 @@ def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> 
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{folder}{entry.name}/")
                     elif reason := _reason(entry, rules, top=not folder):
-                        left_out.counts[reason] += 1
-                        left_out.links += [folder + entry.name] if reason == "link" else []
+                        left_out.note(folder + entry.name, entry.path, reason)
                     else:
                         found.append(Seen(folder + entry.name, entry.path))
         except OSError as error:
@@ -101,6 +129,8 @@ def _reason(entry: os.DirEntry[str], rules: Rules, *, top: bool) -> Optional[str
         return "link" if entry.is_symlink() else "special"
     if entry.name.endswith(_TEMPORARY):
         return "temporary"
+    if KEPT_MARK in entry.name:
+        return "kept"
     return "bundle" if top and entry.name.startswith("result") and ".tar.gz" in entry.name else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from eval_sidecar.transfer.index import MANIFEST_NAME, shown
 
 #: In the results root: hidden, so that nobody takes it for a model, and on the same file system.
 STAGING_NAME = ".unpack"
+#: Beside it: what ``--mirror`` took away that no archive had brought.
+AWAY_NAME = ".before-unpack"
 #: Above this many files, one sync of everything is cheaper than one of each.
 _MANY = 100
 
@@ -30,10 +33,12 @@ class Staged(NamedTuple):
     Attributes:
         name: Relative to the results root.
         path: Where it waits.
+        kept: Name beside it that the file which is there now gets; None where nobody needs that any more.
     """
 
     name: str
     path: Path
+    kept: Optional[str] = None
 
 
 @contextlib.contextmanager
@@ -113,6 +118,12 @@ def set_time(path: Path, mtime_ns: int) -> None:
         os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
+def move_time(path: Path, mtime_ns: int) -> None:
+    """Give a file a later time, where the archive's is later than the one that it has."""
+    if mtime_ns > path.stat().st_mtime_ns:
+        set_time(path, mtime_ns)
+
+
 def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
     """Rename files into the results, the manifest last: it never names what is not there yet.
 
@@ -127,6 +138,8 @@ def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
         target = root / entry.name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if entry.kept is not None:
+                keep_beside(target, target.with_name(entry.kept))
             entry.path.replace(target)
         except OSError as error:
             raise BundleError(
@@ -135,6 +148,52 @@ def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
             ) from error
         folders.add(target.parent)
     _sync(list(folders))
+
+
+def keep_beside(path: Path, kept: Path) -> None:
+    """Give a file a second name, which it keeps when another one takes its first; nothing where it has it.
+
+    Raises:
+        OSError: where that cannot be done.
+    """
+    if kept.exists():
+        return
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        temporary = kept.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            shutil.copy2(path, temporary)
+            _sync([temporary])
+            temporary.replace(kept)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def move_away(root: Path, names: Iterable[str]) -> None:
+    """Move files of the results, under their names, into a hidden folder of the results.
+
+    Raises:
+        BundleError: naming what cannot be moved.
+    """
+    for name in names:
+        try:
+            kept = root / AWAY_NAME / name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            (root / name).replace(set_free(kept))
+        except OSError as error:
+            raise BundleError(
+                f"{shown(str(root / name))}: cannot be moved to {AWAY_NAME} ({error.strerror}); run it again"
+            ) from error
+
+
+def set_free(path: Path) -> Path:
+    """A path like this one that is not taken."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def remove_files(root: Path, names: Iterable[str]) -> None:

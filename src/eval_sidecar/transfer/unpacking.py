@@ -1,63 +1,37 @@
 """Brings a bundle into the results: nothing is touched before all of it was checked.
 
-Which of two versions of a file stays: the one written later, by the clock of the machine that wrote it.
-A bundle carries that time, and unpacking gives it to the file, so bundles can be unpacked in any order and as
-often as one likes: what is there in the end is the newest that came. A file that is there with other content
-and a later time than a member's is kept and named; ``force`` takes the member. Equal content is left
-alone; only its time moves forward where the bundle's is later.
+Which of two versions of a file stays is a matter of the archives' own order (`brought`), never of clocks:
+archives can be unpacked in any order and as often as one likes, and what is there in the end is the newest
+that came. A file that is here and that no archive brought gives way, and is kept beside under another name.
+``force`` takes an old archive all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import hashlib
-import io
 import os
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Callable, Optional, cast
+from typing import Optional
 
-from eval_sidecar.errors import BundleError
+from eval_sidecar.errors import BundleError, StateError
 from eval_sidecar.files import held_lock
-from eval_sidecar.transfer import tar
+from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
+from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
 from eval_sidecar.transfer.find import Found
-from eval_sidecar.transfer.index import (
-    FULL,
-    INDEX_NAME,
-    LARGEST_MEMBER,
-    MANIFEST_NAME,
-    OLDER_TOP,
-    TOP,
-    Index,
-    Member,
-    is_hidden,
-    parse_index,
-    shown,
-    why_unsafe,
-)
-from eval_sidecar.transfer.parts import Chain
-from eval_sidecar.transfer.scan import LeftOut, Rules, list_files
+from eval_sidecar.transfer.index import FULL, MANIFEST_NAME, Index, shown
+from eval_sidecar.transfer.scan import KEPT_MARK, LeftOut, Rules, list_files
 from eval_sidecar.transfer.staging import (
     Staged,
     check_places,
+    move_away,
+    move_time,
     put_in_place,
     remove_files,
-    set_time,
     staging_folder,
-    write_staged,
 )
 
 _LOCK_NAME = ".unpack.lock"
-_LARGEST_INDEX = 1 << 29
-#: Small files in an archive shrink to a twentieth; nothing honest shrinks to a three-hundredth.
-_MOST_EXPANSION, _ALWAYS_ALLOWED = 300, 256 << 20
-_IN_MEMORY = 16 << 20
-
-#: Told how many of how many files are done; how many there are is 0 where nobody knows.
-Notify = Callable[[int, int], None]
 
 
 @dataclass
@@ -68,8 +42,10 @@ class UnpackReport:
         new: Files that were not there.
         changed: Files that had other content.
         same: How many were there already.
-        kept: Files that are newer here than in the archive, and other.
+        kept: Files that the archive has, older than those that were unpacked before.
+        beside: Files that no archive had brought, and where each is now, as the archive has another one.
         removed: Files that the archive does not have (``mirror``).
+        moved: Those of them that no archive had brought; they are in `AWAY_NAME`.
         ignored: How many hidden files an older archive had.
         index: What the archive says of itself; None for the older layout, which has no checksums.
         has_manifest: Whether a manifest is in the results now.
@@ -79,7 +55,9 @@ class UnpackReport:
     changed: list[str] = field(default_factory=list)
     same: int = 0
     kept: list[str] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
     ignored: int = 0
     index: Optional[Index] = None
     has_manifest: bool = False
@@ -104,7 +82,7 @@ def unpack(
         found: The archive.
         results_root: Made where it is missing.
         mirror: Remove the files that a full archive does not have.
-        force: Take the archive's files even where those here are newer.
+        force: Take the archive's files even where a newer archive was unpacked before.
         notify: Told how many of how many files are done.
 
     Raises:
@@ -142,123 +120,77 @@ class _Unpacking:
         self._root = root
         self._staging = staging
         self._force = force
-        self._notify = notify
-        self._staged: list[Staged] = []
-        self._later: list[tuple[str, int]] = []  # same content, later time
+        self._arrival = Arrival(root, staging, notify)
+        self._brought = read_brought(root)
         self._report = UnpackReport()
 
     def run(self, found: Found, mirror: bool) -> UnpackReport:
         """Check, stage, and put in place."""
+        report, arrival = self._report, self._arrival
         try:
-            names = self._stage(found)
-            check_places(self._root, [entry.name for entry in self._staged])
-            removed = self._superfluous(names) if mirror else []
+            names = arrival.read(found.paths)
+            report.index, report.ignored = arrival.index, arrival.ignored
+            origin = arrival.origin
+            chosen = (self._choose(file, origin) for file in arrival.files)
+            staged = [entry for entry in chosen if entry is not None]
+            check_places(self._root, [entry.name for entry in staged])
+            removed = self._superfluous(names, origin) if mirror else []
+            report.moved = [name for name in removed if not self._is_brought(name)]
         except BundleError as error:
             raise BundleError(f"{found.name}: {error}; nothing was changed") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise BundleError(f"{where}{error.strerror or error}; nothing was changed") from error
-        put_in_place(self._root, self._staged)
-        for name, mtime_ns in self._later:
-            set_time(self._root / name, mtime_ns)
+        self._remember(origin)
+        put_in_place(self._root, staged)
+        for file in arrival.files:
+            if file.waiting is None:
+                move_time(self._root / file.name, file.member.mtime_ns)
+        move_away(self._root, report.moved)
         remove_files(self._root, removed)
-        self._report.removed = removed
-        self._report.has_manifest = (self._root / MANIFEST_NAME).is_file()
-        return self._report
+        report.removed = removed
+        report.has_manifest = (self._root / MANIFEST_NAME).is_file()
+        return report
 
-    def _stage(self, found: Found) -> set[str]:
-        """Read the archive to its end; what is new waits in the staging folder then."""
-        size = sum(path.stat().st_size for path in found.paths)
-        seen: set[str] = set()
-        with _open(found) as stream:
-            reader = tar.Reader(stream, _ALWAYS_ALLOWED + _MOST_EXPANSION * size)
-            for number, entry in enumerate(reader):
-                if number == 0 and entry.name == f"{TOP}/{INDEX_NAME}":
-                    self._report.index = self._read_index(entry, reader)
-                    continue
-                index = self._report.index
-                name = _name_in_results(entry, bundle=index is not None)
-                if entry.kind == "folder":
-                    continue
-                if index is None and is_hidden(name):
-                    self._report.ignored += 1
-                    continue
-                if name in seen:
-                    raise BundleError(f"member {shown(entry.name)} is there twice")
-                seen.add(name)
-                self._take(name, entry, reader)
-                if self._notify and len(seen) % 64 == 0:
-                    self._notify(len(seen), len(index.members) if index else 0)
-        self._check_together(seen)
-        return seen
-
-    def _check_together(self, seen: set[str]) -> None:
-        index = self._report.index
-        missing = sorted(set(index.members) - seen) if index else []
-        if missing:
-            raise BundleError(
-                f"is cut short: members are missing ({len(missing)}), such as {shown(missing[0])}"
-            )
-        if not seen:
-            raise BundleError(f"holds no files below {TOP}/ or {OLDER_TOP}/")
-        for name in seen:
-            folder = name.rpartition("/")[0]
-            while folder:
-                if folder in seen:
-                    raise BundleError(f"member {shown(name)} is below another member that is a file")
-                folder = folder.rpartition("/")[0]
-
-    def _read_index(self, entry: tar.Entry, reader: tar.Reader) -> Index:
-        if entry.kind != "file" or entry.size > _LARGEST_INDEX:
-            raise BundleError(f"{INDEX_NAME} is {entry.kind} of {entry.size} bytes")
-        index = parse_index(b"".join(reader.content()))
-        return index
-
-    def _take(self, name: str, entry: tar.Entry, reader: tar.Reader) -> None:
-        """Read one member, and stage it unless the file that is there is the same or newer."""
-        listed = self._report.index.members.get(name) if self._report.index else None
-        if entry.size > LARGEST_MEMBER:
-            raise BundleError(f"member {shown(entry.name)} has {entry.size} bytes, more than any result")
-        if self._report.index and (listed is None or listed.size != entry.size):
-            what = "is not in the archive's list" if listed is None else "has another size than is listed"
-            raise BundleError(f"member {shown(entry.name)} {what}")
-        waiting = self._staging / str(len(self._staged))
-        hashed = hashlib.sha256()
-        mtime_ns = listed.mtime_ns if listed else entry.mtime_ns
-        data = None
-        if entry.size <= _IN_MEMORY:
-            data = b"".join(reader.content())
-            hashed.update(data)
+    def _choose(self, file: Arrived, origin: Origin) -> Optional[Staged]:
+        """How a member is to be put in place; None where what is here is the same or newer."""
+        report, brought, name = self._report, self._brought, file.name
+        here = file.member.sha256 if file.waiting is None else hash_of(self._root / name)
+        is_old = not self._force and brought.is_old(name, origin, is_here=here is not None)
+        if is_old and here != file.member.sha256:
+            report.kept.append(name)
+            return None
+        sha256, kept = file.member.sha256, None
+        if name == MANIFEST_NAME and file.waiting and here and brought.is_from_elsewhere(name, origin):
+            sha256 = merge_manifests(self._root / name, file.waiting)
+        if file.waiting is None or here == sha256:
+            report.same += 1
+            if not is_old:
+                brought.take(name, origin, sha256)
+            return None
+        if here is None:
+            report.new.append(name)
         else:
-            write_staged(waiting, _hashing(reader.content(), hashed), mtime_ns)
-        member = Member(entry.size, mtime_ns, hashed.hexdigest())
-        if listed and listed != member:
-            raise BundleError(f"member {shown(entry.name)} does not match its SHA-256")
-        if self._is_wanted(name, member):
-            if data is not None:
-                write_staged(waiting, [data], mtime_ns)
-            self._staged.append(Staged(name, waiting))
+            report.changed.append(name)
+            if not brought.is_own(name, here):
+                kept = report.beside[name] = f"{name.rpartition('/')[2]}{KEPT_MARK}{here[:8]}"
+        brought.take(name, origin, sha256)
+        return Staged(name, file.waiting, kept)
 
-    def _is_wanted(self, name: str, member: Member) -> bool:
-        path = self._root / name
+    def _remember(self, origin: Origin) -> None:
+        """Keep what the archive brings, before it is in place: else it would look as if nobody had."""
+        index, brought = self._report.index, self._brought
+        if index is not None and index.kind == FULL and not self._report.kept:
+            brought.full = origin if brought.full is None else origin.after(brought.full)
         try:
-            status = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            self._report.new.append(name)
-            return True
-        if stat.S_ISREG(status.st_mode):
-            if status.st_size == member.size and _sha256(path) == member.sha256:
-                self._report.same += 1
-                if member.mtime_ns > status.st_mtime_ns:
-                    self._later.append((name, member.mtime_ns))
-                return False
-            if status.st_mtime_ns > member.mtime_ns and not self._force:
-                self._report.kept.append(name)
-                return False
-        self._report.changed.append(name)
-        return True
+            keep_brought(self._root, brought, self._staging)
+        except (StateError, OSError) as error:
+            raise BundleError(f"{error}; nothing was changed") from error
 
-    def _superfluous(self, names: set[str]) -> list[str]:
+    def _is_brought(self, name: str) -> bool:
+        return self._brought.is_own(name, hash_of(self._root / name) or "")
+
+    def _superfluous(self, names: set[str], origin: Origin) -> list[str]:
         """The files that the archive would have if they were there where it was packed."""
         index = self._report.index
         if index is None or index.kind != FULL:
@@ -268,16 +200,15 @@ class _Unpacking:
         for seen in list_files(self._root, Rules(index.exclude_names), LeftOut()):
             if seen.name in names or _is_skipped(seen.name, index.skipped):
                 continue
-            status = Path(seen.path).lstat()
-            if status.st_size > index.max_file_size:
+            if Path(seen.path).lstat().st_size > index.max_file_size:
                 continue
             doomed.append(seen.name)
-            if status.st_mtime_ns > index.newest_ns:
+            if self._brought.is_old(seen.name, origin, is_here=True):
                 newer.append(seen.name)
         if newer and not self._force:
             raise BundleError(
-                f"is older than files that are here ({len(newer)}), such as {shown(newer[0])}; --mirror"
-                " would lose them: take a newer archive, or give --force"
+                f"is older than an archive that was unpacked before: files of that are here ({len(newer)}),"
+                f" such as {shown(newer[0])}; --mirror would lose them: take a newer archive, or give --force"
             )
         return sorted(doomed)
 
@@ -285,51 +216,3 @@ class _Unpacking:
 def _is_skipped(name: str, skipped: tuple[str, ...]) -> bool:
     """Whether packing wanted this file and could not read it, or the folder that it is in."""
     return name in skipped or any(part.endswith("/") and name.startswith(part) for part in skipped)
-
-
-def _name_in_results(entry: tar.Entry, *, bundle: bool) -> str:
-    """A member's name relative to the results root; empty for the root itself and the folders above it.
-
-    Raises:
-        BundleError: where it is nothing that may be unpacked.
-    """
-    if entry.kind not in ("file", "folder"):
-        raise BundleError(f"member {shown(entry.name)} is {entry.kind}")
-    name = entry.name
-    if entry.kind == "folder":
-        name = f"/{name.lstrip('/')}" if name.startswith("/") else name.rstrip("/")
-    tops: tuple[str, ...] = (TOP,)
-    if not bundle:
-        tops = (TOP, OLDER_TOP)
-        name = name[2:] if name.startswith("./") else name
-        if name == ".":
-            return ""
-    problem = why_unsafe(name)
-    if problem:
-        raise BundleError(f"member {shown(entry.name)} {problem}")
-    for top in tops:
-        if name.startswith(f"{top}/"):
-            return name[len(top) + 1 :]
-        if entry.kind == "folder" and f"{top}/".startswith(f"{name}/"):
-            return ""
-    raise BundleError(f"member {shown(entry.name)} is not below {' or '.join(f'{top}/' for top in tops)}")
-
-
-@contextlib.contextmanager
-def _open(found: Found) -> Iterator[BinaryIO]:
-    with io.BufferedReader(Chain(found.paths), 1 << 20) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
-        yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked), 1 << 20))
-
-
-def _hashing(pieces: Iterator[bytes], hashed: hashlib._Hash) -> Iterator[bytes]:
-    for piece in pieces:
-        hashed.update(piece)
-        yield piece
-
-
-def _sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            hashed.update(piece)
-    return hashed.hexdigest()

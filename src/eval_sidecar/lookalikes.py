@@ -1,0 +1,181 @@
+"""What looks like a result and is not taken: named with what to do, so that nothing is passed by silently."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Optional
+
+from eval_sidecar.checkpoints import step_of
+
+_METRICS = "metrics.json"
+#: What Macs, Windows, NAS boxes and file systems put into any folder.
+_CLUTTER = frozenset({"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"})
+#: Files that evaluations write under other names than ours.
+_OTHER_NAME = re.compile(
+    r"(?:\w+_)?(?:results?|metrics?|scores?)(?:[_-][\w.:-]*)?\.jsonl?(?:\.txt)?", re.IGNORECASE
+)
+#: Written beside the numbers by evaluations that do write metrics.json.
+_BESIDE = frozenset({"final_result.json", "rollout.json", "provenance.json", _METRICS})
+#: Folders to look into below a model, and names to look at in one.
+_DEEPEST, _MOST = 3, 10_000
+_STEP = re.compile(r".*?(\d+)")
+#: So many are named of one kind.
+_NAMED = 5
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a name in a folder is hidden, or none that a person has given."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder in the results holds a checkpoint's folder, with a result in it or not yet."""
+    try:
+        return not is_clutter(folder.name) and any(step_of(name) is not None for name in _names(folder))
+    except OSError:
+        return True  # whoever opens it says what is wrong
+
+
+def everywhere(root: Path) -> list[str]:
+    """What in a results root looks like results and is none, of any model; one line each."""
+    root = Path(os.path.abspath(root))
+    return [*_at_the_top(root), *(line for folder in _model_folders(root) for line in in_model(folder))]
+
+
+def outside(root: Path, listed: Collection[str], manifest: Path) -> list[str]:
+    """What in a results root looks like results of no model that a manifest lists.
+
+    Args:
+        root: The results root.
+        listed: The models that are listed.
+        manifest: The manifest.
+
+    Returns:
+        One line each: what it is, why it is not taken, what to do.
+    """
+    others = [folder for folder in _model_folders(root) if folder.name not in listed]
+    lines = [*_at_the_top(root), *(line for folder in others for line in in_model(folder))]
+    names = [folder.name for folder in others if _has_result(folder)]
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        lines.append(
+            f"{', '.join(names[:_NAMED])}{more}: not in {manifest}, so not uploaded: run prepare-manifest,"
+            " or name what you want with --model-filter"
+        )
+    return lines
+
+
+def _model_folders(root: Path) -> list[Path]:
+    names = [name for name in _names(root) if not is_clutter(name) and step_of(name) is None]
+    return [root / name for name in names if (root / name).is_dir()]
+
+
+def _at_the_top(root: Path) -> Iterator[str]:
+    for name in _names(root):
+        if name == _METRICS:
+            advice = f"move it to {root}/<model>/checkpoint-<step>/"
+            yield _line(root / name, "it lies directly in the results", advice)
+        elif step_of(name) is not None and (root / name / _METRICS).exists():
+            yield _line(root / name, "it lies in no model's folder", f"move it to {root}/<model>/")
+
+
+def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]:
+    """What in the results of one model looks like a result and is none; one line each.
+
+    Args:
+        folder: ``results/<model>``; it may be missing.
+        waiting: Steps of checkpoints without a result; None to look.
+    """
+    steps: list[str] = []
+    others: list[str] = []
+    for name in _names(folder):
+        if not is_clutter(name):
+            (others if step_of(name) is None else steps).append(name)
+    if waiting is not None:
+        steps = [f"checkpoint-{step}" for step in waiting]
+    lines = [line for name in others for line in _elsewhere(folder / name)]
+    named = [
+        _line(folder / name / found, "the file is not called metrics.json", "rename it")
+        for name in steps
+        if not (folder / name / _METRICS).exists()
+        for found in names_like_results(folder / name)
+    ]
+    return [*_some(lines, folder), *_some(named, folder)]
+
+
+def names_like_results(folder: Path) -> list[str]:
+    """Names of files in a checkpoint's results that may be its numbers, but for ``metrics.json``."""
+    return [name for name in _names(folder) if _OTHER_NAME.fullmatch(name) and name not in _BESIDE]
+
+
+def like_checkpoints(model_dir: Path) -> list[str]:
+    """What a folder holds in place of checkpoints, if it holds none; one line."""
+    names = [name for name in _names(model_dir) if not is_clutter(name)]
+    folders = [name for name in names if (model_dir / name).is_dir()]
+    if any(step_of(name) is not None for name in folders):
+        return []
+    below = [
+        name for name in folders if any(step_of(inner) is not None for inner in _names(model_dir / name))
+    ]
+    if below:
+        shown = ", ".join(below[:_NAMED])
+        return [
+            f"{model_dir}: the checkpoint folders are one level deeper, in {shown}: give that as --sft-root"
+        ]
+    numbered = [
+        name
+        for name in folders
+        if re.search(r"\d", name) and re.search("ckpt|check|step|epoch|iter", name, re.I)
+    ]
+    if numbered:
+        shown = ", ".join(numbered[:_NAMED])
+        return [
+            f"{model_dir}: {shown}: not taken, since only a folder named checkpoint-<step> is a checkpoint"
+        ]
+    return []
+
+
+def _elsewhere(path: Path) -> Iterator[str]:
+    """Lines for the results in a folder of a model that is not called as a checkpoint is."""
+    if path.name == _METRICS:
+        yield _line(path, "it lies in no checkpoint's folder", f"move it to {path.parent}/checkpoint-<step>/")
+        return
+    waiting = [(path, 1)]
+    while waiting:
+        folder, depth = waiting.pop()
+        names = [name for name in _names(folder) if not is_clutter(name)]
+        if _has_result(folder):
+            why = "a model is a folder directly in the results"
+            yield _line(folder, why, f"move it up to {path.parents[1]}/")
+        elif _METRICS in names:
+            step = _STEP.fullmatch(folder.name)
+            new = f"checkpoint-{int(step[1])}" if step else "checkpoint-<step>"
+            yield _line(
+                folder / _METRICS, "its folder is not called checkpoint-<step>", f"rename it to {new}"
+            )
+        elif depth < _DEEPEST:
+            waiting += [(folder / name, depth + 1) for name in names if (folder / name).is_dir()]
+
+
+def _has_result(model: Path) -> bool:
+    return any(step_of(name) is not None and (model / name / _METRICS).exists() for name in _names(model))
+
+
+def _line(path: Path, why: str, advice: str) -> str:
+    return f"{path}: looks like a result and is not taken, since {why}: {advice}"
+
+
+def _some(lines: list[str], folder: Path) -> list[str]:
+    more = len(lines) - _NAMED
+    return lines if more <= 0 else [*lines[:_NAMED], f"{folder}: {more} more like these"]
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none where it cannot be listed, which whoever needs it says."""
+    try:
+        return sorted(os.listdir(folder))[:_MOST]  # noqa: PTH208 - names alone, of many folders
+    except OSError:
+        return []
