@@ -99,10 +99,6 @@ def test_an_adapter_needs_no_config_and_no_weights_of_its_base(tmp_path, weights
     assert look(with_files(tmp_path, **adapter, **weights)).name == COMPLETE
 
 
-def test_safetensors_without_any_tensor_is_whole(tmp_path):
-    assert look(with_files(tmp_path, **{"model.safetensors": safetensors()})).name == COMPLETE
-
-
 # -- written in pieces -----------------------------------------------------------------------------------
 
 
@@ -257,9 +253,16 @@ def test_a_folder_that_is_not_there_is_gone(tmp_path):
     assert look(Checkpoint(STEP, tmp_path / "checkpoint-495"), LONG).name == GONE
 
 
-def test_a_file_that_vanishes_between_listing_and_reading_is_partial_and_not_an_error(tmp_path):
-    checkpoint = with_files(tmp_path, **{"config.json": None})
-    (checkpoint.path / "config.json").symlink_to("deleted-meanwhile")
+def test_a_file_that_vanishes_between_listing_and_reading_is_partial_and_not_an_error(tmp_path, monkeypatch):
+    checkpoint = with_files(tmp_path)
+    read = Path.read_bytes
+
+    def read_too_late(path: Path) -> bytes:
+        if path.name == "config.json":
+            path.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_too_late)
     verdict = look(checkpoint, LONG)
     assert verdict.name == PARTIAL
     assert "config.json cannot be read" in verdict.evidence[0]

@@ -1,7 +1,8 @@
 """The command line: the only place that prints, and the only one that knows exit codes.
 
 0: everything that should have been done is done. 1: something is not, and the last lines name it.
-2: the command or its input is wrong. 3 (`status`): not running. 130: interrupted.
+2: the command or its input is wrong. 3 (`status`): not running. 75 (EX_TEMPFAIL): nothing failed, and
+something is still waited for. 130: interrupted.
 """
 
 from __future__ import annotations

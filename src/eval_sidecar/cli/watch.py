@@ -21,12 +21,14 @@ from eval_sidecar.cli.launching import STOPPING
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
+from eval_sidecar.cli.terminal import say
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.files import held_lock
-from eval_sidecar.loop import run_loop
+from eval_sidecar.files import held_lock, private_folder
+from eval_sidecar.loop import Waker, run_loop
 from eval_sidecar.notices import watch_folders
+from eval_sidecar.places import key_of, lock_path
 from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, open_store, state_path
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: How long a session under way may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
+#: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
+_COLLECT_SECONDS = 0.03
 
 
 @click.command()
@@ -42,6 +46,9 @@ _LAST_SESSION_SECONDS = 20.0
 def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     """Evaluate the checkpoints of a training as they appear, and report them to W&B."""
     plan = plan_watch(flags, manager_folder())
+    if flags["once"] and not plan.config.model_dir.exists():
+        say(f"eval-sidecar: --sft-root {plan.config.model_dir}: there is no such folder yet", err=True)
+        return os.EX_TEMPFAIL
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
     show.set_up_logging()
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
@@ -67,6 +74,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
 
 
 def _greeting(model_dir: Path) -> str:
+    if not model_dir.is_dir():
+        return f"waiting for {model_dir}, which is not there yet (it is not made)"
     found = len(list_checkpoints(model_dir))
     names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
     return f"watching {model_dir}: {names}"
@@ -88,9 +97,10 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
         if not once:
+            waker = Waker(sidecar.pins, plan.config.model_dir, request, wake)
             folders = [plan.config.model_dir, store.path.parent]
             stack.enter_context(
-                watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake)
+                watch_folders(folders, waker, collect_seconds=_COLLECT_SECONDS, is_regular=True)
             )
         if courier is not None:
             courier.start()
@@ -129,13 +139,6 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
     return 130 if interrupted else 1 if left else 0
 
 
-def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:
-    """Whether this program writes that path itself: pins and ledgers, but not the requests to it."""
-    if changed.parent == state_dir:
-        return changed != request
-    return OWN_FOLDER in changed.parts
-
-
 def _writer(flags: dict[str, Any]) -> dict[str, Any]:
     command = f"instance {flags['instance']}" if flags["instance"] else "eval-sidecar watch"
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
@@ -157,17 +160,24 @@ def _warm_processes(config: WatchConfig) -> Iterator[WatchConfig]:
 
 @contextlib.contextmanager
 def _only_one(model_dir: Path) -> Iterator[None]:
-    """Keep a second sidecar off this model dir, even one with another state folder."""
-    lock = held_lock(
-        model_dir / OWN_FOLDER / "lock",
+    """Keep a second sidecar off this model dir, even one with another state folder or by another link."""
+    busy = (
         f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
-        " two would evaluate everything twice",
+        " two would evaluate everything twice"
     )
+    beside = lock_path(model_dir)
+    old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
+        if old.parent.is_dir():  # a sidecar of an earlier version may be at work
+            stack.enter_context(held_lock(old, busy))
         try:
-            stack.enter_context(lock)
+            if not beside.parent.parent.is_dir():
+                raise StateError(f"{beside.parent.parent}: is not there yet")
+            stack.enter_context(held_lock(beside, busy))
         except LockedError:
             raise
         except StateError as error:
-            log.warning("%s: nothing keeps a second sidecar off this folder", error)
+            log.warning("%s: a second sidecar is kept off by this user on this machine only", error)
+            own = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
+            stack.enter_context(held_lock(own / f"{key_of(model_dir)}.lock", busy))
         yield
