@@ -114,7 +114,7 @@ def judge(
     except OSError as error:
         if not checkpoint.path.exists():
             return Verdict(GONE, ("the folder has been deleted",))
-        return Verdict(PARTIAL, (_unreadable(checkpoint.path, error),))
+        return Verdict(PARTIAL, (unreadable(checkpoint.path, error),))
     if not names:
         return Verdict(PARTIAL, ("the folder is empty",))
     if finding.broken:
@@ -160,7 +160,8 @@ def usual_names(others: Iterable[Path]) -> Optional[frozenset[str]]:
     return frozenset.intersection(*finished) if finished else None
 
 
-def _unreadable(folder: Path, error: OSError) -> str:
+def unreadable(folder: Path, error: OSError) -> str:
+    """Say what of a checkpoint cannot be read, why, and what to do."""
     path = Path(error.filename or folder)
     name = path.name if path == folder else os.path.relpath(path, folder)
     if error.errno not in (errno.EACCES, errno.EPERM):
@@ -208,34 +209,32 @@ def _inspect(checkpoint: Checkpoint, names: set[str], usual: Optional[Collection
     finding.broken.extend(lost.values())
     state = _inspect_trainer_state(checkpoint, names, finding)
     has_state = "trainer_state.json" in names
-    _inspect_weights(checkpoint.path, names - set(lost), finding)
+    _inspect_weights(checkpoint.path, names, lost, finding)
     _inspect_config(checkpoint.path, names - set(lost), finding, is_needed=not has_state)
     if has_state:
         missing = sorted(set(usual or ()) - names)
         if missing:
-            finding.open.append(
-                f"{missing[0]}, which the other checkpoints have, is missing (being deleted?)"
-            )
+            finding.open.append(f"{missing[0]}, which other checkpoints have, is missing (being deleted?)")
         elif usual is None and "training_args.bin" not in names and "is_world_process_zero" in state:
             finding.open.append("training_args.bin, which Trainer writes, is missing (being deleted?)")
     return finding
 
 
 def _lost_links(folder: Path, names: Collection[str]) -> dict[str, str]:
-    """What an evaluation needs and is a link that leads nowhere, by name."""
+    """What an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
+    needed = {name for name in names if _NEEDED.fullmatch(name) and not weights.is_training_state(name)}
     found = {}
-    for name in sorted(names):
+    for name in sorted(needed.union(weights.container_names(folder))):
         path = folder / name
-        if not path.is_symlink() or weights.is_training_state(name):
+        if not path.is_symlink():
             continue
         try:
             path.stat()
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise
-            if _NEEDED.fullmatch(name) or path.suffix in weights.CONTAINERS:
-                target = path.readlink()
-                found[name] = f"{name} is a link to {target}, which cannot be found ({error.strerror})"
+            target = path.readlink()
+            found[name] = f"{name} is a link to {target}, which cannot be found ({error.strerror})"
     return found
 
 
@@ -260,11 +259,13 @@ def _is_json_object(path: Path, _size: int, _mtime: int) -> bool:
     return isinstance(_read_json(path), dict)
 
 
-def _inspect_weights(folder: Path, names: set[str], finding: _Finding) -> None:
+def _inspect_weights(folder: Path, names: set[str], lost: Collection[str], finding: _Finding) -> None:
     expected = _expected_weights(folder, names, finding)
     finding.broken.extend(f"{name} is missing" for name in sorted(expected - names))
     by_folder: dict[Path, list[tuple[str, weights.Container]]] = {}
     for name in weights.container_names(folder):
+        if name in lost:
+            continue
         container = weights.inspect(folder / name)
         _note_container(folder / name, name, container, name in expected, finding)
         by_folder.setdefault(Path(name).parent, []).append((name, container))

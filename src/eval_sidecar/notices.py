@@ -74,7 +74,7 @@ def _watch(
                 if changed or is_regular:
                     on_change(changed)
                 is_first = False
-                if _identities(folders) != there:
+                if _identities(folders) != there or any(folder in changed for folder in folders):
                     break  # a watch on a folder that was deleted hears nothing of the next one
         except Exception as error:  # noqa: BLE001 - whatever it was, the poll goes on
             if str(error) != problem:

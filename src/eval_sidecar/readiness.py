@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.completeness import (
+    ABANDONED,
     COMPLETE,
     GONE,
     INCOMPLETE,
@@ -21,6 +23,7 @@ from eval_sidecar.completeness import (
     companions,
     fingerprint,
     judge,
+    unreadable,
 )
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.ledger import Entry, Ledger, Running
@@ -132,6 +135,8 @@ class Readiness:
                 self._note_gone(entry, entry.evidence)
             return None
         verdict = self._judge(subject, present)
+        if verdict.name == PARTIAL and held is not None and present is not None:
+            verdict = self._judge_anew(held, present) or verdict
         if not verdict.ready:
             if present is not None or (verdict.name == SETTLING and not self._is_unfinished(subject)):
                 # Half of a checkpoint is kept too, but that is of no use to anybody.
@@ -179,15 +184,10 @@ class Readiness:
     # -- judging ------------------------------------------------------------------------------------
 
     def _judge(self, subject: Checkpoint, present: Optional[Checkpoint]) -> Verdict:
-        folders = [subject.path] + ([present.path] if present else [])
-        changed = 0.0
-        for folder in folders:
-            try:
-                changed = max(changed, changed_at(folder))
-            except FileNotFoundError:
-                continue
-            except OSError:  # it may not be read: say so
-                return judge(Checkpoint(subject.step, folder), quiet_seconds=0.0, unchanged_seconds=0.0)
+        try:
+            changed = self._changed_at(subject, present)
+        except OSError as error:  # it may not be read: say so
+            return Verdict(PARTIAL, (unreadable(subject.path, error),))
         self._see(subject)
         known = self._quiet_since.get(subject.step)
         if known is None or known[0] != changed:
@@ -206,6 +206,28 @@ class Readiness:
         if verdict.ready_in is not None:
             self._due[subject.step] = self._monotonic() + verdict.ready_in
         return verdict
+
+    def _judge_anew(self, held: Checkpoint, present: Checkpoint) -> Optional[Verdict]:
+        """Follow the trainer's folder if it is better than its links: something was removed on purpose."""
+        try:
+            names = list_files(present.path).keys()
+        except OSError:
+            return None
+        verdict = self._judge(present, present)
+        if verdict.name in (PARTIAL, ABANDONED, GONE):
+            return None
+        self._pins.forget_others(held.step, names)
+        return verdict
+
+    @staticmethod
+    def _changed_at(subject: Checkpoint, present: Optional[Checkpoint]) -> float:
+        """When anything was changed by the trainer: our own folders of links are younger."""
+        files = list_files(subject.path).values() if subject.path.is_dir() else ()
+        times = [file.status.st_mtime for file in files if file.status]
+        if present is not None:
+            with contextlib.suppress(FileNotFoundError):
+                times.append(changed_at(present.path))
+        return max(times, default=0.0)
 
     def _see(self, checkpoint: Checkpoint) -> None:
         try:
