@@ -41,7 +41,13 @@ class Place:
         Raises:
             OSError: if that is not allowed here.
         """
-        self.held.mkdir(parents=True, exist_ok=True)
+        for last in (False, False, True):
+            try:
+                self.held.mkdir(parents=True, exist_ok=True)
+                return
+            except FileNotFoundError:  # another model's sidecar has just removed what was empty
+                if last:
+                    raise
 
     def show_rest(self) -> None:
         """Show the model dir's other files beside the checkpoints that scripts get, as links."""
@@ -86,6 +92,8 @@ def places(model_dir: Path, name: str, elsewhere: Optional[Path]) -> list[Place]
     """
     real = Path(os.path.realpath(model_dir))
     folders = [own_folder(model_dir), own_folder(real)]
+    # Where models of several users lie side by side, that folder belongs to the first of them.
+    folders += [folder.with_name(f"{OWN_FOLDER}-{os.getuid()}") for folder in folders]
     if elsewhere is not None:
         folders.append(elsewhere / f"{OWN_FOLDER}-{key_of(model_dir)}")
     return [Place(folder, model_dir, name) for folder in dict.fromkeys(folders)]
