@@ -29,13 +29,25 @@ def safetensors(*sizes: int) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(end)
 
 
-def torch_zip(size: int = 64) -> bytes:
-    """A ``.bin`` in torch's format since 1.6: a zip."""
+def torch_zip(*sizes: int) -> bytes:
+    """A ``.bin`` in torch's format since 1.6: a zip with one record a storage."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
-        file.writestr("archive/data/0", bytes(size))
+        for number, size in enumerate(sizes or (64,)):
+            file.writestr(f"archive/data/{number}", bytes(size))
     return buffer.getvalue()
+
+
+def named_safetensors(**shapes: int) -> bytes:
+    """A safetensors file with one tensor of so many bytes under each name (``__`` stands for a dot)."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, size in shapes.items():
+        header[name.replace("__", ".")] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
 
 
 def trainer_state(step: int) -> bytes:

@@ -34,6 +34,7 @@ from eval_sidecar.courier import Courier
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.loop import run_loop
 from eval_sidecar.sidecar import Sidecar
+from eval_sidecar.space import Limits
 from eval_sidecar.store import open_store
 from tracking import Server, spec_of, wandb_on
 
@@ -218,7 +219,7 @@ def train(root: Path, checkpoints: int, slots: int, samples: int) -> list[Sample
     training.model_dir.mkdir(parents=True)
     script = root / "evaluate.sh"
     script.write_text(_SCRIPT)
-    config = WatchConfig(training.model_dir, root, script, {}, root / "evaluations", floor=0)
+    config = WatchConfig(training.model_dir, root, script, {}, root / "evaluations", limits=Limits(0))
     spec = spec_of(RUN, model_dir=MODEL)
     taken: list[Sample] = []
     stop = threading.Event()

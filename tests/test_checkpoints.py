@@ -76,8 +76,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path, monk
         list_checkpoints(tmp_path / "model")
 
 
-def test_pins_lie_in_a_folder_of_the_models_name_that_no_trainer_takes_for_a_checkpoint(tmp_path):
+def test_pins_lie_in_a_folder_of_the_models_name_beside_the_model_dir(tmp_path):
     folder = pins_folder(tmp_path / "my-model")
-    assert folder.name == "my-model"
-    assert folder.parent.parent == tmp_path / "my-model"
+    assert folder == tmp_path / ".eval-sidecar" / "my-model"
     assert step_of(folder.parent.name) is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from checkpoint_files import (
     CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    named_safetensors,
     safetensors,
     torch_zip,
     trainer_files,
@@ -33,6 +35,7 @@ from eval_sidecar.completeness import (
     SETTLING,
     Verdict,
     changed_at,
+    companions,
     fingerprint,
     judge,
 )
@@ -44,12 +47,19 @@ LONG = ABANDONED_SECONDS - 1
 STEP = 495
 
 
-def look(checkpoint: Checkpoint, unchanged: float = 0.0, *, expects_state: bool = False) -> Verdict:
+def look(
+    checkpoint: Checkpoint,
+    unchanged: float = 0.0,
+    *,
+    expects_state: bool = False,
+    usual: Optional[Collection[str]] = None,
+) -> Verdict:
     return judge(
         checkpoint,
         quiet_seconds=QUIET_SECONDS,
         unchanged_seconds=unchanged,
         trainer_state_expected=expects_state,
+        usual=usual,
     )
 
 
@@ -97,10 +107,6 @@ def test_a_zip_bin_is_complete_with_its_directory(tmp_path):
 def test_an_adapter_needs_no_config_and_no_weights_of_its_base(tmp_path, weights):
     adapter = {"config.json": None, "model.safetensors": None, "adapter_config.json": b"{}"}
     assert look(with_files(tmp_path, **adapter, **weights)).name == COMPLETE
-
-
-def test_safetensors_without_any_tensor_is_whole(tmp_path):
-    assert look(with_files(tmp_path, **{"model.safetensors": safetensors()})).name == COMPLETE
 
 
 # -- written in pieces -----------------------------------------------------------------------------------
@@ -257,9 +263,16 @@ def test_a_folder_that_is_not_there_is_gone(tmp_path):
     assert look(Checkpoint(STEP, tmp_path / "checkpoint-495"), LONG).name == GONE
 
 
-def test_a_file_that_vanishes_between_listing_and_reading_is_partial_and_not_an_error(tmp_path):
-    checkpoint = with_files(tmp_path, **{"config.json": None})
-    (checkpoint.path / "config.json").symlink_to("deleted-meanwhile")
+def test_a_file_that_vanishes_between_listing_and_reading_is_partial_and_not_an_error(tmp_path, monkeypatch):
+    checkpoint = with_files(tmp_path)
+    read = Path.read_bytes
+
+    def read_too_late(path: Path) -> bytes:
+        if path.name == "config.json":
+            path.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_too_late)
     verdict = look(checkpoint, LONG)
     assert verdict.name == PARTIAL
     assert "config.json cannot be read" in verdict.evidence[0]
@@ -342,6 +355,302 @@ def test_weights_cut_at_any_byte_are_never_ready(whole, name, share, age, has_st
     else:
         (whole.path / "trainer_state.json").unlink(missing_ok=True)
     assert not look(whole, age).ready
+
+
+# -- trainer_state.json is the proof ---------------------------------------------------------------------
+
+
+def written(folder: Path, files: dict[str, bytes], *, state: bool = True) -> Checkpoint:
+    """A checkpoint of these files, below folders too, and by default ``trainer_state.json``."""
+    checkpoint = write_checkpoint(folder, STEP, {"trainer_state.json": trainer_state(STEP)} if state else {})
+    for name, content in files.items():
+        write_files((checkpoint.path / name).parent, {Path(name).name: content})
+    return checkpoint
+
+
+PLAIN = {
+    "a plain module": {"model.safetensors": safetensors(8)},
+    "a plain module in torch's format": {"pytorch_model.bin": torch_zip()},
+    "a named adapter": {
+        "policy/adapter_model.safetensors": safetensors(8),
+        "policy/adapter_config.json": b"{}",
+    },
+    "two named adapters": {
+        "policy/adapter_model.safetensors": safetensors(8),
+        "critic/adapter_model.bin": torch_zip(),
+    },
+    "FSDP shards": {"pytorch_model_fsdp_0/.metadata": b"x", "pytorch_model_fsdp_0/__0_0.distcp": b"x"},
+    "FSDP in one file": {"pytorch_model_fsdp.bin": torch_zip()},
+    "weights under a name of one's own": {"policy_net.safetensors": safetensors(8)},
+    "weights that no format tells of": {"weights.pt": b"anything"},
+}
+
+
+@pytest.mark.parametrize("files", PLAIN.values(), ids=PLAIN)
+def test_trainer_state_proves_whatever_the_weights_are_called_without_a_config(tmp_path, files):
+    assert look(written(tmp_path, files)).name == COMPLETE
+
+
+@pytest.mark.parametrize("files", PLAIN.values(), ids=PLAIN)
+def test_without_trainer_state_the_same_has_to_settle(tmp_path, files):
+    checkpoint = written(tmp_path, files, state=False)
+    assert look(checkpoint, QUIET_SECONDS - 1).name == SETTLING
+    assert look(checkpoint, QUIET_SECONDS).name == QUIET
+
+
+CUT = {
+    "a named adapter": "policy/adapter_model.safetensors",
+    "deep below": "a/b/c/model.safetensors",
+    "beside whole weights": "value_head.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", CUT.values(), ids=CUT)
+def test_each_container_of_weights_must_be_whole_wherever_it_is(tmp_path, name):
+    checkpoint = written(tmp_path, {"model.safetensors": safetensors(8), name: safetensors(64)[:-1]})
+    verdict = look(checkpoint, LONG)
+    assert verdict.name == PARTIAL
+    assert name in verdict.evidence[0]
+
+
+def test_a_torch_file_below_a_folder_must_have_its_directory(tmp_path):
+    verdict = look(written(tmp_path, {"critic/adapter_model.bin": torch_zip()[:-10]}), LONG)
+    assert verdict == Verdict(
+        PARTIAL, ("critic/adapter_model.bin is a zip without its directory (still being written?)",)
+    )
+
+
+def test_fsdp_shards_without_their_metadata_are_partial(tmp_path):
+    verdict = look(written(tmp_path, {"pytorch_model_fsdp_0/__0_0.distcp": b"x"}), LONG)
+    assert verdict == Verdict(PARTIAL, ("pytorch_model_fsdp_0/.metadata, written last, is missing",))
+
+
+def test_with_a_proof_and_no_weights_at_all_a_checkpoint_settles(tmp_path):
+    checkpoint = written(tmp_path, {"config.json": CONFIG})
+    assert look(checkpoint, 0).name == SETTLING
+    assert look(checkpoint, QUIET_SECONDS).name == QUIET
+
+
+def test_the_state_of_the_training_is_not_weights(tmp_path):
+    half = {"optimizer.bin": b"PK", "optimizer_0/__0_0.distcp": b"x", "rng_state_0.pth": b"PK"}
+    assert look(written(tmp_path, {"model.safetensors": safetensors(8), **half})).name == COMPLETE
+
+
+def test_the_marker_of_a_job_that_is_being_ended_proves_that_a_checkpoint_is_incomplete(tmp_path):
+    checkpoint = with_files(tmp_path, **{"checkpoint-is-incomplete.txt": b""})
+    verdict = look(checkpoint, LONG)
+    assert verdict.name == PARTIAL
+    assert "checkpoint-is-incomplete.txt is there" in verdict.evidence[0]
+
+
+# -- weights that hold nothing ---------------------------------------------------------------------------
+
+HOLLOW = {
+    "no tensors": {"model.safetensors": safetensors()},
+    "all tensors empty": {"model.safetensors": safetensors(0, 0, 0)},
+    "an adapter": {"adapter_model.safetensors": safetensors(0, 0), "adapter_config.json": b"{}"},
+    "a named adapter": {"policy/adapter_model.safetensors": safetensors(0, 0)},
+    "a torch file": {"pytorch_model.bin": torch_zip(0, 0, 0)},
+    "an adapter in torch's format": {"adapter_model.bin": torch_zip(0)},
+    "norms and biases whole": {
+        "model.safetensors": named_safetensors(norm=64, bias=8, up__weight=0, down__weight=0)
+    },
+    "few of many": {
+        "model.safetensors": named_safetensors(**{f"bias{n}": 8 for n in range(40)}, embed__weight=0)
+    },
+}
+
+
+@pytest.mark.parametrize("files", HOLLOW.values(), ids=HOLLOW)
+@pytest.mark.parametrize("state", [True, False])
+def test_weights_that_were_not_gathered_are_partial_with_the_setting_that_gathers_them(
+    tmp_path, files, state
+):
+    verdict = look(written(tmp_path, {"config.json": b"{}", **files}, state=state), LONG)
+    assert verdict.name == PARTIAL
+    (said,) = [fact for fact in verdict.evidence if "stage3_gather_16bit_weights_on_model_save" in fact]
+    assert "zero3_save_16bit_model" in said
+    assert "model" in said.partition(" ")[0]
+
+
+def test_the_reason_counts_the_tensors(tmp_path):
+    said = look(written(tmp_path, {"model.safetensors": safetensors(0, 0, 0)})).evidence
+    assert any(
+        fact.startswith("model.safetensors holds no weights: 3 of 3 tensors are empty") for fact in said
+    )
+
+
+def index_of(*names: str) -> bytes:
+    return json.dumps({"weight_map": {str(place): name for place, name in enumerate(names)}}).encode()
+
+
+def test_shards_that_are_all_empty_are_partial(tmp_path):
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files = {"model.safetensors.index.json": index_of(*shards), **dict.fromkeys(shards, safetensors(0))}
+    assert look(written(tmp_path, files), LONG).name == PARTIAL
+
+
+def test_one_shard_without_a_tensor_of_its_own_is_no_fault(tmp_path):
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files = {"model.safetensors.index.json": index_of(*shards), shards[0]: safetensors(8, 8)}
+    assert look(written(tmp_path, {**files, shards[1]: safetensors()})).name == COMPLETE
+
+
+def test_a_few_empty_buffers_among_weights_are_no_fault(tmp_path):
+    content = named_safetensors(a__weight=8, b__weight=8, c__weight=8, d__weight=8, cache=0)
+    assert look(written(tmp_path, {"model.safetensors": content})).name == COMPLETE
+
+
+def test_a_torch_file_that_holds_no_tensors_and_no_weights_by_its_name_is_no_fault(tmp_path):
+    files = {"model.safetensors": safetensors(8), "extra/progress.pt": torch_zip(0)}
+    assert look(written(tmp_path, files)).name == COMPLETE
+
+
+SHARDS = {
+    "config.json": b"{}",
+    "latest": b"global_step495",
+    "zero_to_fp32.py": b"",
+    "rng_state_0.pth": torch_zip(),
+    "rng_state_1.pth": torch_zip(),
+    "global_step495/zero_pp_rank_0_mp_rank_00_model_states.pt": torch_zip(),
+    "global_step495/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": torch_zip(),
+    "global_step495/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt": torch_zip(),
+}
+
+
+@pytest.mark.parametrize("weights", [{}, {"model.safetensors": safetensors(0, 0)}], ids=["none", "empty"])
+def test_deepspeeds_shards_are_the_weights_if_no_others_are_there(tmp_path, weights):
+    verdict = look(written(tmp_path, {**SHARDS, **weights}))
+    assert verdict.name == COMPLETE
+    assert "the weights are DeepSpeed's shards in global_step495" in verdict.evidence
+
+
+BROKEN_SHARDS = {
+    "no latest": ({"latest": None}, "latest, which names the folder of the shards, is missing"),
+    "latest of before": ({"latest": b"global_step330"}, "latest does not name global_step495"),
+    "a rank missing": (
+        {"global_step495/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt": None},
+        "global_step495 holds the states of 1 of 2 ranks",
+    ),
+    "a shard cut": (
+        {"global_step495/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt": torch_zip()[:-4]},
+        "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt is a zip without its directory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), BROKEN_SHARDS.values(), ids=BROKEN_SHARDS)
+def test_shards_that_are_not_all_there_are_partial(tmp_path, changes, said):
+    files = {name: content for name, content in {**SHARDS, **changes}.items() if content is not None}
+    verdict = look(written(tmp_path, files), LONG)
+    assert verdict.name == PARTIAL
+    assert any(said in fact for fact in verdict.evidence)
+
+
+def test_shards_beside_whole_weights_are_not_looked_at(tmp_path):
+    files = {**SHARDS, "model.safetensors": safetensors(8), "latest": b"global_step330"}
+    assert look(written(tmp_path, files)).name == COMPLETE
+
+
+# -- accelerate ------------------------------------------------------------------------------------------
+
+ACCELERATE = {
+    "model.safetensors": safetensors(8),
+    "optimizer.bin": torch_zip(),
+    "scheduler.bin": torch_zip(),
+    "random_states_0.pkl": torch_zip(),
+}
+
+
+def test_what_accelerates_save_state_writes_settles_and_is_then_ready(tmp_path):
+    checkpoint = written(tmp_path, ACCELERATE, state=False)
+    assert look(checkpoint, QUIET_SECONDS - 1).name == SETTLING
+    assert look(checkpoint, QUIET_SECONDS).name == QUIET
+
+
+@pytest.mark.parametrize("missing", ["random_states_0.pkl", "model.safetensors"])
+def test_half_of_what_it_writes_is_never_ready(tmp_path, missing):
+    files = {name: content for name, content in ACCELERATE.items() if name != missing}
+    assert look(written(tmp_path, files, state=False), LONG).name == PARTIAL
+
+
+# -- being deleted ---------------------------------------------------------------------------------------
+
+USUAL = companions(trainer_files(STEP))
+
+
+@pytest.mark.parametrize("missing", ["training_args.bin", "tokenizer.json", "tokenizer_config.json"])
+def test_a_checkpoint_that_lacks_what_the_others_have_is_not_complete_and_settles(tmp_path, missing):
+    checkpoint = with_files(tmp_path, **{missing: None})
+    verdict = look(checkpoint, 0, usual=USUAL)
+    assert verdict.name == SETTLING
+    assert f"{missing}, which other checkpoints have, is missing (being deleted?)" in verdict.evidence
+    assert look(checkpoint, QUIET_SECONDS, usual=USUAL).name == QUIET
+
+
+def test_a_checkpoint_of_a_trainer_that_never_writes_it_is_complete_without_training_args(tmp_path):
+    usual = companions(set(trainer_files(STEP)) - {"training_args.bin"})
+    assert look(with_files(tmp_path, **{"training_args.bin": None}), usual=usual).name == COMPLETE
+
+
+def test_what_only_some_checkpoints_have_of_other_kinds_is_not_missed(tmp_path):
+    assert companions({"trainer_state.json", "predictions.json", "README.md", "model.safetensors"}) == set()
+
+
+def test_a_checkpoint_that_is_not_finished_says_nothing_about_others(tmp_path):
+    assert companions({"training_args.bin", "config.json"}) is None
+
+
+def test_an_only_checkpoint_of_hugging_faces_trainer_must_have_its_training_args(tmp_path):
+    state = json.dumps({"global_step": STEP, "is_world_process_zero": True}).encode()
+    checkpoint = with_files(tmp_path, **{"training_args.bin": None, "trainer_state.json": state})
+    assert look(checkpoint).name == SETTLING
+    assert look(with_files(tmp_path / "whole", **{"trainer_state.json": state})).name == COMPLETE
+
+
+# -- links and permissions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "modeling_own.py"])
+def test_a_link_that_leads_nowhere_is_named_with_its_target(tmp_path, name):
+    checkpoint = with_files(tmp_path, **{name: None})
+    (checkpoint.path / name).symlink_to("/nowhere/at-all")
+    verdict = look(checkpoint, LONG)
+    assert verdict.name == PARTIAL
+    assert verdict.evidence == (
+        f"{name} is a link to /nowhere/at-all, which cannot be found (No such file or directory)",
+    )
+
+
+def test_a_link_to_itself_is_one_that_leads_nowhere(tmp_path):
+    checkpoint = with_files(tmp_path, **{"tokenizer.json": None})
+    (checkpoint.path / "tokenizer.json").symlink_to("tokenizer.json")
+    assert look(checkpoint, LONG).name == PARTIAL
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "notes"])
+def test_a_link_that_leads_nowhere_and_that_no_evaluation_needs_does_not_matter(tmp_path, name):
+    checkpoint = with_files(tmp_path, **{name: None})
+    (checkpoint.path / name).symlink_to("/nowhere/at-all")
+    assert look(checkpoint).name == COMPLETE
+
+
+def test_weights_that_this_user_may_not_read_are_partial_and_say_what_to_do(tmp_path, monkeypatch):
+    checkpoint = with_files(tmp_path)
+    (checkpoint.path / "model.safetensors").chmod(0o600)
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    verdict = look(checkpoint)
+    assert verdict.name == PARTIAL
+    (said,) = verdict.evidence
+    assert said.startswith(f"permission denied: model.safetensors (mode 0600, user id {os.getuid()})")
+    assert f"chmod -R a+rX {checkpoint.path}" in said
 
 
 # -- changes ---------------------------------------------------------------------------------------------

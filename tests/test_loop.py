@@ -10,10 +10,11 @@ from typing import Callable, Optional
 
 import pytest
 
+from checkpoint_files import safetensors
 from eval_sidecar.errors import StateError, UsageError
 from eval_sidecar.files import leave_request
 from eval_sidecar.loop import run_loop
-from watching import World
+from watching import READY_SECONDS, World
 
 POLL_SECONDS = 60.0
 
@@ -303,3 +304,11 @@ def test_once_ends_where_jobs_are_refused(world):
     world.write(10)
     with pytest.raises(UsageError, match="Invalid partition"):
         run(world, once=True)
+
+
+def test_the_end_of_a_quiet_period_is_not_slept_through(world):
+    world.write(10, {"config.json": b"{}", "model.safetensors": safetensors(8)})
+    world.now += 90.0
+    wake = run(world, nothing)
+    assert wake.waits[0] == pytest.approx(READY_SECONDS - 90.0)
+    assert wake.waits[1] == world.launcher.pause, "it was started"

@@ -1,4 +1,4 @@
-"""Pins: what rotation deletes stays whole for its evaluation, and a pin is whole or not there."""
+"""Pins: what rotation deletes stays whole for its evaluation, and nothing of ours lies in the model dir."""
 
 from __future__ import annotations
 
@@ -10,58 +10,154 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, trainer_files, write_checkpoint, write_files
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
-from eval_sidecar.errors import CheckpointError, UsageError
-from eval_sidecar.pinning import PinsUnsupported, is_outdated, parse_floor, pin, space_is_short, unpin
+from eval_sidecar import linking
+from eval_sidecar.checkpoints import list_checkpoints, old_pins_folder, pins_folder
+from eval_sidecar.errors import CheckpointError
+from eval_sidecar.pinning import Need, Pins
+from eval_sidecar.space import Limits
 from eval_sidecar.types import Checkpoint
 
 STEP = 495
+NO_LIMITS = Limits(0)
+
+
+class Model:
+    """A model dir with its pins, and what is still to be done with its checkpoints."""
+
+    def __init__(self, root: Path, *, limits: Limits = NO_LIMITS) -> None:
+        self.folder = root / "saves" / "my-model"
+        self.folder.mkdir(parents=True)
+        self.elsewhere = root / "state"
+        self.elsewhere.mkdir()
+        self.needs: dict[int, Need] = {}
+        self.limits = limits
+        self.pins = self.new_pins()
+
+    def new_pins(self) -> Pins:
+        def need(step: int) -> Need:
+            return self.needs.get(step, Need.EVALUATION)
+
+        return Pins(self.folder, "my-model", elsewhere=self.elsewhere, limits=self.limits, need=need)
+
+    def write(self, step: int = STEP, files: object = None) -> Path:
+        return write_checkpoint(self.folder, step, files).path
+
+    def use(self, step: int = STEP) -> Path:
+        """Hold a checkpoint, and give it to an evaluation."""
+        self.pins.look()
+        self.pins.prepare(step)
+        return self.pins.check_out(step).path
+
+    @property
+    def own(self) -> Path:
+        return self.folder.parent / ".eval-sidecar"
+
+    def remains(self) -> list[Path]:
+        return [path for path in self.own.rglob("*") if not path.is_dir()]
 
 
 @pytest.fixture
-def model_dir(tmp_path) -> Path:
-    return tmp_path / "my-model"
+def model(tmp_path) -> Model:
+    return Model(tmp_path)
 
 
-@pytest.fixture
-def checkpoint(model_dir) -> Checkpoint:
-    return write_checkpoint(model_dir, STEP)
-
-
-def yes(copy: Checkpoint) -> bool:
-    return True
-
-
-def remains(model_dir: Path) -> list[Path]:
-    """Whatever files pinning has left below its folder."""
-    return [path for path in (model_dir / ".eval-sidecar").rglob("*") if not path.is_dir()]
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 # -- what a pin is ---------------------------------------------------------------------------------------
 
 
-def test_a_pin_has_the_checkpoints_own_name_below_the_models_name(model_dir, checkpoint):
-    pinned = pin(model_dir, checkpoint, yes)
-    assert pinned == Checkpoint(STEP, model_dir / ".eval-sidecar" / "my-model" / "checkpoint-495")
-    assert list_checkpoints(pins_folder(model_dir)) == [pinned]
+def test_an_evaluation_gets_the_checkpoints_own_name_below_the_models_name_beside_the_model_dir(model):
+    model.write()
+    assert model.use() == model.own / "my-model" / "checkpoint-495"
+    assert list_checkpoints(pins_folder(model.folder)) == [Checkpoint(STEP, model.use())]
 
 
-def test_rotation_of_the_original_leaves_the_pin_whole(model_dir, checkpoint):
-    pinned = pin(model_dir, checkpoint, yes)
-    shutil.rmtree(checkpoint.path)
+def test_nothing_of_ours_lies_in_the_model_dir(model):
+    model.write()
+    model.use()
+    assert names(model.folder) == {"checkpoint-495"}
+    assert names(model.folder / "checkpoint-495") == set(trainer_files(STEP))
+
+
+def test_whatever_has_appeared_is_kept_before_it_is_whole(model):
+    folder = model.write(files={"config.json": b"{}", "model.safetensors": safetensors(8)})
+    assert model.pins.look()
+    shutil.rmtree(folder)
+    assert names(model.pins.held()[STEP].path) == {"config.json", "model.safetensors"}
+
+
+def test_a_look_says_whether_there_is_a_new_file(model):
+    folder = model.write(files={"config.json": b"{}"})
+    assert model.pins.look()
+    assert not model.pins.look()
+    write_files(folder, {"trainer_state.json": b"{}"})
+    assert model.pins.look([STEP])
+
+
+def test_a_look_at_some_steps_is_one_at_no_others(model):
+    model.write(10)
+    model.write(20)
+    model.pins.look([20])
+    assert list(model.pins.held()) == [20]
+
+
+def test_rotation_of_the_original_leaves_the_pin_whole(model):
+    folder = model.write()
+    model.pins.look()
+    shutil.rmtree(folder)
+    model.pins.look()
+    used = model.use()
     files = trainer_files(STEP)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"):
-        assert (pinned.path / name).read_bytes() == files[name]
+        assert (used / name).read_bytes() == files[name]
 
 
-def test_a_pin_takes_no_disk_space_of_its_own(model_dir, checkpoint):
-    pinned = pin(model_dir, checkpoint, yes)
-    assert (pinned.path / "model.safetensors").samefile(checkpoint.path / "model.safetensors")
+def test_rotation_in_the_middle_of_a_deletion_leaves_the_pin_whole(model):
+    folder = model.write()
+    model.pins.look()
+    for name in ("training_args.bin", "tokenizer.json"):
+        (folder / name).unlink()
+    model.pins.look()
+    assert {"training_args.bin", "tokenizer.json"} <= names(model.use())
 
 
-def test_the_trainer_does_not_see_pins_among_its_checkpoints(model_dir, checkpoint):
-    pin(model_dir, checkpoint, yes)
-    assert list(model_dir.glob("checkpoint-*")) == [checkpoint.path]
+def test_weights_take_no_disk_space_of_their_own(model):
+    folder = model.write()
+    assert (model.use() / "model.safetensors").samefile(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "trainer_state.json", "modeling_own.py"])
+def test_what_a_script_writes_into_its_copy_of_a_small_file_does_not_reach_the_trainers(model, name):
+    folder = model.write()
+    write_files(folder, {name: b"{}"})
+    copy = model.use() / name
+    with copy.open("r+b") as file:
+        file.write(b"[]")
+    assert (folder / name).read_bytes() == b"{}"
+
+
+def test_a_copy_has_the_time_of_what_it_was_made_from(model):
+    folder = model.write()
+    os.utime(folder / "config.json", (1000, 1000))
+    assert (model.use() / "config.json").stat().st_mtime == 1000
+
+
+def test_every_attempt_gets_the_trainers_files_whatever_the_one_before_did_to_its_copy(model):
+    model.write()
+    (model.use() / "config.json").write_bytes(b"spoilt")
+    (model.pins.check_out(STEP).path / "tokenizer.json").unlink()
+    used = model.pins.check_out(STEP).path
+    assert (used / "config.json").read_bytes() == trainer_files(STEP)["config.json"]
+    assert (used / "tokenizer.json").exists()
+
+
+def test_a_large_file_under_any_name_is_linked(model, monkeypatch):
+    monkeypatch.setattr(linking, "_MOST_COPIED", 10)
+    folder = model.write()
+    write_files(folder, {"item_embeddings.npy": bytes(11)})
+    assert (model.use() / "item_embeddings.npy").samefile(folder / "item_embeddings.npy")
 
 
 @pytest.mark.parametrize(
@@ -69,191 +165,536 @@ def test_the_trainer_does_not_see_pins_among_its_checkpoints(model_dir, checkpoi
     [
         *("optimizer.pt", "optimizer.bin", "optimizer_0", "scheduler.pt", "rng_state.pth", "rng_state_3.pth"),
         *("scaler.pt", "random_states_0.pkl", "global_step495", "zero_to_fp32.py", "latest"),
-        "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        *("pytorch_model_fsdp.bin", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
     ],
 )
-def test_state_of_the_training_is_not_linked(model_dir, checkpoint, name):
-    shutil.rmtree(checkpoint.path)
-    write_files(checkpoint.path, {"config.json": b"{}"})
-    write_files(checkpoint.path / name, {"shard": b"x"}) if name == "global_step495" else write_files(
-        checkpoint.path, {name: b"x"}
-    )
-    pinned = pin(model_dir, checkpoint, yes)
-    assert [path.name for path in pinned.path.iterdir()] == ["config.json"]
+def test_an_evaluation_gets_no_state_of_the_training_beside_whole_weights(model, name):
+    folder = model.write(files={"model.safetensors": safetensors(8)})
+    if name in ("global_step495", "optimizer_0"):
+        write_files(folder / name, {"shard": b"x"})
+    else:
+        write_files(folder, {name: b"x"})
+    assert names(model.use()) == {"model.safetensors"}
+
+
+SHARDS = ("global_step495", "latest", "zero_to_fp32.py")
+
+
+@pytest.mark.parametrize("weights", [{}, {"model.safetensors": safetensors(0, 0)}], ids=["none", "empty"])
+def test_deepspeeds_shards_are_kept_if_they_are_the_only_weights(model, weights):
+    folder = model.write(files={"config.json": b"{}", "optimizer.pt": b"x", **weights})
+    write_files(folder, {"latest": b"global_step495", "zero_to_fp32.py": b"x"})
+    write_files(folder / "global_step495", {"zero_pp_rank_0_mp_rank_00_optim_states.pt": b"x"})
+    used = model.use()
+    assert set(SHARDS) <= names(used)
+    assert names(used / "global_step495") == {"zero_pp_rank_0_mp_rank_00_optim_states.pt"}
+    assert "optimizer.pt" not in names(used)
+    model.pins.look()
+    assert set(SHARDS) <= names(model.pins.check_out(STEP).path)
+
+
+def test_fsdp_weights_in_one_file_are_kept_if_they_are_the_only_ones(model):
+    model.write(files={"config.json": b"{}", "pytorch_model_fsdp.bin": b"x"})
+    assert "pytorch_model_fsdp.bin" in names(model.use())
+
+
+def test_fsdp_shards_are_kept(model):
+    folder = model.write(files={"trainer_state.json": b"{}"})
+    write_files(folder / "pytorch_model_fsdp_0", {".metadata": b"x", "__0_0.distcp": b"x"})
+    assert names(model.use() / "pytorch_model_fsdp_0") == {".metadata", "__0_0.distcp"}
 
 
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "chat_template.jinja", "modeling_custom.py", "vocab.json", "latest_notes.md"],
 )
-def test_everything_else_is_linked(model_dir, checkpoint, name):
-    write_files(checkpoint.path, {name: b"x"})
-    assert (pin(model_dir, checkpoint, yes).path / name).exists()
+def test_everything_else_is_kept(model, name):
+    write_files(model.write(), {name: b"x"})
+    assert (model.use() / name).exists()
 
 
-def test_folders_in_a_checkpoint_are_linked_with_their_files(model_dir, checkpoint):
-    write_files(checkpoint.path / "reference" / "adapter", {"adapter_config.json": b"{}"})
-    pinned = pin(model_dir, checkpoint, yes)
-    assert (pinned.path / "reference" / "adapter" / "adapter_config.json").read_bytes() == b"{}"
+def test_folders_in_a_checkpoint_are_kept_with_their_files(model):
+    write_files(model.write() / "reference" / "adapter", {"adapter_config.json": b"{}"})
+    assert (model.use() / "reference" / "adapter" / "adapter_config.json").read_bytes() == b"{}"
 
 
-def test_a_relative_link_in_a_checkpoint_still_leads_to_its_content(model_dir, checkpoint):
-    write_files(model_dir, {"shared-tokenizer.json": b"shared"})
-    (checkpoint.path / "tokenizer.model").symlink_to(Path("..") / "shared-tokenizer.json")
-    assert (pin(model_dir, checkpoint, yes).path / "tokenizer.model").read_bytes() == b"shared"
+def test_names_that_a_writer_will_change_are_not_kept(model):
+    write_files(model.write(), {".tmpX1b2c3": b"x", "model.safetensors.tmp": b"x"})
+    assert not {".tmpX1b2c3", "model.safetensors.tmp"} & names(model.use())
 
 
-def test_pinning_again_returns_the_pin_that_is_there_although_the_original_is_gone(model_dir, checkpoint):
-    first = pin(model_dir, checkpoint, yes)
-    shutil.rmtree(checkpoint.path)
-    assert pin(model_dir, checkpoint, yes) == first
+# -- files that come later -------------------------------------------------------------------------------
 
 
-# -- whole or not there ----------------------------------------------------------------------------------
+def test_a_file_that_comes_after_the_proof_is_taken_in_until_the_evaluation_starts(model):
+    folder = model.write()
+    model.pins.look()
+    model.pins.prepare(STEP)
+    write_files(folder, {"preprocessor_config.json": b"{}"})
+    model.pins.look()
+    assert (model.pins.check_out(STEP).path / "preprocessor_config.json").exists()
 
 
-def test_the_copy_is_judged_under_its_own_name_before_it_counts(model_dir, checkpoint):
-    judged = []
-    pin(
-        model_dir,
-        checkpoint,
-        lambda copy: judged.append((copy, list_checkpoints(pins_folder(model_dir)))) or True,
+def test_a_file_that_comes_during_an_attempt_is_there_for_the_next(model):
+    folder = model.write()
+    model.use()
+    model.needs[STEP] = Need.RUNNING
+    write_files(folder, {"preprocessor_config.json": b"{}"})
+    model.pins.look()
+    model.needs[STEP] = Need.EVALUATION
+    assert (model.use() / "preprocessor_config.json").exists()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    write_files(path.parent, {".tmp-new": content})
+    (path.parent / ".tmp-new").replace(path)
+
+
+def test_weights_that_are_replaced_after_the_proof_are_those_that_are_evaluated(model):
+    folder = model.write()
+    model.pins.look()
+    model.pins.prepare(STEP)
+    replace_file(folder / "model.safetensors", safetensors(4))
+    model.pins.look()
+    assert (model.pins.check_out(STEP).path / "model.safetensors").read_bytes() == safetensors(4)
+
+
+def test_a_folder_that_is_made_anew_has_nothing_of_the_one_before(model):
+    shutil.rmtree(model.write())
+    model.write()
+    model.pins.look()
+    shutil.rmtree(model.folder / "checkpoint-495")
+    model.write(files={"config.json": b'{"new": 1}'})
+    model.pins.look()
+    assert names(model.pins.held()[STEP].path) == {"config.json"}
+
+
+def test_a_folder_that_is_made_anew_does_not_touch_what_an_evaluation_reads(model):
+    folder = model.write()
+    used = model.use()
+    model.needs[STEP] = Need.RUNNING
+    shutil.rmtree(folder)
+    model.write(files={"config.json": b'{"new": 1}'})
+    model.pins.look()
+    assert (used / "model.safetensors").read_bytes() == trainer_files(STEP)["model.safetensors"]
+
+
+# -- links -----------------------------------------------------------------------------------------------
+
+
+def test_a_relative_link_in_a_checkpoint_still_leads_to_its_content(model):
+    write_files(model.folder, {"shared-tokenizer.json": b"shared"})
+    (model.write() / "tokenizer.model").symlink_to(Path("..") / "shared-tokenizer.json")
+    assert (model.use() / "tokenizer.model").read_bytes() == b"shared"
+
+
+def test_a_link_to_a_folder_is_followed_and_what_a_script_writes_there_stays_its_own(model):
+    write_files(model.folder / "tokenizer", {"tokenizer.json": b"{}"})
+    (model.write() / "tokenizer").symlink_to(Path("..") / "tokenizer")
+    (model.use() / "tokenizer" / "tokenizer.json").write_bytes(b"changed")
+    assert (model.folder / "tokenizer" / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_a_link_in_a_circle_is_no_error(model):
+    folder = model.write()
+    (folder / "circle").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+    assert (model.use() / "config.json").exists()
+
+
+def test_a_link_to_weights_on_another_disk_stays_a_link(model, monkeypatch):
+    write_files(model.folder.parent, {"base.safetensors": safetensors(8)})
+    (model.write() / "base.safetensors").symlink_to(model.folder.parent / "base.safetensors")
+    real = os.link
+
+    def refuse(source, target, **options):
+        if Path(source).name == "base.safetensors":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target, **options)
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert (model.use() / "base.safetensors").read_bytes() == safetensors(8)
+
+
+# -- beside the checkpoint -------------------------------------------------------------------------------
+
+
+def test_the_parent_of_what_an_evaluation_gets_shows_the_model_dirs_other_files(model):
+    write_files(model.folder, {"tokenizer.json": b"the model's", "all_results.json": b"{}"})
+    write_files(model.folder / "runs", {"events": b"x"})
+    model.write(10)
+    model.write(20)
+    parent = model.use(10).parent
+    assert parent.name == "my-model"
+    assert names(parent) == {"checkpoint-10", "tokenizer.json", "all_results.json", "runs"}
+    assert (parent / "tokenizer.json").read_bytes() == b"the model's"
+    assert [checkpoint.step for checkpoint in list_checkpoints(parent)] == [10]
+
+
+def test_those_files_are_kept_up_to_date(model):
+    write_files(model.folder, {"old.json": b"x"})
+    model.write()
+    model.use()
+    (model.folder / "old.json").unlink()
+    write_files(model.folder, {"new.json": b"y"})
+    parent = model.use().parent
+    assert names(parent) == {"checkpoint-495", "new.json"}
+
+
+def test_a_file_that_a_script_left_there_is_not_removed(model):
+    model.write()
+    write_files(model.use().parent, {"cache.bin": b"x"})
+    model.pins.release(STEP)
+    assert (model.own / "my-model" / "cache.bin").exists()
+
+
+def test_two_models_share_the_folder_and_not_its_content(tmp_path):
+    first, second = Model(tmp_path / "a"), Model(tmp_path / "b")
+    shutil.move(second.folder, first.folder.with_name("other"))
+    other = Pins(
+        first.folder.with_name("other"),
+        "other",
+        elsewhere=None,
+        limits=Limits(0),
+        need=lambda step: Need.EVALUATION,
     )
-    ((copy, counting),) = judged
-    assert copy.name == "checkpoint-495"
-    assert counting == []
+    first.write(10)
+    write_checkpoint(first.folder.with_name("other"), 10, {"config.json": b"other"})
+    first.use(10)
+    other.look()
+    other.prepare(10)
+    first.pins.release(10)
+    assert other.check_out(10).path.joinpath("config.json").read_bytes() == b"other"
 
 
-def test_a_copy_that_is_judged_unready_is_an_error_and_leaves_nothing(model_dir, checkpoint):
-    with pytest.raises(
-        CheckpointError, match="checkpoint-495: was deleted or rewritten while it was being pinned"
-    ):
-        pin(model_dir, checkpoint, lambda copy: False)
-    assert remains(model_dir) == []
-    assert list_checkpoints(pins_folder(model_dir)) == []
+# -- where there are no links ----------------------------------------------------------------------------
 
 
-def test_a_checkpoint_deleted_half_way_through_pinning_is_an_error_and_leaves_nothing(
-    model_dir, checkpoint, monkeypatch
-):
-    link = os.link
+def refuse_links(monkeypatch: pytest.MonkeyPatch, code: int, where: str = "") -> None:
+    real = os.link
 
-    def link_and_lose_the_rest(source, target, **options):
-        link(source, target, **options)
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
+    def refuse(source, target, **options):
+        if where in str(target):
+            raise OSError(code, os.strerror(code))
+        real(source, target, **options)
 
-    monkeypatch.setattr(os, "link", link_and_lose_the_rest)
-    with pytest.raises(
-        CheckpointError, match="checkpoint-495: was deleted while it was being pinned"
-    ) as error:
-        pin(model_dir, checkpoint, yes)
-    assert not isinstance(error.value, PinsUnsupported)
-    assert remains(model_dir) == []
-    assert list_checkpoints(pins_folder(model_dir)) == []
-
-
-def test_a_checkpoint_that_is_gone_before_pinning_is_an_error(model_dir):
-    with pytest.raises(CheckpointError, match="was deleted while it was being pinned"):
-        pin(model_dir, Checkpoint(STEP, model_dir / "checkpoint-495"), yes)
-
-
-def test_what_a_killed_process_left_of_its_pinning_is_removed_by_the_next(model_dir, checkpoint):
-    write_files(pins_folder(model_dir) / ".linking-999999" / "checkpoint-330", {"model.safetensors": b"x"})
-    pin(model_dir, checkpoint, yes)
-    assert [path.name for path in pins_folder(model_dir).iterdir()] == ["checkpoint-495"]
+    monkeypatch.setattr(os, "link", refuse)
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK])
-def test_a_file_system_without_hard_links_is_told_apart_from_a_deletion(
-    model_dir, checkpoint, monkeypatch, code
+def test_a_file_system_without_hard_links_is_a_reason_and_leaves_nothing(model, monkeypatch, code):
+    refuse_links(monkeypatch, code)
+    model.write()
+    assert not model.pins.look()
+    assert model.pins.held() == {}
+    assert "no hard links can be made here" in model.pins.why_not(STEP)
+    assert os.strerror(code) in model.pins.why_not(STEP)
+    assert not model.own.exists()
+    assert list(model.elsewhere.iterdir()) == []
+
+
+def test_a_file_system_without_hard_links_is_tried_once_a_checkpoint(model, monkeypatch):
+    refuse_links(monkeypatch, errno.EXDEV)
+    model.write()
+    model.pins.look()
+    monkeypatch.setattr(os, "link", lambda *arguments, **options: pytest.fail("tried again"))
+    model.pins.look()
+
+
+def test_without_links_beside_the_model_dir_pins_are_kept_elsewhere_with_a_word(model, monkeypatch):
+    refuse_links(monkeypatch, errno.EXDEV, where=str(model.own))
+    model.write()
+    used = model.use()
+    assert used.is_relative_to(model.elsewhere)
+    assert (used.parent.name, used.name) == ("my-model", "checkpoint-495")
+    notice = model.pins.take_notice()
+    assert "no hard links" in notice and str(model.elsewhere) in notice
+    assert model.pins.take_notice() == ""
+    model.pins.release(STEP)
+    assert list(model.elsewhere.iterdir()) == []
+
+
+def test_a_folder_that_belongs_to_another_user_is_left_to_him_with_a_word(model, monkeypatch):
+    real = Path.mkdir
+
+    def refuse(path, *arguments, **options):
+        if path.is_relative_to(model.own):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    model.write()
+    own = model.folder.parent / f".eval-sidecar-{os.getuid()}"
+    assert model.use() == own / "my-model" / "checkpoint-495"
+    notice = model.pins.take_notice()
+    assert "Permission denied" in notice and str(own) in notice
+
+
+def test_a_model_dir_that_is_a_link_is_pinned_beside_its_target_if_it_cannot_be_beside_the_link(
+    tmp_path, monkeypatch
 ):
-    def refuse(source, target, **options):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(PinsUnsupported, match="no hard links can be made here") as error:
-        pin(model_dir, checkpoint, yes)
-    assert os.strerror(code) in str(error.value)
-    assert remains(model_dir) == []
-
-
-# -- unpinning -------------------------------------------------------------------------------------------
+    target = tmp_path / "disk" / "run-7"
+    write_checkpoint(target, STEP)
+    link = tmp_path / "saves" / "latest"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    refuse_links(monkeypatch, errno.EXDEV, where=str(link.parent))
+    pins = Pins(link, "latest", elsewhere=None, limits=Limits(0), need=lambda step: Need.EVALUATION)
+    pins.look()
+    assert pins.prepare(STEP).path == tmp_path / "disk" / ".eval-sidecar" / "latest" / "checkpoint-495"
 
 
-def test_unpinning_the_last_removes_the_folders_above_it_and_keeps_the_original(model_dir, checkpoint):
-    pin(model_dir, checkpoint, yes)
-    unpin(model_dir, STEP)
-    assert list(model_dir.iterdir()) == [checkpoint.path]
-    assert (checkpoint.path / "model.safetensors").read_bytes() == trainer_files(STEP)["model.safetensors"]
+def test_a_full_disk_is_no_lack_of_links(model, monkeypatch):
+    refuse_links(monkeypatch, errno.ENOSPC)
+    model.write()
+    model.pins.look()
+    assert "No space left" in model.pins.why_not(STEP)
+    assert "no hard links" not in model.pins.why_not(STEP)
 
 
-def test_unpinning_one_keeps_the_others(model_dir, checkpoint):
-    pin(model_dir, checkpoint, yes)
-    other = pin(model_dir, write_checkpoint(model_dir, 500), yes)
-    unpin(model_dir, STEP)
-    assert list_checkpoints(pins_folder(model_dir)) == [other]
+# -- letting go ------------------------------------------------------------------------------------------
 
 
-def test_unpinning_what_is_not_pinned_does_nothing(model_dir, checkpoint):
-    unpin(model_dir, STEP)
-    assert checkpoint.path.exists()
+def test_releasing_the_last_removes_the_folders_above_it_and_keeps_the_original(model):
+    folder = model.write()
+    write_files(model.folder, {"tokenizer.json": b"x"})
+    model.use()
+    model.pins.release(STEP)
+    assert not model.own.exists()
+    assert names(folder) == set(trainer_files(STEP))
+    assert (model.folder / "tokenizer.json").read_bytes() == b"x"
 
 
-def test_a_pin_that_cannot_be_removed_is_an_error_that_names_it(model_dir, checkpoint, monkeypatch):
+def test_releasing_one_keeps_the_others(model):
+    model.write(10)
+    model.write(20)
+    model.use(10)
+    model.use(20)
+    model.pins.release(10)
+    assert list(model.pins.held()) == [20]
+    assert [checkpoint.step for checkpoint in list_checkpoints(pins_folder(model.folder))] == [20]
+
+
+def test_releasing_what_is_not_pinned_does_nothing(model):
+    folder = model.write()
+    model.pins.release(STEP)
+    assert folder.exists()
+
+
+def test_what_needs_no_evaluation_is_not_kept(model):
+    model.write()
+    model.needs[STEP] = Need.NOTHING
+    model.pins.look()
+    assert not model.own.exists()
+
+
+def test_a_pin_that_cannot_be_removed_is_an_error_that_names_it(model, monkeypatch):
+    model.write()
+    model.use()
+
     def refuse(path, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(CheckpointError, match=r"checkpoint-495: cannot be removed \(Permission denied\)"):
-        unpin(model_dir, STEP)
+        model.pins.release(STEP)
 
 
-# -- written anew ----------------------------------------------------------------------------------------
+def test_what_a_killed_process_left_half_made_is_removed_by_the_next(model):
+    write_files(model.own / ".held" / "my-model" / ".making-999999", {"model.safetensors": b"x"})
+    model.write()
+    model.use()
+    assert names(model.own / ".held" / "my-model") == {"checkpoint-495"}
 
 
-def test_a_pin_is_outdated_once_a_file_was_put_in_the_place_of_one_that_it_links(model_dir, checkpoint):
-    pinned = pin(model_dir, checkpoint, yes)
-    assert not is_outdated(pinned, checkpoint)
-    write_files(checkpoint.path, {".new": safetensors(4)})
-    (checkpoint.path / ".new").replace(checkpoint.path / "model.safetensors")
-    assert is_outdated(pinned, checkpoint)
+def test_a_pin_outlives_its_process(model):
+    folder = model.write()
+    model.use()
+    shutil.rmtree(folder)
+    model.pins = model.new_pins()
+    assert (model.use() / "model.safetensors").exists()
 
 
-def test_a_pin_is_not_outdated_by_the_deletion_of_half_of_the_original(model_dir, checkpoint):
-    pinned = pin(model_dir, checkpoint, yes)
-    (checkpoint.path / "model.safetensors").unlink()
-    assert not is_outdated(pinned, checkpoint)
+# -- the place of the first versions ---------------------------------------------------------------------
 
 
-# -- free space ------------------------------------------------------------------------------------------
+def old_pin(model: Model, step: int) -> Path:
+    folder = old_pins_folder(model.folder) / f"checkpoint-{step}"
+    write_files(folder, trainer_files(step))
+    (model.folder / ".eval-sidecar" / "lock").touch()
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("text", "floor"),
-    [
-        ("1048576", 1048576),
-        ("0", 0),
-        ("20G", 20 * 2**30),
-        ("20GiB", 20 * 2**30),
-        ("1.5t", 1.5 * 2**40),
-        ("500 MB", 500 * 2**20),
-        ("5%", 0.05),
-        ("0%", 0.0),
-    ],
-)
-def test_a_floor_is_a_size_or_a_share(text, floor):
-    parsed = parse_floor(text)
-    assert parsed == floor
-    assert isinstance(parsed, float) is text.endswith("%")
+def test_pins_in_the_model_dir_are_moved_out_of_it_and_their_folder_is_removed(model):
+    old_pin(model, 10)
+    assert (model.use(10) / "model.safetensors").exists()
+    assert list(model.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "many", "-5G", "5X", "100%", "-1%", "%", "nan%", "1e3"])
-def test_a_floor_that_is_neither_is_a_usage_error_that_repeats_it(text):
-    with pytest.raises(UsageError, match="--min-free-space '" + text):
-        parse_floor(text)
+def test_an_old_pin_that_a_job_reads_is_left_until_it_is_released(model):
+    folder = old_pin(model, 10)
+    model.needs[10] = Need.RUNNING
+    model.pins.look()
+    assert (folder / "model.safetensors").exists()
+    model.needs[10] = Need.NOTHING
+    model.pins.release(10)
+    model.pins.look()
+    assert list(model.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("floor", "short"), [(100, False), (101, True), (0.1, False), (0.11, True)])
-def test_space_is_short_below_the_floor_whether_size_or_share(tmp_path, monkeypatch, floor, short):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1000, 900, 100))
-    assert space_is_short(tmp_path, floor) is short
+def test_old_pins_of_evaluated_checkpoints_go(model):
+    old_pin(model, 10)
+    model.needs[10] = Need.NOTHING
+    model.pins.look()
+    assert list(model.folder.iterdir()) == []
+    assert model.pins.held() == {}
+
+
+# -- room ------------------------------------------------------------------------------------------------
+
+MB = 2**20
+
+
+class Disk:
+    """A disk of 1,000 MB. What is on it and not ours is `used`; pins count with what they hold."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used = 0
+        self.model = model
+        monkeypatch.setattr(shutil, "disk_usage", self.usage)
+
+    def usage(self, folder: object) -> object:
+        files = {
+            (status.st_ino): status.st_size
+            for path in self.model.folder.parent.rglob("*")
+            if path.is_file() and (status := path.stat())
+        }
+        free = 1000 * MB - self.used - sum(files.values())
+        return shutil._ntuple_diskusage(1000 * MB, 1000 * MB - free, free)
+
+
+@pytest.fixture
+def disk(model, monkeypatch) -> Disk:
+    return Disk(model, monkeypatch)
+
+
+def write_large(model: Model, step: int, *, optimizer: int = 0) -> Path:
+    """A checkpoint of 10 MB of weights, in sparse files."""
+    folder = model.write(step, files={"trainer_state.json": b"{}"})
+    header = safetensors(10 * MB)
+    (folder / "model.safetensors").write_bytes(header)
+    if optimizer:
+        with (folder / "optimizer.pt").open("wb") as file:
+            file.truncate(optimizer * MB)
+    return folder
+
+
+def rotate(model: Model, steps: range, **more: int) -> None:
+    """Let a trainer write and delete checkpoints, as with a `save_total_limit` of one."""
+    for step in steps:
+        write_large(model, step, **more)
+        model.pins.look()
+        shutil.rmtree(model.folder / f"checkpoint-{step - 1}", ignore_errors=True)
+    model.pins.look()
+
+
+def test_pins_whose_original_is_there_count_for_nothing(model, disk):
+    model.limits = Limits(0, most=1, size=5 * MB)
+    model.pins = model.new_pins()
+    for step in (10, 20, 30):
+        write_large(model, step)
+    model.pins.look()
+    model.pins.look()
+    assert sorted(model.pins.held()) == [10, 20, 30]
+    assert model.pins.take_given_up() == {}
+
+
+def test_no_more_than_so_many_that_the_trainer_has_deleted_are_kept_the_oldest_goes_first(model, disk):
+    model.limits = Limits(0, most=2)
+    model.pins = model.new_pins()
+    rotate(model, range(1, 6))
+    assert sorted(model.pins.held()) == [3, 4, 5]
+    assert set(model.pins.take_given_up().values()) == {"there are more pins than --max-pins (2)"}
+
+
+def test_they_take_no_more_space_than_they_may(model, disk):
+    model.limits = Limits(0, size=25 * MB)
+    model.pins = model.new_pins()
+    rotate(model, range(1, 6))
+    assert sorted(model.pins.held()) == [3, 4, 5]
+    assert "--max-pin-size" in model.pins.take_given_up()[1]
+
+
+def test_by_default_they_take_half_of_what_would_be_free_without_them(model, disk):
+    disk.used = 1000 * MB - 60 * MB
+    rotate(model, range(1, 8))
+    assert sorted(model.pins.held()) == [5, 6, 7], "7 is still there"
+
+
+def test_failed_ones_are_given_up_before_those_that_wait(model, disk):
+    model.limits = Limits(0, most=2)
+    model.pins = model.new_pins()
+    model.needs = {2: Need.RETRY}
+    rotate(model, range(1, 5))
+    assert sorted(model.pins.held()) == [1, 3, 4]
+
+
+def test_one_that_is_being_evaluated_is_never_given_up(model, disk):
+    model.limits = Limits(0, most=1)
+    model.pins = model.new_pins()
+    write_large(model, 1)
+    model.use(1)
+    model.needs = {1: Need.RUNNING}
+    rotate(model, range(2, 5))
+    assert 1 in model.pins.held()
+    assert (pins_folder(model.folder) / "checkpoint-1" / "model.safetensors").exists()
+
+
+def test_the_trainings_next_checkpoint_always_has_room_with_its_optimizer(model, disk):
+    disk.used = 1000 * MB - 130 * MB
+    for step in range(1, 9):
+        assert disk.usage(None).free > 30 * MB, f"no room for checkpoint-{step}"
+        rotate(model, range(step, step + 1), optimizer=20)
+
+
+def test_before_a_pin_is_given_up_the_optimizers_of_others_go(model, disk):
+    disk.used = 1000 * MB - 130 * MB
+    rotate(model, range(1, 4), optimizer=20)
+    assert sorted(model.pins.held()) == [1, 2, 3]
+    assert not (model.pins.held()[1].path / "optimizer.pt").exists()
+    assert model.pins.take_given_up() == {}
+
+
+def test_a_file_system_that_counts_deletions_late_does_not_cost_every_pin(model, monkeypatch):
+    disk = Disk(model, monkeypatch)
+    model.limits = Limits(500 * MB)
+    model.pins = model.new_pins()
+    rotate(model, range(1, 6))
+    before = disk.usage(None)
+    disk.used = before.free - 500 * MB + 5 * MB
+    stale = disk.usage(None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: stale)
+    model.pins.look()
+    assert sorted(model.pins.held()) == [2, 3, 4, 5]
+
+
+def test_while_there_is_too_little_space_nothing_delays_a_deletion_of_the_trainers(model, disk):
+    write_large(model, 1)
+    model.pins.look()
+    disk.used = 1000 * MB - 12 * MB
+    model.pins.look()
+    assert model.pins.held() == {}
+    assert "1.5 times the training's largest checkpoint" in model.pins.lack
+    disk.used = 0
+    model.pins.look()
+    assert list(model.pins.held()) == [1]
+    assert model.pins.lack == ""
+
+
+def test_failed_ones_whose_original_is_gone_are_released_at_the_end_and_the_others_kept(model):
+    write_large(model, 1)
+    write_large(model, 2)
+    model.pins.look()
+    shutil.rmtree(model.folder / "checkpoint-1")
+    assert model.pins.release_failed([1, 2]) == [1]
+    assert list(model.pins.held()) == [2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, trainer_files, trainer_state
-from eval_sidecar import readiness
 from eval_sidecar.checkpoints import pins_folder
+from eval_sidecar.space import Room
 from watching import METRICS, READY_SECONDS, World
 
 
@@ -29,15 +29,15 @@ def without_links(monkeypatch) -> None:
 
 
 class Disk:
-    """Free space that the test decides: short while more than so many pins take space."""
+    """Free space that the test decides: too little while more than so many pins are there."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pins_that_fit = 1000
         self.world = world
-        monkeypatch.setattr(readiness, "space_is_short", self.is_short)
+        monkeypatch.setattr(Room, "lack", self.lack)
 
-    def is_short(self, folder: object, floor: object) -> bool:
-        return len(self.world.pins()) > self.pins_that_fit
+    def lack(self, floor: object, largest: object) -> str:
+        return "too little" if len(self.world.sidecar.pins.held()) > self.pins_that_fit else ""
 
 
 # -- rotation --------------------------------------------------------------------------------------------
@@ -249,10 +249,12 @@ def test_pins_of_waiting_checkpoints_are_given_up_oldest_first_and_only_as_many_
     for step in (10, 20, 30, 40):
         world.write(step)
     world.tick()
+    for step in (10, 20, 30, 40):
+        shutil.rmtree(world.checkpoint(step))
     disk.pins_that_fit = 2
     world.tick()
     assert world.pins() == [10, 40], "10 is being evaluated"
-    assert world.entry(20).evidence[-1] == "pin given up: too little free space"
+    assert world.entry(20).evidence[-1] == "pin given up: too little"
 
 
 def test_one_whose_pin_was_given_up_is_evaluated_where_it_is(world, monkeypatch):
@@ -275,7 +277,7 @@ def test_one_whose_original_is_deleted_is_gone_with_its_pin_and_its_verdict_says
     disk.pins_that_fit = 0
     world.tick()
     assert world.entry(20).verdict == "gone"
-    assert world.entry(20).evidence[-1] == "pin given up: too little free space"
+    assert world.entry(20).evidence[-1] == "pin given up: too little"
     world.finish(10)
     assert world.tick() == 0
 
@@ -285,6 +287,8 @@ def test_a_pin_that_the_ledger_has_forgotten_is_given_up_like_any_other(world, m
     for step in (10, 20):
         world.write(step)
     world.tick()
+    for step in (10, 20):
+        shutil.rmtree(world.checkpoint(step))
     world.state_file.unlink()
     world.launcher.slots = 0
     world.restart()

@@ -184,6 +184,10 @@ class Repository:
         return self.root / "saves" / self.model
 
     @property
+    def pins_folder(self) -> Path:
+        return self.root / "saves" / ".eval-sidecar" / self.model
+
+    @property
     def results(self) -> Path:
         return self.root / "results" / self.model
 

@@ -15,6 +15,7 @@ from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.sidecar import Sidecar
+from eval_sidecar.space import Limits
 from eval_sidecar.store import LedgerStore, load
 from fake_launcher import FakeLauncher
 
@@ -44,7 +45,7 @@ class World:
             eval_script=root / "evaluate.sh",
             environment={"CATEGORY": "Toys"},
             log_dir=root / "log",
-            **{"ready_seconds": READY_SECONDS, "floor": 0, **settings},
+            **{"ready_seconds": READY_SECONDS, "limits": Limits(0), **settings},
         )
         self.restart()
 

@@ -13,7 +13,7 @@ from eval_sidecar.types import Checkpoint
 
 _NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
-#: Where the sidecar keeps its own things in a model dir; trainers list ``checkpoint-*`` and pass it by.
+#: Where the sidecar keeps its own things, beside the model dirs.
 OWN_FOLDER = ".eval-sidecar"
 
 
@@ -60,10 +60,25 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link in a circle, say
 
 
-def pins_folder(model_dir: Path) -> Path:
-    """Where a model dir's pinned checkpoints are.
+def model_name(model_dir: Path) -> str:
+    """Return what a model is called: by its results, by its pins, and so by the scripts that look."""
+    return model_dir.name
 
-    The last part repeats the model's name, because evaluation scripts take it for the parent's name
-    when they decide where their results go.
+
+def own_folder(model_dir: Path) -> Path:
+    """Return our folder beside a model dir; nothing of ours lies in the folder that a trainer writes."""
+    return model_dir.parent / OWN_FOLDER
+
+
+def pins_folder(model_dir: Path, name: Optional[str] = None) -> Path:
+    """Return where the checkpoints of a model are that evaluations get.
+
+    The last part is the model's name, because evaluation scripts take it for the parent's name when they
+    decide where their results go.
     """
+    return own_folder(model_dir) / (name or model_name(model_dir))
+
+
+def old_pins_folder(model_dir: Path) -> Path:
+    """Return where the first versions kept their pins: in the model dir itself."""
     return model_dir / OWN_FOLDER / model_dir.name

@@ -1,21 +1,23 @@
 """Is a checkpoint completely written? A verdict with its evidence, from the files alone.
 
-What is looked at comes from the formats: a safetensors file says in its header how long it must be, an
-index lists every shard, a torch ``.bin`` is a zip whose directory stands at its end, and Hugging Face
-Trainer writes ``trainer_state.json`` last.
+Hugging Face Trainer writes ``trainer_state.json`` last: it proves what lies beside it, whatever the weights
+are called. `eval_sidecar.weights` says whether files of tensors are whole.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
+import os
 import re
-import struct
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from eval_sidecar import weights
 from eval_sidecar.types import Checkpoint
 
 COMPLETE = "complete"  # proved
@@ -32,7 +34,14 @@ ABANDONED_SECONDS = 6 * 3600.0
 #: tokenizer after the weights, or the trainer_state.json that its other checkpoints have.
 _UNFINISHED_PATIENCE = 10
 
-_WEIGHT_FILES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+#: In each fact about what this user may not read.
+DENIED = "permission denied"
+#: There while Trainer saves a checkpoint before it is ended by a signal; it comes first and goes last.
+INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"
+
+#: What it proves.
+INCOMPLETE = f"{INCOMPLETE_MARKER} is there: Trainer writes this while its job is ended, or did not finish"
+
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
 #: Files of a tokenizer that must be JSON objects where they are there.
@@ -41,8 +50,15 @@ _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 _VOCABULARY = re.compile(r"tokenizer\.json|.*\.model|.*\.tiktoken|(vocab|spiece|sentencepiece).*")
 #: Files that Hugging Face Trainer writes between the weights and trainer_state.json.
 _TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
-#: A safetensors header may not be longer than this, by its format's own rule.
-_MAX_HEADER = 100_000_000
+#: What accelerate's save_state writes last; it writes no trainer_state.json.
+_ACCELERATE_STATE = re.compile(r"random_states_\d+\.pkl")
+#: Files that either all checkpoints of a training have or none.
+_COMPANION = re.compile(
+    r"training_args\.bin|(adapter_|generation_)?config\.json|chat_template.*|.*processor_config\.json"
+    r"|special_tokens_map\.json|tokenizer_config\.json|" + _VOCABULARY.pattern
+)
+#: What a link that leads nowhere must be for an evaluation to need it.
+_NEEDED = re.compile(r".*\.(json|txt|py|jinja|model|tiktoken|vocab|bpe)")
 
 
 @dataclass(frozen=True)
@@ -52,10 +68,12 @@ class Verdict:
     Attributes:
         name: One of the names above.
         evidence: One fact each, in the order in which they were found.
+        ready_in: Of one that settles: seconds until it may be evaluated if nothing happens.
     """
 
     name: str
     evidence: tuple[str, ...]
+    ready_in: Optional[float] = field(default=None, compare=False)
 
     @property
     def ready(self) -> bool:
@@ -78,6 +96,7 @@ def judge(
     quiet_seconds: float,
     unchanged_seconds: float,
     trainer_state_expected: bool = False,
+    usual: Optional[Collection[str]] = None,
 ) -> Verdict:
     """Judge one checkpoint.
 
@@ -87,15 +106,15 @@ def judge(
         unchanged_seconds: How long it has been left alone, as far as the caller can tell.
         trainer_state_expected: Whether this model's trainer is known to write ``trainer_state.json``,
             so that a checkpoint without one is probably not finished.
+        usual: What `companions` says that all other checkpoints of this model have; None if there are none.
     """
     try:
         names = {path.name for path in checkpoint.path.iterdir()}
-        finding = _inspect(checkpoint, names)
+        finding = _inspect(checkpoint, names, usual)
     except OSError as error:
         if not checkpoint.path.exists():
             return Verdict(GONE, ("the folder has been deleted",))
-        name = Path(error.filename or checkpoint.path).name
-        return Verdict(PARTIAL, (f"{name} cannot be read ({error.strerror}): renamed or deleted meanwhile?",))
+        return Verdict(PARTIAL, (unreadable(checkpoint.path, error),))
     if not names:
         return Verdict(PARTIAL, ("the folder is empty",))
     if finding.broken:
@@ -105,13 +124,56 @@ def judge(
         return Verdict(ABANDONED, (*finding.broken, idle))
     if not finding.open:
         return Verdict(COMPLETE, tuple(finding.proved))
-    doubtful = "trainer_state.json" not in names and (
-        trainer_state_expected or _awaits_tokenizer(checkpoint.path, names)
-    )
+    doubtful = awaits_more(checkpoint.path, names, trainer_state_expected)
     needed = quiet_seconds * (_UNFINISHED_PATIENCE if doubtful else 1)
     waited = f"unchanged for {unchanged_seconds:.0f} s of the {needed:.0f} s that it must be left alone"
-    return Verdict(
-        QUIET if unchanged_seconds >= needed else SETTLING, (*finding.proved, *finding.open, waited)
+    facts = (*finding.proved, *finding.open, waited)
+    if unchanged_seconds >= needed:
+        return Verdict(QUIET, facts)
+    return Verdict(SETTLING, facts, needed - unchanged_seconds)
+
+
+def awaits_more(folder: Path, names: Collection[str], trainer_state_expected: bool) -> bool:
+    """Return whether something is known to be still to come: it is left alone for longer."""
+    if "trainer_state.json" in names:
+        return False
+    return trainer_state_expected or _awaits_tokenizer(folder, names)
+
+
+def companions(names: Collection[str]) -> Optional[frozenset[str]]:
+    """Return what the other checkpoints of a model must have too, by the names in one that is finished.
+
+    None if nothing shows that this one is.
+    """
+    if "trainer_state.json" not in names:
+        return None
+    return frozenset(name for name in names if _COMPANION.fullmatch(name))
+
+
+def usual_names(others: Iterable[Path]) -> Optional[frozenset[str]]:
+    """Return what all of these checkpoints have that are finished; None if none is."""
+    found = []
+    for folder in others:
+        with contextlib.suppress(OSError):
+            found.append(companions({path.name for path in folder.iterdir()}))
+    finished = [names for names in found if names is not None]
+    return frozenset.intersection(*finished) if finished else None
+
+
+def unreadable(folder: Path, error: OSError) -> str:
+    """Say what of a checkpoint cannot be read, why, and what to do."""
+    path = Path(error.filename or folder)
+    name = path.name if path == folder else os.path.relpath(path, folder)
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return f"{name} cannot be read ({error.strerror}): renamed or deleted meanwhile?"
+    try:
+        status = path.stat()
+        kept = f" (mode {status.st_mode & 0o7777:04o}, user id {status.st_uid})"
+    except OSError:
+        kept = ""
+    return (
+        f"{DENIED}: {name}{kept} cannot be read by this user, {os.getuid()}; let its owner run `chmod -R"
+        f" a+rX {folder}`, or run the sidecar as that user"
     )
 
 
@@ -132,28 +194,56 @@ def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
     for path in sorted(folder.rglob("*")):
         try:
             status = path.stat()
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # deleted meanwhile, or a link that leads nowhere
         if not path.is_dir():
             found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 
-def _inspect(checkpoint: Checkpoint, names: set[str]) -> _Finding:
+def _inspect(checkpoint: Checkpoint, names: set[str], usual: Optional[Collection[str]]) -> _Finding:
     finding = _Finding([], [], [])
-    _inspect_weights(checkpoint.path, names, finding)
-    _inspect_config(checkpoint.path, names, finding)
-    _inspect_trainer_state(checkpoint, names, finding)
+    if INCOMPLETE_MARKER in names:
+        finding.broken.append(INCOMPLETE)
+    lost = _lost_links(checkpoint.path, names)
+    finding.broken.extend(lost.values())
+    state = _inspect_trainer_state(checkpoint, names, finding)
+    has_state = "trainer_state.json" in names
+    _inspect_weights(checkpoint.path, names, lost, finding)
+    _inspect_config(checkpoint.path, names - set(lost), finding, is_needed=not has_state)
+    if has_state:
+        missing = sorted(set(usual or ()) - names)
+        if missing:
+            finding.open.append(f"{missing[0]}, which other checkpoints have, is missing (being deleted?)")
+        elif usual is None and "training_args.bin" not in names and "is_world_process_zero" in state:
+            finding.open.append("training_args.bin, which Trainer writes, is missing (being deleted?)")
     return finding
 
 
-def _inspect_config(folder: Path, names: set[str], finding: _Finding) -> None:
+def _lost_links(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """What an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
+    needed = {name for name in names if _NEEDED.fullmatch(name) and not weights.is_training_state(name)}
+    found = {}
+    for name in sorted(needed.union(weights.container_names(folder))):
+        path = folder / name
+        if not path.is_symlink():
+            continue
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise
+            target = path.readlink()
+            found[name] = f"{name} is a link to {target}, which cannot be found ({error.strerror})"
+    return found
+
+
+def _inspect_config(folder: Path, names: Collection[str], finding: _Finding, *, is_needed: bool) -> None:
     configs = [name for name in ("config.json", "adapter_config.json") if name in names]
-    if not configs:
+    if not configs and is_needed:
         finding.open.append("no config.json and no adapter_config.json")
     for name in configs:
-        value = _read_json(folder / name)
-        if isinstance(value, dict):
+        if isinstance(_read_json(folder / name), dict):
             finding.proved.append(f"{name} is there")
         else:
             finding.broken.append(f"{name} is no JSON object (still being written?)")
@@ -169,20 +259,56 @@ def _is_json_object(path: Path, _size: int, _mtime: int) -> bool:
     return isinstance(_read_json(path), dict)
 
 
-def _inspect_weights(folder: Path, names: set[str], finding: _Finding) -> None:
+def _inspect_weights(folder: Path, names: set[str], lost: Collection[str], finding: _Finding) -> None:
     expected = _expected_weights(folder, names, finding)
-    found = sorted(name for name in names if name.endswith((".safetensors", ".bin")))
-    for name in sorted(expected - names):
-        finding.broken.append(f"{name} is missing")
-    for name in found:
-        if name in expected or name.endswith(".safetensors"):
-            _inspect_weight_file(folder / name, finding)
-    if not expected:
-        configured = "config.json" in names or "adapter_config.json" in names
-        if configured and "trainer_state.json" not in names:
-            finding.broken.append("a config is there, but no weights are")
+    finding.broken.extend(f"{name} is missing" for name in sorted(expected - names))
+    by_folder: dict[Path, list[tuple[str, weights.Container]]] = {}
+    for name in weights.container_names(folder):
+        if name in lost:
+            continue
+        container = weights.inspect(folder / name)
+        _note_container(folder / name, name, container, name in expected, finding)
+        by_folder.setdefault(Path(name).parent, []).append((name, container))
+    for inside, found in by_folder.items():
+        is_sharded = any(name.endswith(".distcp") for name, _ in found)
+        if is_sharded and not (folder / inside / ".metadata").exists():
+            finding.broken.append(f"{inside / '.metadata'}, written last, is missing")
+    hollow = [fact for found in by_folder.values() if (fact := weights.emptiness(found))]
+    shards = weights.shards_folder(names)
+    if shards is not None and (hollow or not expected):
+        problem = weights.shards_problem(folder, shards, names)
+        if problem:
+            finding.broken.append(problem)
         else:
-            finding.open.append("no weights under a known name")
+            finding.proved.append(f"the weights are DeepSpeed's shards in {shards}")
+        return
+    finding.broken.extend(hollow)
+    if not by_folder and not expected:
+        _inspect_other_weights(folder, names, finding)
+
+
+def _inspect_other_weights(folder: Path, names: set[str], finding: _Finding) -> None:
+    """Look for weights under a name that has them only if no other file does."""
+    name = "pytorch_model_fsdp.bin"
+    if name in names:
+        _note_container(folder / name, name, weights.inspect(folder / name), True, finding)
+    elif any(_ACCELERATE_STATE.fullmatch(name) for name in names):
+        finding.broken.append("accelerate's random states are there, but no weights are")
+    elif "trainer_state.json" not in names and names & {"config.json", "adapter_config.json"}:
+        finding.broken.append("a config is there, but no weights are")
+    else:
+        finding.open.append("no weights under a known name")
+
+
+def _note_container(
+    path: Path, name: str, container: weights.Container, is_expected: bool, finding: _Finding
+) -> None:
+    if container.problem:
+        finding.broken.append(f"{name} {container.problem}")
+    elif container.is_known:
+        finding.proved.append(f"{name} is whole ({path.stat().st_size:,} bytes)")
+    elif is_expected:
+        finding.open.append(f"{name} is in torch's old format, which does not tell its length")
 
 
 def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[str]:
@@ -208,87 +334,36 @@ def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[s
             finding.broken.append(
                 f"{name} is one of {int(match[3])} shards, but their index is not there yet"
             )
-    expected.update(name for name in _WEIGHT_FILES if name in names)
+    expected.update(name for name in names if weights.WEIGHTS_NAME.fullmatch(name) and "-of-" not in name)
     return expected
 
 
-def _inspect_weight_file(path: Path, finding: _Finding) -> None:
-    if path.suffix == ".safetensors":
-        problem = _safetensors_problem(path)
-    else:
-        problem = _torch_file_problem(path)
-        if problem is None and not zipfile.is_zipfile(path):
-            finding.open.append(f"{path.name} is in torch's old format, which does not tell its length")
-            return
-    if problem:
-        finding.broken.append(f"{path.name} {problem}")
-    else:
-        finding.proved.append(f"{path.name} is whole ({path.stat().st_size:,} bytes)")
-
-
-def _safetensors_problem(path: Path) -> Optional[str]:
-    """What is wrong with a safetensors file, or None.
-
-    The format (github.com/huggingface/safetensors, "Format"): 8 bytes, the header's length N as a
-    little-endian integer; N bytes of JSON, each tensor with its begin and end offsets; the tensors.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return f"is {size} bytes long, shorter than any header (still being written?)"
-        (length,) = struct.unpack("<Q", start)
-        if length > _MAX_HEADER:
-            return "does not begin with a safetensors header"
-        if size < 8 + length:
-            return f"ends at byte {size} inside its header (still being written?)"
-        header = _parse_json(file.read(length))
-    if not isinstance(header, dict):
-        return "has an unreadable header (still being written?)"
-    try:
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
-    except (KeyError, IndexError, TypeError):
-        return "has a header without offsets"
-    if size != expected:
-        return f"ends at byte {size}, its header says {expected} (still being written?)"
-    return None
-
-
-def _torch_file_problem(path: Path) -> Optional[str]:
-    """What is wrong with a torch file, or None; the old format, which is no zip, cannot be judged."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK":
-        try:
-            zipfile.ZipFile(path).close()
-        except zipfile.BadZipFile:
-            return "is a zip without its directory (still being written?)"
-    elif len(start) < 2:
-        return f"is {len(start)} bytes long (still being written?)"
-    return None
-
-
-def _inspect_trainer_state(checkpoint: Checkpoint, names: set[str], finding: _Finding) -> None:
+def _inspect_trainer_state(checkpoint: Checkpoint, names: set[str], finding: _Finding) -> Collection[str]:
+    """Look at ``trainer_state.json``; return the names of what it says."""
     if "trainer_state.json" not in names:
-        trainer = [name for name in _TRAINER_FILES if name in names]
-        if trainer:
-            finding.broken.append(f"{trainer[0]} is there, but trainer_state.json, written last, is not")
+        written = [name for name in _TRAINER_FILES if name in names]
+        is_accelerate = any(_ACCELERATE_STATE.fullmatch(name) for name in names)
+        if is_accelerate:
+            finding.open.append("no trainer_state.json, which accelerate's save_state does not write")
+        elif written:
+            finding.broken.append(f"{written[0]} is there, but trainer_state.json, written last, is not")
         else:
             finding.open.append("no trainer_state.json")
-        return
+        return ()
     state = _read_json(checkpoint.path / "trainer_state.json")
     if not isinstance(state, dict):
         finding.broken.append("trainer_state.json is no JSON object (still being written?)")
-    elif state.get("global_step") == checkpoint.step:
+        return ()
+    if state.get("global_step") == checkpoint.step:
         finding.proved.append(f"trainer_state.json says step {checkpoint.step}")
     else:
         finding.open.append(
             f"trainer_state.json says step {state.get('global_step')}, the folder {checkpoint.step}"
         )
+    return state.keys()
 
 
-def _awaits_tokenizer(folder: Path, names: set[str]) -> bool:
+def _awaits_tokenizer(folder: Path, names: Collection[str]) -> bool:
     """Whether transformers wrote this and has not come to the vocabulary, which follows the weights."""
     if any(_VOCABULARY.fullmatch(name) for name in names):
         return False
@@ -297,11 +372,7 @@ def _awaits_tokenizer(folder: Path, names: set[str]) -> bool:
 
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    return _parse_json(path.read_bytes())
-
-
-def _parse_json(content: bytes) -> Any:  # noqa: ANN401 - whatever the bytes hold
     try:
-        return json.loads(content)
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval_sidecar.pinning import Floor
+from eval_sidecar.space import Limits
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class WatchConfig:
         max_attempts: How often an evaluation may fail before it stays failed.
         max_evictions: How often the machine may take an evaluation away before that counts as a failure.
         time_limit: Seconds after which an evaluation is ended; 0 means never.
-        floor: Free space below which pins are given up.
+        limits: How much disk space pins may keep in use.
     """
 
     model_dir: Path
@@ -41,7 +41,7 @@ class WatchConfig:
     max_attempts: int = 2
     max_evictions: int = 10
     time_limit: float = 24 * 3600.0
-    floor: Floor = 0.01
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def results_root(self) -> Path:

@@ -5,15 +5,72 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Callable, Optional
 
+from eval_sidecar.checkpoints import step_of
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import CheckpointError, UsageError
 from eval_sidecar.files import read_request
+from eval_sidecar.pinning import Pins
 from eval_sidecar.sidecar import Sidecar
 
 log = logging.getLogger(__name__)
+
+
+#: A file that only grows wakes the loop no more often than this, in seconds.
+_SHORTEST_NAP = 0.2
+
+
+class Waker:
+    """Hears of changed files: pins what is new at once, in the thread that hears of it, and wakes the loop.
+
+    Args:
+        pins: The pins of the model dir.
+        model_dir: Where checkpoints appear.
+        retry_request: As for `run_loop`.
+        wake: What is set.
+        monotonic: Seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        pins: Pins,
+        model_dir: Path,
+        retry_request: Path,
+        wake: threading.Event,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pins = pins
+        self._model_dir = model_dir
+        self._retry_request = retry_request
+        self._wake = wake
+        self._monotonic = monotonic
+        self._woken_at = float("-inf")
+        self._has_changed = False
+
+    def __call__(self, changed: Collection[Path]) -> None:
+        """Take note of these paths; of none: look everywhere."""
+        steps = {step for path in changed if (step := self._step_of(path)) is not None}
+        self._has_changed |= bool(steps)
+        is_news = self._retry_request in changed
+        try:
+            if steps or not changed:
+                is_news |= self._pins.look(steps or None)
+        except (CheckpointError, OSError):
+            is_news = True  # the pass says what is wrong
+        now = self._monotonic()
+        if is_news or (self._has_changed and now - self._woken_at >= _SHORTEST_NAP):
+            self._has_changed, self._woken_at = False, now
+            self._wake.set()
+
+    def _step_of(self, path: Path) -> Optional[int]:
+        try:
+            parts = path.relative_to(self._model_dir).parts
+        except ValueError:
+            return None
+        return step_of(parts[0]) if parts else None
 
 
 def run_loop(
@@ -77,5 +134,5 @@ def run_loop(
         exhausted = bool(limit) and started >= limit
         if once and ((sidecar.is_idle and not begun) or (exhausted and not sidecar.is_running)):
             return
-        wake.wait(min(sidecar.launcher.pause, poll_seconds) if sidecar.is_running else poll_seconds)
+        wake.wait(sidecar.seconds_to_wait(poll_seconds))
     sidecar.leave()

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.completeness import fingerprint
 from eval_sidecar.errors import ResultError
 from eval_sidecar.files import set_aside
 from eval_sidecar.launchers.base import ELSEWHERE, Launcher
@@ -73,14 +72,6 @@ def give_up_elsewhere(store: LedgerStore, launcher: Launcher, steps: Collection[
             interrupt(store, entry)
 
 
-def was_rewritten(running: Running) -> bool:
-    """Whether a file of the checkpoint was changed since. One that was deleted was read before; one that
-    was added is none of the trainer's, who has finished: an evaluation script may keep something there.
-    """
-    now = {name: (size, mtime) for name, size, mtime in fingerprint(Path(running.path))}
-    return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in running.fingerprint)
-
-
 def stamp_before(path: Path) -> Optional[tuple[int, int]]:
     """Size and mtime (ns) of numbers that are there before an evaluation; unreadable ones are set aside."""
     try:
@@ -136,3 +127,12 @@ def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
     log.warning(
         "what an evaluation had written that did not end well is kept as %s", set_aside(metrics, reason)
     )
+
+
+def size_of_log(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
+            return file.seek(0, 2)
+    except OSError:
+        return 0

@@ -1,137 +1,364 @@
-"""Keeps a checkpoint alive while it waits for its evaluation: hard links beside the trainer's folders.
+"""Keeps checkpoints alive while they wait for their evaluation: hard links beside the model dir.
 
-The trainer's rotation then deletes names, not data. A pin is whole or not there: it is linked under a
-temporary name, judged again, and renamed.
+The trainer's rotation then deletes names, not data. Whatever appears is linked at once and judged later
+(`eval_sidecar.readiness`): at the moment at which a checkpoint is proved complete it may be gone. An
+evaluation gets a copy of its own, in which only the weights are links. `Pins.look` may be called by any
+thread.
 """
 
 from __future__ import annotations
 
-import os
-import re
+import contextlib
+import enum
+import logging
 import shutil
+import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Callable, Union
+from typing import Callable, Optional
 
-from eval_sidecar.checkpoints import OWN_FOLDER, pins_folder
-from eval_sidecar.errors import CheckpointError, UsageError
+from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints, list_steps, old_pins_folder
+from eval_sidecar.errors import CheckpointError
+from eval_sidecar.holding import is_needed, is_whole_by_itself, make_slim, show, size_of
+from eval_sidecar.linking import File, LinksUnsupported, link, list_files, remove, remove_tree
+from eval_sidecar.places import Place, checkpoint_in, places
+from eval_sidecar.space import Limits, Room
 from eval_sidecar.types import Checkpoint
 
-#: State of the training that no evaluation reads, and that makes up most of a checkpoint.
-_TRAINING_STATE = re.compile(
-    r"optimizer.*|scheduler.*|rng_state.*|scaler\.pt|random_states_.*|global_step\d+|zero_to_fp32\.py|latest"
-    r"|.*_optim_states\.pt|optimizer_\d+|pytorch_model_fsdp_\d+_optim.*"
-)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-#: Free space to keep: a number of bytes, or a share of the disk between 0 and 1.
-Floor = Union[int, float]
+log = logging.getLogger(__name__)
 
 
-class PinsUnsupported(CheckpointError):
-    """The file system makes no hard links; the checkpoint has to be evaluated where it is."""
+class Need(enum.Enum):
+    """What is still to be done with a checkpoint."""
+
+    NOTHING = "evaluated"
+    EVALUATION = "is to be evaluated"
+    RUNNING = "is being evaluated"
+    RETRY = "failed, until somebody retries it"
 
 
-def parse_floor(text: str) -> Floor:
-    """Read ``--min-free-space``: ``20G``, ``500M``, ``1048576`` or ``5%``.
-
-    Raises:
-        UsageError: where it is neither a size nor a share.
-    """
-    if text.endswith("%"):
-        try:
-            share = float(text[:-1]) / 100
-        except ValueError:
-            share = -1.0
-        if 0 <= share < 1:
-            return share
-    elif match := _SIZE.fullmatch(text.strip()):
-        return int(float(match[1]) * _UNITS[match[2].upper()])
-    raise UsageError(f"--min-free-space {text!r}: give a size such as 20G or a share such as 5%")
-
-
-def space_is_short(folder: Path, floor: Floor) -> bool:
-    """Whether the disk under a folder has less free space than the floor."""
-    usage = shutil.disk_usage(folder)
-    return usage.free < (floor * usage.total if isinstance(floor, float) else floor)
-
-
-def pin(model_dir: Path, checkpoint: Checkpoint, is_ready: Callable[[Checkpoint], bool]) -> Checkpoint:
-    """Link what an evaluation needs of a checkpoint; return the pinned checkpoint.
+class Pins:
+    """The pins of one model dir.
 
     Args:
         model_dir: The folder that holds the checkpoints.
-        checkpoint: A checkpoint that may be evaluated.
-        is_ready: Judges the linked copy: the trainer may have deleted some of it meanwhile.
-
-    Raises:
-        PinsUnsupported: where hard links cannot be made here.
-        CheckpointError: where the checkpoint was deleted or changed before it was whole.
+        name: What the model is called.
+        elsewhere: A folder to fall back on, if none beside the model dir can be used.
+        limits: How much disk space pins may keep in use.
+        need: What is still to be done with a step's checkpoint.
     """
-    folder = pins_folder(model_dir)
-    pinned = Checkpoint(checkpoint.step, folder / checkpoint.name)
-    if pinned.path.exists():
-        return pinned
-    # Inside a folder of its own, so that the copy has its final name when it is judged.
-    temporary = folder / f".linking-{os.getpid()}" / checkpoint.name
-    try:
-        for leftover in folder.glob(".linking-*"):  # of a process that was killed: it keeps disk space in use
-            shutil.rmtree(leftover, ignore_errors=True)
-        _link_tree(checkpoint.path, temporary)
-        if not is_ready(Checkpoint(checkpoint.step, temporary)):
-            raise CheckpointError(f"{checkpoint.name}: was deleted or rewritten while it was being pinned")
-        temporary.rename(pinned.path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{checkpoint.name}: was deleted while it was being pinned") from error
-    except OSError as error:
-        raise PinsUnsupported(f"{folder}: no hard links can be made here ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
-    return pinned
 
+    def __init__(
+        self,
+        model_dir: Path,
+        name: str,
+        *,
+        elsewhere: Optional[Path],
+        limits: Limits,
+        need: Callable[[int], Need],
+    ) -> None:
+        self._model_dir = model_dir
+        self._places = places(model_dir, name, elsewhere)
+        self._limits = limits
+        self._need = need
+        self._mutex = threading.RLock()
+        self._slim: set[int] = set()
+        self._folders: dict[int, tuple[int, int]] = {}  # step: device and inode of the trainer's folder
+        self._sizes: dict[int, int] = {}  # of pins whose original is gone
+        self._largest = 0
+        self._refusals: dict[int, str] = {}
+        self._refused: dict[int, frozenset[str]] = {}  # the files that could not be linked
+        self._given_up: dict[int, str] = {}
+        self._lack = ""
+        self._notice = ""
 
-def is_outdated(pinned: Checkpoint, original: Checkpoint) -> bool:
-    """Whether the trainer has written a checkpoint anew since it was pinned.
+    # -- what is there ------------------------------------------------------------------------------
 
-    Deleting the original, or half of it, does not make the pin outdated; another file in the place of
-    one that was linked does.
-    """
-    for path in pinned.path.rglob("*"):
+    def original(self, step: int) -> Checkpoint:
+        """The trainer's folder of a step, whether it is there or not."""
+        return checkpoint_in(self._model_dir, step)
+
+    def held(self) -> dict[int, Checkpoint]:
+        """The checkpoints that links keep alive, whole or not, by step."""
+        found: dict[int, Checkpoint] = {}
+        for place in reversed(self._places):
+            found.update((checkpoint.step, checkpoint) for checkpoint in list_checkpoints(place.held))
+        return found
+
+    def why_not(self, step: int) -> str:
+        """Why a checkpoint that is there is not pinned; nothing if that was not tried."""
+        return self._refusals.get(step, "")
+
+    @property
+    def lack(self) -> str:
+        """Why nothing is pinned at the moment, or nothing."""
+        return self._lack
+
+    def take_given_up(self) -> dict[int, str]:
+        """Return which pins were given up since the last call, and why."""
+        with self._mutex:
+            given_up, self._given_up = self._given_up, {}
+            return given_up
+
+    # -- look ---------------------------------------------------------------------------------------
+
+    def look(self, steps: Optional[Collection[int]] = None) -> bool:
+        """Link what has appeared in the model dir, and give up what there is no room for.
+
+        Args:
+            steps: Look at these only; None means at all that are not evaluated yet.
+
+        Returns:
+            Whether there is a file that was not there before.
+
+        Raises:
+            CheckpointError: if the model dir cannot be listed.
+        """
+        with self._mutex:
+            self._adopt_old()
+            present = list_steps(self._model_dir)
+            self._forget_deleted(present)
+            self._keep_room(set(present))
+            chosen = [step for step in present if steps is None or step in steps]
+            news = [self._look_at(step) for step in chosen]
+            return any(news)
+
+    def _forget_deleted(self, present: Collection[int]) -> None:
+        for step in self._folders.keys() - present:
+            del self._folders[step]
+        for step in self._refusals.keys() - present:
+            del self._refusals[step], self._refused[step]
+
+    def _look_at(self, step: int) -> bool:
+        original = self.original(step)
         try:
-            if path.is_file() and not path.samefile(original.path / path.relative_to(pinned.path)):
-                return True
-        except FileNotFoundError:
-            continue
-    return False
-
-
-def unpin(model_dir: Path, step: int) -> None:
-    """Remove a checkpoint's links, and the folders above them where they are empty. Idempotent.
-
-    Raises:
-        CheckpointError: where they cannot be removed, so that they keep disk space in use.
-    """
-    folder = pins_folder(model_dir)
-    try:
-        shutil.rmtree(folder / f"checkpoint-{step}")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise CheckpointError(f"{folder}/checkpoint-{step}: cannot be removed ({error.strerror})") from error
-    for empty in (folder, model_dir / OWN_FOLDER):
-        try:
-            empty.rmdir()
+            if self._need(step) is Need.NOTHING:
+                return False
+            status = original.path.stat()
+            files = list_files(original.path)
         except OSError:
-            return  # still holds other pins
+            return False  # deleted meanwhile; one that may not be read is judged where it is
+        self._largest = max(self._largest, sum(file.size for file in files.values()))
+        if self._lack or not files or self._refused.get(step) == files.keys():
+            return False
+        folder_id = (status.st_dev, status.st_ino)
+        is_another = self._folders.setdefault(step, folder_id) != folder_id
+        self._folders[step] = folder_id
+        try:
+            return self._hold(original, files, is_another=is_another)
+        except CheckpointError as error:
+            self._refusals[step], self._refused[step] = str(error), frozenset(files)
+            return False
 
-
-def _link_tree(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        if _TRAINING_STATE.fullmatch(path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            _link_tree(path, target / path.name)
+    def _hold(self, original: Checkpoint, files: dict[str, File], *, is_another: bool) -> bool:
+        """Bring the links up to date with the trainer's folder; what it deletes stays."""
+        step = original.step
+        held = self._held(step)
+        there = list_files(held.path) if held else {}
+        if step in self._slim:
+            files = {name: file for name, file in files.items() if is_needed(name, there)}
+        changed = [name for name, file in files.items() if name in there and not there[name].is_same(file)]
+        missing = there.keys() - files.keys()
+        if there and (is_another or (changed and missing)):
+            # What is written anew has nothing to do with what was there, a proof least of all.
+            log.info("%s: is written anew", original.name)
+            self._drop(step)
+            held, there, changed = None, {}, []
+            files = list_files(original.path)
+        new = {name: file for name, file in files.items() if name not in there or name in changed}
+        if not new:
+            return False
+        if held is not None:
+            link(new, held.path)
         else:
-            # A link to a symbolic link's target: the link itself may be relative to its folder.
-            os.link(path.resolve(strict=True), target / path.name)
+            self._hold_first(step, new)
+        self._refusals.pop(step, None)
+        self._refused.pop(step, None)
+        return True
+
+    def _hold_first(self, step: int, files: dict[str, File]) -> None:
+        first_error: Optional[LinksUnsupported] = None
+        for place in self._places:
+            target = checkpoint_in(place.held, step).path
+            try:
+                place.make()
+                link(files, target)
+            except (LinksUnsupported, OSError) as error:
+                shutil.rmtree(target, ignore_errors=True)
+                place.clear()
+                if first_error is None:
+                    first_error = _as_unsupported(error, place)
+                continue
+            if first_error is not None:
+                self._notice = f"{first_error}: pins are kept in {place.folder}"
+            return
+        assert first_error is not None
+        raise first_error
+
+    def take_notice(self) -> str:
+        """Return what is to be said about where pins are, once; or nothing."""
+        notice, self._notice = self._notice, ""
+        return notice
+
+    # -- use ----------------------------------------------------------------------------------------
+
+    @property
+    def still(self) -> contextlib.AbstractContextManager[object]:
+        """While this is held, no other thread changes a pin."""
+        return self._mutex
+
+    def prepare(self, step: int) -> Checkpoint:
+        """Drop what no evaluation needs of a complete checkpoint, and show it where evaluations look.
+
+        Raises:
+            CheckpointError: if there is no room, or it was given up meanwhile.
+        """
+        with self._mutex:
+            held, place = self._find(step)
+            if step not in self._slim:
+                make_slim(held)
+                self._slim.add(step)
+                self._sizes.pop(step, None)
+            used = checkpoint_in(place.used, step)
+            return used if used.path.exists() else show(held, place, is_to_be_written=False)
+
+    def check_out(self, step: int) -> Checkpoint:
+        """Make a copy that an evaluation may write into, from the files as they are now.
+
+        Raises:
+            CheckpointError: if there is no room, or it was given up meanwhile.
+        """
+        with self._mutex:
+            held, place = self._find(step)
+            remove_tree(checkpoint_in(place.used, step).path)
+            return show(held, place, is_to_be_written=True)
+
+    def forget_others(self, step: int, names: Collection[str]) -> None:
+        """Drop files that a checkpoint, which is whole in the trainer's folder, does not have any more."""
+        with self._mutex:
+            held = self._held(step)
+            if held is not None:
+                remove(held.path, list_files(held.path).keys() - set(names))
+
+    def _held(self, step: int) -> Optional[Checkpoint]:
+        return next((held for held, _ in self._all_held(step)), None)
+
+    def _find(self, step: int) -> tuple[Checkpoint, Place]:
+        for found in self._all_held(step):
+            return found
+        raise CheckpointError(f"checkpoint-{step}: its pin was given up meanwhile")
+
+    def _all_held(self, step: int) -> Iterator[tuple[Checkpoint, Place]]:
+        for place in self._places:
+            held = checkpoint_in(place.held, step)
+            if held.path.is_dir():
+                yield held, place
+
+    # -- let go -------------------------------------------------------------------------------------
+
+    def release(self, step: int) -> None:
+        """Remove everything that is kept of a checkpoint. Idempotent.
+
+        Raises:
+            CheckpointError: if it cannot be removed, so that it keeps disk space in use.
+        """
+        with self._mutex:
+            self._drop(step)
+            for place in self._places:
+                remove_tree(checkpoint_in(place.used, step).path)
+                place.clear()
+            remove_tree(checkpoint_in(old_pins_folder(self._model_dir), step).path)
+
+    def _drop(self, step: int) -> None:
+        """Remove the links to the trainer's files, but nothing that an evaluation reads."""
+        self._slim.discard(step)
+        self._sizes.pop(step, None)
+        for place in self._places:
+            remove_tree(checkpoint_in(place.held, step).path)
+            if self._need(step) is not Need.RUNNING:
+                remove_tree(checkpoint_in(place.used, step).path)
+
+    def release_failed(self, steps: Collection[int]) -> list[int]:
+        """Give up those of these that the trainer has deleted; return them."""
+        with self._mutex:
+            orphans = sorted(self.held().keys() & set(steps) - set(list_steps(self._model_dir)))
+            for step in orphans:
+                self.release(step)
+            return orphans
+
+    def _keep_room(self, present: Collection[int]) -> None:
+        """Give up pins whose original is gone while there are too many or the disk is nearly full."""
+        folder = self._model_dir if self._model_dir.is_dir() else self._model_dir.parent
+        if not folder.is_dir():
+            return
+        room, held = Room.on_disk_of(folder), self.held()
+        self._sizes = {
+            step: self._sizes.get(step) or size_of(held[step]) for step in held.keys() - set(present)
+        }
+        problem = self._problem(room)
+        if not problem:
+            self._lack = ""
+            return
+        before = sum(self._sizes.values())
+        for step in list(self._sizes):
+            if step not in self._slim and is_whole_by_itself(held[step]):
+                make_slim(held[step])
+                self._slim.add(step)
+                self._sizes[step] = size_of(held[step])
+        victims = [step for step in self._sizes if self._need(step) is not Need.RUNNING]
+        for step in sorted(victims, key=lambda step: (self._need(step) is not Need.RETRY, step)):
+            # Reckoned: a file system may need a while to count in what was deleted.
+            freed = before - sum(self._sizes.values())
+            problem = self._problem(Room(room.free + freed, room.total))
+            if not problem:
+                break
+            log.warning("checkpoint-%d: its pin is given up: %s", step, problem)
+            self._drop(step)
+            self._given_up[step] = problem
+        freed = before - sum(self._sizes.values())
+        self._lack = Room(room.free + freed, room.total).lack(self._limits.floor, self._largest)
+        if self._lack:
+            # Not one deletion of the trainer's may be without effect, not even for a moment.
+            for step in held.keys() & set(present):
+                if self._need(step) is not Need.RUNNING:
+                    self._drop(step)
+
+    def _problem(self, room: Room) -> str:
+        return room.lack(self._limits.floor, self._largest) or room.excess(
+            self._limits, len(self._sizes), sum(self._sizes.values())
+        )
+
+    # -- the place of the first versions ------------------------------------------------------------
+
+    def _adopt_old(self) -> None:
+        """Take over pins that an earlier version has left in the model dir, and remove its folder."""
+        old = old_pins_folder(self._model_dir)
+        if not old.parent.is_dir():
+            return
+        for checkpoint in list_checkpoints(old):
+            if self._need(checkpoint.step) is Need.RUNNING:
+                continue  # a job reads it
+            if self._need(checkpoint.step) is Need.NOTHING or checkpoint.step in self.held():
+                remove_tree(checkpoint.path)
+                continue
+            place = self._places[0]
+            try:
+                place.make()
+                checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
+                self._slim.add(checkpoint.step)
+            except OSError as error:
+                self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
+        if not list_checkpoints(old):
+            shutil.rmtree(old, ignore_errors=True)
+            (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)
+            try:
+                (self._model_dir / OWN_FOLDER).rmdir()
+            except OSError as error:
+                log.debug("%s: stays (%s)", old.parent, error.strerror)
+
+
+def _as_unsupported(error: Exception, place: Place) -> LinksUnsupported:
+    if isinstance(error, LinksUnsupported):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else error
+    return LinksUnsupported(f"{place.folder}: cannot be made or used ({reason})")

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar import outcome
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
-from eval_sidecar.completeness import fingerprint
+from eval_sidecar.checkpoints import list_checkpoints, model_name
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
 from eval_sidecar.files import last_line
@@ -31,7 +30,8 @@ from eval_sidecar.launchers.base import (
     Launcher,
 )
 from eval_sidecar.ledger import Entry, Failure, Running
-from eval_sidecar.readiness import Readiness, WarnOnce
+from eval_sidecar.pinning import Need, Pins
+from eval_sidecar.readiness import Readiness, WarnOnce, need_of
 from eval_sidecar.results import headline, left_out_of, metrics_path, read_result, stamp
 from eval_sidecar.seen import CloseLooks
 from eval_sidecar.store import LedgerStore, now_text
@@ -71,12 +71,19 @@ class Sidecar:
         self._phases: dict[int, str] = {}
         self._pauses = outcome.Pauses(monotonic)
         self._warn_once = WarnOnce()
-        self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
+        self._close_looks = CloseLooks(
+            config.results_root / model_name(config.model_dir), monotonic=monotonic
+        )
+        self.pins = Pins(
+            *(config.model_dir, model_name(config.model_dir)),
+            elsewhere=store.path.parent,
+            limits=config.limits,
+            need=self._need,
+        )
         self._readiness = Readiness(
-            config.model_dir,
             store,
+            self.pins,
             ready_seconds=config.ready_seconds,
-            floor=config.floor,
             clock=clock,
             monotonic=monotonic,
             warn_once=self._warn_once,
@@ -91,6 +98,11 @@ class Sidecar:
     def is_idle(self) -> bool:
         """Whether nothing is being evaluated and nothing waits that could be."""
         return not self.is_running and not self._ready
+
+    def seconds_to_wait(self, poll_seconds: float) -> float:
+        """How long nothing has to be done, as far as is known, if nobody wakes the loop."""
+        pause = self.launcher.pause if self.is_running else poll_seconds
+        return min(pause, poll_seconds, self._readiness.seconds_to_wait())
 
     def tick(self, budget: Optional[int] = None) -> int:
         """Collect, discover, start.
@@ -126,6 +138,7 @@ class Sidecar:
                     outcome.interrupt(self.store, entry)
             except LaunchError as error:
                 log.error("%s: %s; the next start looks again", entry.name, error)
+        self._readiness.release_failed()
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
@@ -139,6 +152,9 @@ class Sidecar:
         if reason != self.store.ledger.busy:
             self.store.update(lambda ledger: replace(ledger, busy=reason))
             log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
+
+    def _need(self, step: int) -> Need:
+        return need_of(self.store.ledger.entry(step), force=self.config.force and step not in self._redone)
 
     def _running(self) -> list[tuple[Entry, Running]]:
         return [(entry, entry.running) for entry in self.store.ledger.steps() if entry.running is not None]
@@ -226,8 +242,7 @@ class Sidecar:
         if state.exit_code != 0:
             reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
             self._fail(entry, reason, running)
-        elif outcome.was_rewritten(running):
-            self._readiness.unpin(entry.step)
+        elif self._readiness.was_rewritten(entry.step, running):
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
@@ -249,7 +264,7 @@ class Sidecar:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         outcome.set_aside_unfinished(running, "failed")
-        has_said = _size(Path(running.log)) != running.log_size
+        has_said = outcome.size_of_log(Path(running.log)) != running.log_size
         said = last_line(Path(running.log)) if has_said else ""
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
@@ -267,31 +282,28 @@ class Sidecar:
     def _discover(self) -> None:
         """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
         config = self.config
+        self.pins.look()
         present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(config.model_dir)}
-        pins, results = pins_folder(config.model_dir), config.results_root / config.model_dir.name
-        pinned = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(pins)}
+        results, held = config.results_root / model_name(config.model_dir), self.pins.held()
         reported = {checkpoint.step for checkpoint in list_checkpoints(results)}
         look_closely = self._close_looks.is_due()
-        ready, parked = {}, {}
-        for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
+        self._readiness.begin_pass(present.values())
+        ready = {}
+        for step in sorted({*present, *held, *reported, *self.store.ledger.entries}):
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
                 continue
-            wanted_again = config.force and step not in self._redone and (step in present or step in pinned)
-            if entry.processed and not (look_closely or wanted_again or entry.failure or step in pinned):
+            wanted_again = config.force and step not in self._redone and (step in present or step in held)
+            if entry.processed and not (look_closely or wanted_again or entry.failure or step in held):
                 continue
-            if not wanted_again and self._take_result(entry, step in present or step in pinned):
-                if step in pinned:
+            if not wanted_again and self._take_result(entry, step in present or step in held):
+                if step in held:
                     self._readiness.unpin(step)
-            elif entry.has_failed and not wanted_again:
-                if step in pinned:
-                    parked[step] = pinned[step]
-            else:
-                checkpoint = self._readiness.prepare(entry, present.get(step), pinned.get(step))
+            elif wanted_again or not entry.has_failed:
+                checkpoint = self._readiness.prepare(entry, present.get(step), held.get(step))
                 if checkpoint is not None:
                     ready[step] = checkpoint
-        kept = self._readiness.keep_space_free({**parked, **ready}, present)
-        self._ready = {step: checkpoint for step, checkpoint in kept.items() if step in ready}
+        self._ready = ready
 
     def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
         """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
@@ -323,6 +335,8 @@ class Sidecar:
         due = filter(self._pauses.is_over, self._ready)
         order = sorted(due, key=lambda step: (self.store.ledger.entry(step).attempts, sign * step))
         started, busy = 0, None
+        if not self.config.model_dir.is_dir():
+            busy = f"{self.config.model_dir} is not there yet; waiting for it"
         for step in order:
             handles = [running.handle for _, running in self._running()]
             if self.launcher.free_slots(handles) == 0 or (budget is not None and started >= budget):
@@ -332,26 +346,31 @@ class Sidecar:
             except BusyError as error:
                 busy = str(error)
                 break
-            del self._ready[step]
-            started += 1
+            started += step in self._ready
+            self._ready.pop(step, None)
         self.note_busy(busy)
         return started
 
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
-        job = self._job(checkpoint)
         path = self._metrics_path(entry.step)
-        running = Running(
-            handle=self.launcher.announce(job),
-            started_at=self._clock(),
-            log=str(job.log),
-            path=str(checkpoint.path),
-            fingerprint=fingerprint(checkpoint.path),
-            before=outcome.stamp_before(path),
-            metrics=str(path),
-            log_size=_size(job.log),
-        )
-        # It is on disk before the job exists: however this ends, the job is found again.
-        self.store.update(lambda ledger: ledger.started(entry.step, running))
+        with self.pins.still:
+            checked_out = self._readiness.check_out(checkpoint)
+            if checked_out is None:
+                del self._ready[entry.step]
+                return
+            job = self._job(checked_out)
+            running = Running(
+                handle=self.launcher.announce(job),
+                started_at=self._clock(),
+                log=str(job.log),
+                path=str(checked_out.path),
+                fingerprint=self._readiness.fingerprint(checked_out),
+                before=outcome.stamp_before(path),
+                metrics=str(path),
+                log_size=outcome.size_of_log(job.log),
+            )
+            # It is on disk before the job exists: however this ends, the job is found again.
+            self.store.update(lambda ledger: ledger.started(entry.step, running))
         try:
             handle = self.launcher.submit(job, handles)
         except (BusyError, UsageError):
@@ -378,12 +397,3 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    try:
-        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
-            return file.seek(0, 2)
-    except OSError:
-        return 0

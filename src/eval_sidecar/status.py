@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.completeness import ABANDONED, GONE
+from eval_sidecar.completeness import ABANDONED, DENIED, GONE
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
 
@@ -70,6 +70,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
+        elif not entry.processed and (denied := [fact for fact in entry.evidence if fact.startswith(DENIED)]):
+            lines.append(f"{entry.name}: {denied[0]}")
     for entries, wanted, words in (
         (ledger.undelivered(), expects_delivery, "not delivered"),
         (ledger.unconfirmed(), expects_confirmation, "sent, but not confirmed"),

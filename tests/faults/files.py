@@ -37,6 +37,9 @@ printf ' "intact": %d}' "$intact" >>"$result/metrics.json"
 """
 
 
+_SECOND_LOOK = '[ "$(is_whole)" = 1 ] || intact=0\n'
+
+
 def write_result(world: World, model: str, step: int, *, whole: bool = True) -> None:
     """Write one ``metrics.json`` with numbers of chance, at once or, where not `whole`, in place."""
     chance = world.random
@@ -92,9 +95,18 @@ def add_results(world: World) -> list[str]:
 # -- checkpoints ------------------------------------------------------------------------------------------
 
 
-def prepare_watching(world: World) -> None:
-    """Put the evaluation script into place; the model has one run."""
-    world.repository.script.write_text(_SCRIPT)
+def prepare_watching(world: World, *, hook: str = "") -> None:
+    """Put the evaluation script into place; the model has one run.
+
+    Args:
+        world: The trial.
+        hook: What the script does after it has looked at its checkpoint; if it does anything, it does not
+            look again.
+    """
+    script = _SCRIPT
+    if hook:
+        script = script.replace(_SECOND_LOOK, f"{hook}\n")
+    world.repository.script.write_text(script)
     world.models = {world.repository.model: RUN_ID}
     world.again = world.watch
 
@@ -112,7 +124,7 @@ def stage(world: World, step: int, pause: float) -> dict[str, bytes]:
     files = {"config.json": json.dumps({"model_type": "qwen2", "step": step}).encode()}
     shards = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     for name in shards if count > 1 else ["model.safetensors"]:
-        files[name] = _safetensors(chance.randbytes(chance.randint(200, 5000)))
+        files[name] = safetensors(chance.randbytes(chance.randint(200, 5000)))
     if count > 1:
         index = {"metadata": {}, "weight_map": {f"w{place}": name for place, name in enumerate(shards)}}
         files["model.safetensors.index.json"] = json.dumps(index).encode()
@@ -131,7 +143,7 @@ def stage(world: World, step: int, pause: float) -> dict[str, bytes]:
     return files
 
 
-def _safetensors(content: bytes) -> bytes:
+def safetensors(content: bytes) -> bytes:
     tensor = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
     header = json.dumps({"w": tensor}).encode()
     return struct.pack("<Q", len(header)) + header + content

@@ -31,6 +31,7 @@ class Verdict:
         half_written: Results of a checkpoint that was not whole while it was evaluated.
         dishonest: Commands that ended with 0 although something was left, or with words that hide it.
         unfinished: Commands that never ended by themselves, or never well after the fault had gone.
+        harmed: Files of the training that are not as its trainer left them, and trainings that died.
         leaked: Files that hold the key, and processes that outlived a command which ended by itself.
         notes: What was seen, for a person.
     """
@@ -44,6 +45,7 @@ class Verdict:
     half_written: int = 0
     dishonest: int = 0
     unfinished: int = 0
+    harmed: int = 0
     leaked: int = 0
     notes: list[str] = field(default_factory=list)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from faults import servers, uploads, watching_faults  # noqa: F401 - they enter their kinds
+from faults import pins, servers, uploads, watching_faults  # noqa: F401 - they enter their kinds
 from faults.judging import Verdict
 from faults.registry import KINDS
 from faults.world import Skip, World

@@ -59,6 +59,8 @@ class World:
         complete: Steps of the checkpoints that must be evaluated.
         fleeting: Steps of checkpoints that may be missed: they were deleted before anybody could know them.
         given_up: Models whose run the server will never take again.
+        at_judgement: What else is to be looked at, once everything is over.
+        at_close: What is to be undone after everything has been ended.
     """
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
@@ -69,6 +71,8 @@ class World:
         self.complete: set[int] = set()
         self.fleeting: set[int] = set()
         self.given_up: set[str] = set()
+        self.at_judgement: list[Callable[[], None]] = []
+        self.at_close: list[Callable[[], None]] = []
         self.again: Callable[[], Started] = self.upload
         self.story: list[str] = []
         self.began = time.monotonic()
@@ -85,6 +89,8 @@ class World:
         self.server.heal()
         self.kill_rest()
         self.server.stop()
+        for undo in self.at_close:
+            undo()
 
     def tell(self, line: str) -> None:
         """Write down what was done, for whoever has to understand a failure."""
@@ -327,6 +333,8 @@ class World:
 
     def judge(self) -> Verdict:
         """Compare the server with the disk, once everything is over."""
+        for look in self.at_judgement:
+            look()
         models = {model: run_id for model, run_id in self.models.items() if model not in self.given_up}
         results = self.results()
         compare(self.verdict, self.server, models, results)

@@ -16,7 +16,6 @@ from toolbox import Repository, assert_refused
 # -- what the command line names -----------------------------------------------------------------------
 
 WRONG_FLAGS: dict[str, tuple[list[str], list[str]]] = {
-    "sft-root missing": (["--sft-root", "no where"], ["--sft-root", "no where", "no such folder"]),
     "sft-root a file": (["--sft-root", "evaluate_sft_3b.sh"], ["--sft-root", "is a file"]),
     "repo-root missing": (["--repo-root", "no where"], ["--repo-root", "no such folder"]),
     "script missing": (["--eval-script", "no.sh"], ["--eval-script", "no.sh", "no such file"]),

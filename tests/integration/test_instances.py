@@ -68,8 +68,8 @@ def test_a_start_that_dies_at_once_shows_why(repository: Repository) -> None:
 def test_a_start_that_dies_shows_nothing_of_earlier_runs(repository: Repository) -> None:
     repository.start()
     repository.sidecar("stop", "--instance", "cb64")
-    done = repository.sidecar("start", "--instance", "cb64", *repository.flags, "--sft-root", "nowhere")
-    assert "there is no such folder" in done.stderr and "SIGTERM" not in done.stderr
+    done = repository.sidecar("start", "--instance", "cb64", *repository.flags, "--index-path", "nowhere")
+    assert "there is no such file" in done.stderr and "SIGTERM" not in done.stderr
     # What the last run that began knows is still there to be seen.
     assert repository.status()["models"][0]["model"] == repository.model
 
@@ -440,9 +440,7 @@ def test_a_rotating_trainer_costs_no_checkpoint(repository: Repository) -> None:
         seen = (repository.control / f"files-checkpoint-{step}").read_text().split()
         assert {"config.json", "model.safetensors", "trainer_state.json"} <= set(seen)
     assert repository.calls == ["checkpoint-100", "checkpoint-200", "checkpoint-300"]
-    wait_until(
-        lambda: not list(repository.model_dir.glob(".eval-sidecar/*/checkpoint-*")), "the pins to be removed"
-    )
+    wait_until(lambda: not list(repository.pins_folder.glob("checkpoint-*")), "the pins to be removed")
 
 
 def test_gpus_are_shared_out_among_evaluations_at_a_time(repository: Repository) -> None:
@@ -553,6 +551,6 @@ def test_a_start_that_dies_tells_why_beside_a_full_log(repository: Repository) -
     log = repository.manager / "cb64.log"
     log.write_bytes(b"of an earlier run\n")
     os.truncate(log, FULL)
-    done = repository.sidecar("start", "--instance", "cb64", *repository.flags, "--sft-root", "nowhere")
+    done = repository.sidecar("start", "--instance", "cb64", *repository.flags, "--index-path", "nowhere")
     assert done.returncode == 1
-    assert "there is no such folder" in done.stderr and "earlier" not in done.stderr
+    assert "there is no such file" in done.stderr and "earlier" not in done.stderr

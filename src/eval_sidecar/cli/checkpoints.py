@@ -13,15 +13,16 @@ from typing import Optional
 
 import click
 
-from eval_sidecar.checkpoints import pins_folder, step_of
+from eval_sidecar.checkpoints import list_checkpoints, model_name, step_of
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.options import find_path, state_folder
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.completeness import changed_at, judge
+from eval_sidecar.completeness import changed_at, judge, usual_names
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.files import leave_request
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
+from eval_sidecar.places import checkpoint_in, places
 from eval_sidecar.store import load, open_store
 from eval_sidecar.types import Checkpoint
 
@@ -61,7 +62,13 @@ def explain(
     number = _step(step)
     ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
     provable = any(ledger.provable for _, ledger in ledgers)
-    known = _explain_folder(model_dir, number, checkpoint_ready_seconds, provable)
+    known = _explain_folder(
+        model_dir,
+        state_folder(state_dir, Path(os.path.abspath(repo_root))),
+        number,
+        checkpoint_ready_seconds,
+        provable,
+    )
     for path, ledger in ledgers:
         if number in ledger.entries:
             known = True
@@ -74,25 +81,38 @@ def explain(
     return 0
 
 
-def _explain_folder(model_dir: Path, step: int, quiet_seconds: float, provable: bool) -> bool:
+def _explain_folder(
+    model_dir: Path, state_dir: Path, step: int, quiet_seconds: float, provable: bool
+) -> bool:
     """Judge the folder, and its pin, as they are now; False where there is neither."""
+    folders = [("folder", model_dir / f"checkpoint-{step}", model_dir / f"checkpoint-{step}")]
+    for place in places(model_dir, model_name(model_dir), state_dir):
+        held, used = (checkpoint_in(folder, step).path for folder in (place.held, place.used))
+        folders.append(("pinned", used if used.is_dir() else held, held if held.is_dir() else used))
     found = False
-    for folder, what in ((model_dir, "folder"), (pins_folder(model_dir), "pinned")):
-        checkpoint = Checkpoint(step, folder / f"checkpoint-{step}")
-        if not checkpoint.path.is_dir():
+    for what, shown, judged in folders:
+        if not judged.is_dir():
             continue
         found = True
         verdict = judge(
-            checkpoint,
+            Checkpoint(step, judged),
             quiet_seconds=quiet_seconds,
-            unchanged_seconds=time.time() - changed_at(checkpoint.path),
+            unchanged_seconds=_unchanged(judged),
             trainer_state_expected=provable,
+            usual=usual_names([other.path for other in list_checkpoints(model_dir) if other.step != step]),
         )
-        say(f"{what:<12} {checkpoint.path}")
+        say(f"{what:<12} {shown}")
         say(f"verdict      {verdict.name}")
         for fact in verdict.evidence:
             say(f"  - {fact}")
     return found
+
+
+def _unchanged(folder: Path) -> float:
+    try:
+        return time.time() - changed_at(folder)
+    except OSError:
+        return 0.0  # the verdict says what cannot be read
 
 
 def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:

@@ -36,7 +36,7 @@ from eval_sidecar.diagnosis.evaluation import (
 from eval_sidecar.diagnosis.machine import check_folder, check_slurm
 from eval_sidecar.errors import SidecarError, UsageError
 from eval_sidecar.installation import find_checkout, install_command, is_own_evaluation_script
-from eval_sidecar.pinning import parse_floor
+from eval_sidecar.space import parse_amount
 from eval_sidecar.texts import configured_key
 from eval_sidecar.trackers.base import Session
 from eval_sidecar.types import ModelSpec, Point
@@ -109,7 +109,7 @@ def _examine(report: _Report, flags: dict[str, Any], scratch: Path) -> None:
         report, python, devices, scratch, is_needed=is_ours, has_adapters=_has_adapters(model_dir)
     )
     report.add("W&B", lambda: _check_wandb(flags["disable_wandb"]))
-    floor = parse_floor(flags["min_free_space"])
+    floor = parse_amount(flags["min_free_space"], "--min-free-space")
     for folder, needs_locks, link_from in _folders(flags, repo_root, model_dir):
         check = partial(check_folder, folder, floor, needs_locks=needs_locks, link_from=link_from)
         report.add(f"the folder {folder}", check)

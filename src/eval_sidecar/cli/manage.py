@@ -48,6 +48,9 @@ def start(instance: str, arguments: Sequence[str]) -> None:
     chosen = Instance(instance, manager_folder())
     pid = daemon.start(chosen, ["run", "--instance", instance, *arguments])
     say(f"started {instance} (pid {pid}), log: {chosen.log_file}")
+    for model in _state(chosen)["models"]:
+        if model.get("busy"):
+            say(f"not started: {model['busy']}", fg="yellow")
 
 
 @click.command(cls=_Lenient, context_settings=_LENIENT)

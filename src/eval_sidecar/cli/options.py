@@ -18,7 +18,7 @@ from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
-from eval_sidecar.pinning import parse_floor
+from eval_sidecar.space import Limits, parse_amount
 from eval_sidecar.types import ModelSpec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -59,7 +59,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-pending-per-cycle", type=click.IntRange(min=0), default=0, show_default=True, help="Evaluations a cycle may start; 0 means any number."),
     click.option("--order", type=click.Choice(["oldest", "newest"]), default="oldest", show_default=True, help="Which checkpoint comes first."),
     click.option("--eval-timeout-seconds", type=click.FloatRange(min=0), default=86400.0, show_default=True, help="End an evaluation that takes longer; 0 means never."),
-    click.option("--min-free-space", default="1%", show_default=True, help="Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation."),
+    click.option("--min-free-space", default="1%", show_default=True, help="Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation; nor where the training's next checkpoint would not fit."),
+    click.option("--max-pins", type=click.IntRange(min=0), default=0, show_default=True, help="Checkpoints to keep that the training has deleted; 0 means any number."),
+    click.option("--max-pin-size", default="50%", show_default=True, help="Space that those may keep in use: a size (200G), or a share of what is free without them (50%)."),
     click.option("--force-eval", is_flag=True, help="Evaluate every checkpoint that is there once more."),
     click.option("--once", is_flag=True, help="Do what can be done now, then end."),
     click.option("--state-dir", help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]"),
@@ -117,7 +119,8 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
     if not flags["sft_root"]:
         raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
     model_dir = find_path(flags["sft_root"], repo_root)
-    _require_folder(model_dir, "--sft-root")
+    if model_dir.exists():  # else it is waited for
+        _require_folder(model_dir, "--sft-root")
     require_text(model_dir.name, "--sft-root")
     if step_of(model_dir.name) is not None:
         raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
@@ -151,7 +154,11 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         newest_first=flags["order"] == "newest",
         force=flags["force_eval"],
         time_limit=flags["eval_timeout_seconds"],
-        floor=parse_floor(flags["min_free_space"]),
+        limits=Limits(
+            floor=parse_amount(flags["min_free_space"], "--min-free-space"),
+            most=flags["max_pins"],
+            size=parse_amount(flags["max_pin_size"], "--max-pin-size", most=1.0000001),
+        ),
     )
     return WatchPlan(
         config=config,

@@ -131,7 +131,16 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
             stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
             if not flags["once"]:
                 is_own = functools.partial(_is_own, source, uploader)
-                stack.enter_context(watch_folders([source.results_root], is_own, wake))
+                stack.enter_context(
+                    watch_folders(
+                        [source.results_root],
+                        lambda changed: (
+                            wake.set()
+                            if not changed or [path for path in changed if not is_own(path)]
+                            else None
+                        ),
+                    )
+                )
             outcomes: list[Outcome] = []
             while True:
                 wake.clear()

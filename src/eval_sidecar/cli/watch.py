@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,13 +22,15 @@ from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
+from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.files import held_lock
+from eval_sidecar.files import held_lock, private_folder
 from eval_sidecar.installation import own_evaluation_script
-from eval_sidecar.loop import run_loop
+from eval_sidecar.loop import Waker, run_loop
 from eval_sidecar.notices import watch_folders
+from eval_sidecar.places import key_of, lock_path
 from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import unfinished, waiting
 from eval_sidecar.store import LedgerStore, open_store, state_path
@@ -36,8 +39,8 @@ log = logging.getLogger(__name__)
 
 #: How long a session under way may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
-#: EX_TEMPFAIL of sysexits.h: nothing failed, run it again later.
-STILL_WAITING = 75
+#: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
+_COLLECT_SECONDS = 0.03
 
 
 @click.command()
@@ -49,6 +52,9 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     last lines say for what), and 1 if something failed or was not delivered.
     """
     plan = plan_watch(flags, manager_folder())
+    if flags["once"] and not plan.config.model_dir.exists():
+        say(f"eval-sidecar: --sft-root {plan.config.model_dir}: there is no such folder yet", err=True)
+        return os.EX_TEMPFAIL
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
     show.set_up_logging()
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
@@ -78,6 +84,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
 
 
 def _greeting(model_dir: Path) -> str:
+    if not model_dir.is_dir():
+        return f"waiting for {model_dir}, which is not there yet (it is not made)"
     found = len(list_checkpoints(model_dir))
     names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
     return f"watching {model_dir}: {names}"
@@ -99,9 +107,10 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
         if not once:
+            waker = Waker(sidecar.pins, plan.config.model_dir, request, wake)
             folders = [plan.config.model_dir, store.path.parent]
             stack.enter_context(
-                watch_folders(folders, lambda changed: _is_own(changed, store.path.parent, request), wake)
+                watch_folders(folders, waker, collect_seconds=_COLLECT_SECONDS, is_regular=True)
             )
         if courier is not None:
             courier.start()
@@ -142,14 +151,7 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
         return 0
     if interrupted:
         return 130
-    return 1 if left else STILL_WAITING if waits else 0
-
-
-def _is_own(changed: Path, state_dir: Path, request: Path) -> bool:
-    """Whether this program writes that path itself: pins and ledgers, but not the requests to it."""
-    if changed.parent == state_dir:
-        return changed != request
-    return OWN_FOLDER in changed.parts
+    return 1 if left else os.EX_TEMPFAIL if waits else 0
 
 
 def _writer(flags: dict[str, Any]) -> dict[str, Any]:
@@ -159,17 +161,24 @@ def _writer(flags: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_one(model_dir: Path) -> Iterator[None]:
-    """Keep a second sidecar off this model dir, even one with another state folder."""
-    lock = held_lock(
-        model_dir / OWN_FOLDER / "lock",
+    """Keep a second sidecar off this model dir, even one with another state folder or by another link."""
+    busy = (
         f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
-        " two would evaluate everything twice",
+        " two would evaluate everything twice"
     )
+    beside = lock_path(model_dir)
+    old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
+        if old.parent.is_dir():  # a sidecar of an earlier version may be at work
+            stack.enter_context(held_lock(old, busy))
         try:
-            stack.enter_context(lock)
+            if not beside.parent.parent.is_dir():
+                raise StateError(f"{beside.parent.parent}: is not there yet")
+            stack.enter_context(held_lock(beside, busy))
         except LockedError:
             raise
         except StateError as error:
-            log.warning("%s: nothing keeps a second sidecar off this folder", error)
+            log.warning("%s: a second sidecar is kept off by this user on this machine only", error)
+            own = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
+            stack.enter_context(held_lock(own / f"{key_of(model_dir)}.lock", busy))
         yield

@@ -20,7 +20,7 @@ from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
 from eval_sidecar.installation import install_command
 from eval_sidecar.notices import watch_folders
-from eval_sidecar.pinning import Floor, space_is_short
+from eval_sidecar.space import Amount, Room, as_text
 
 #: File systems that other machines write too, whose changes are not reported here.
 _NETWORK = (
@@ -39,11 +39,12 @@ _NETWORK = (
 )
 #: Seconds within which a change must be reported, and a program of Slurm's must answer.
 _NOTICE_SECONDS = 3.0
+_TRIES = 10
 _SLURM_SECONDS = 15.0
 
 
 def check_folder(
-    folder: Path, floor: Floor, *, needs_locks: bool, link_from: Optional[Path] = None
+    folder: Path, floor: Amount, *, needs_locks: bool, link_from: Optional[Path] = None
 ) -> Finding:
     """Try in a folder what the sidecar does there; leaves nothing behind.
 
@@ -57,15 +58,15 @@ def check_folder(
     name = "folder"
     kind = _file_system(there)
     try:
-        usage = shutil.disk_usage(there)
-        free = f"{folder} ({kind}, {_size(usage.free)} of {_size(usage.total)} free)"
+        room = Room.on_disk_of(there)
+        free = f"{folder} ({kind}, {as_text(room.free)} of {as_text(room.total)} free)"
         with tempfile.TemporaryDirectory(prefix=".eval-sidecar-doctor-", dir=there) as scratch:
             problems = _try_in(Path(scratch), link_from)
     except OSError as error:
         return Finding(
             name, Mark.BROKEN, f"{folder} cannot be written: {error.strerror}", "choose another folder"
         )
-    if space_is_short(there, floor):
+    if room.lack(floor, 0):
         then = "below --min-free-space, waiting checkpoints are not kept from rotation: make room"
         problems.append(("space to spare", then))
     is_network = kind.startswith(_NETWORK)
@@ -97,12 +98,13 @@ def _try_in(scratch: Path, link_from: Optional[Path]) -> list[tuple[str, str]]:
 
 
 def _are_changes_reported(folder: Path) -> bool:
-    wake = threading.Event()
-    with watch_folders([folder], lambda _: False, wake):
-        wake.wait(_NOTICE_SECONDS)  # set once when the watch is there
-        wake.clear()
-        (folder / "new").write_bytes(b"")
-        return wake.wait(_NOTICE_SECONDS)
+    noticed = threading.Event()
+    with watch_folders([folder], lambda changed: noticed.set() if changed else None):
+        for number in range(_TRIES):  # the watch may be there only after the first of them
+            (folder / f"new-{number}").write_bytes(b"")
+            if noticed.wait(_NOTICE_SECONDS / _TRIES):
+                return True
+    return False
 
 
 def _do_locks_hold(path: Path) -> bool:
@@ -126,10 +128,6 @@ def _file_system(folder: Path) -> str:
 
 def _is_below(place: str, mountpoint: str) -> bool:
     return mountpoint in ("/", place) or place.startswith(f"{mountpoint}/")
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count < 2**40 else f"{count / 2**40:.1f} TiB"
 
 
 def check_slurm(*, is_needed: bool) -> list[Finding]:
