@@ -371,3 +371,16 @@ def score_item(model, prompt, item, eos, padded):
         scores[present] *= 1.1
         total += torch.log_softmax(scores, dim=-1)[token].item()
     return total
+
+
+@torch.no_grad()
+def score_decoded(model, prompt, prefix, item, eos):
+    """Return one item's score by an encoder-decoder model, whose answer begins with a prefix."""
+    decoded = torch.tensor([[*prefix, *item]])
+    logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=decoded).logits[0].float()
+    total = 0.0
+    for depth, token in enumerate([*item, eos]):
+        scores = torch.log_softmax(logits[len(prefix) - 1 + depth], dim=-1)
+        scores[sorted({*prefix, *item[:depth]})] *= 1.1
+        total += torch.log_softmax(scores, dim=-1)[token].item()
+    return total

@@ -42,8 +42,14 @@ _ROPE_OF_LAYERS = {
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
 }
 
-#: Settings that change nothing for an evaluation, known or not.
-_HARMLESS = {"transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "_name_or_path"}
+#: A window of attention that is longer has no effect on any prompt and its item.
+LONGEST_PROMPT = 1024
+
+#: Settings that a version need not know: they change nothing for an evaluation, or are translated.
+_HANDLED = {
+    "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "_name_or_path",
+    "rope_parameters", "num_local_experts", "layer_types", "_sliding_window_pattern", "scale_decoder_outputs",
+}  # fmt: skip
 
 
 def load_config(source: str, checkpoint: str, trust_remote_code: bool) -> Any:  # noqa: ANN401
@@ -140,8 +146,13 @@ def translate(written: dict[str, Any]) -> dict[str, Any]:
         settings.setdefault("torch_dtype", settings["dtype"])
     if VERSION < _ROPE_PARAMETERS_SINCE:
         _translate_rope(settings)
-        if "num_local_experts" in settings and str(settings.get("model_type")).startswith("qwen3"):
+    if VERSION < (5, 12):
+        kind, rope = str(settings.get("model_type")), settings.get("rope_parameters") or {}
+        if "num_local_experts" in settings and kind.startswith("qwen3"):
             settings.setdefault("num_experts", settings["num_local_experts"])
+        for name, old in _ROPE_NAMES.get(kind, {}).items():  # 5.0 still reads these, and prefers them
+            if name in rope:
+                settings.setdefault(old, rope[name])
     if VERSION < (4, 53):
         _translate_layers(settings)
     _translate_scaled_output(settings)
@@ -193,6 +204,8 @@ def _translate_layers(settings: dict[str, Any]) -> None:
     expected = ["sliding_attention" if (n + 1) % pattern else "full_attention" for n in range(len(kinds))]
     if kinds == expected:
         settings["sliding_window_pattern"] = pattern
+    elif (settings.get("sliding_window") or LONGEST_PROMPT) < LONGEST_PROMPT:
+        raise _not_readable("layer_types", settings)
 
 
 def _translate_scaled_output(settings: dict[str, Any]) -> None:
@@ -243,12 +256,7 @@ def _name_unknown(config: Any, written: dict[str, Any], where: str) -> None:  # 
     if not newer:
         return
     try:
-        known = {
-            *type(config)().to_dict(),
-            *getattr(config, "attribute_map", {}),
-            *_HARMLESS,
-            "rope_parameters",
-        }
+        known = {*type(config)().to_dict(), *getattr(config, "attribute_map", {}), *_HANDLED}
     except Exception:  # noqa: BLE001  (a class that cannot be made without settings says nothing)
         return
     unknown = sorted(
