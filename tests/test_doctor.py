@@ -234,6 +234,15 @@ def test_slurm_is_asked_for_its_partitions(sinfo, mark, words, tmp_path, monkeyp
     assert needed.mark is (Mark.BROKEN if mark is Mark.LIMITED else mark)
 
 
+@pytest.mark.slurm
+def test_a_real_slurm_answers(slurm_cluster, monkeypatch):
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    (found,) = machine.check_slurm(is_needed=True)
+    assert found.mark is Mark.WORKS
+    assert re.match(r"slurm.* \d+\.\d+.*, partitions: main", found.found), found
+
+
 def test_no_slurm_is_no_failure_unless_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.check_slurm(is_needed=False)[0].mark is Mark.ABSENT

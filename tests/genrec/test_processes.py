@@ -1,5 +1,6 @@
 """Several processes, their lives, and the light start of the command line."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -172,6 +173,18 @@ def test_without_a_gpu_the_cpu_works_in_one_process(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert find_devices("0 1 2") == [Device("cpu", "")]
+
+
+def test_no_weights_are_left_after_an_evaluation(tiny, tmp_path, replace):
+    """Between two checkpoints the device belongs to the training."""
+    torch = pytest.importorskip("torch")
+    arguments = parse(replace(tiny.arguments, output_root=tmp_path, num_beams=10))
+    session = Session()
+    before = [id(found) for found in gc.get_objects() if isinstance(found, torch.nn.Parameter)]
+    assert run(arguments, session) == 0
+    left = [found for found in gc.get_objects() if isinstance(found, torch.nn.Parameter)]
+    assert [found.shape for found in left if id(found) not in before] == []
+    session.close()
 
 
 def test_devices_are_looked_for_at_each_evaluation(tiny, tmp_path, replace, monkeypatch, capsys):
