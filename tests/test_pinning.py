@@ -414,6 +414,25 @@ def test_a_file_system_without_hard_links_is_tried_once_a_checkpoint(model, monk
     model.pins.look()
 
 
+def test_a_file_that_comes_later_and_cannot_be_linked_leaves_no_half_of_a_pin(model, monkeypatch):
+    folder = model.write(files={"config.json": b"{}"})
+    model.pins.look()
+    refuse_links(monkeypatch, errno.EPERM, where="model.safetensors")
+    write_files(folder, {"model.safetensors": safetensors(8)})
+    model.pins.look()
+    assert model.pins.held() == {}
+    assert "another user's?" in model.pins.why_not(STEP)
+
+
+def test_a_disk_that_is_full_for_a_moment_is_tried_again(model, monkeypatch):
+    model.write()
+    with monkeypatch.context() as moment:
+        refuse_links(moment, errno.ENOSPC)
+        model.pins.look()
+    assert model.pins.look()
+    assert model.pins.why_not(STEP) == ""
+
+
 def test_without_links_beside_the_model_dir_pins_are_kept_elsewhere_with_a_word(model, monkeypatch):
     refuse_links(monkeypatch, errno.EXDEV, where=str(model.own))
     model.write()
