@@ -653,6 +653,19 @@ def test_weights_that_this_user_may_not_read_are_partial_and_say_what_to_do(tmp_
     assert f"chmod -R a+rX {checkpoint.path}" in said
 
 
+def test_a_folder_of_weights_that_this_user_may_not_list_is_told_too(tmp_path, monkeypatch):
+    checkpoint = written(tmp_path, {"policy/adapter_model.safetensors": safetensors(8)})
+    scandir = os.scandir
+
+    def refuse(path: object) -> object:
+        if str(path).endswith("policy"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert look(checkpoint).evidence[0].startswith("permission denied: policy (mode ")
+
+
 # -- changes ---------------------------------------------------------------------------------------------
 
 

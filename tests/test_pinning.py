@@ -288,17 +288,30 @@ def test_a_relative_link_in_a_checkpoint_still_leads_to_its_content(model):
     assert (model.use() / "tokenizer.model").read_bytes() == b"shared"
 
 
-def test_a_link_to_a_folder_is_followed_and_what_a_script_writes_there_stays_its_own(model):
-    write_files(model.folder / "tokenizer", {"tokenizer.json": b"{}"})
-    (model.write() / "tokenizer").symlink_to(Path("..") / "tokenizer")
-    (model.use() / "tokenizer" / "tokenizer.json").write_bytes(b"changed")
-    assert (model.folder / "tokenizer" / "tokenizer.json").read_bytes() == b"{}"
+def test_a_link_to_a_folder_outside_stays_one_as_it_may_lead_to_a_data_set(model):
+    write_files(model.folder / "data", {"train.json": b"{}"})
+    (model.write() / "data").symlink_to(Path("..") / "data")
+    used = model.use()
+    assert (used / "data").is_symlink()
+    assert (used / "data" / "train.json").read_bytes() == b"{}"
+
+
+def test_a_link_to_a_folder_inside_leads_to_the_one_beside_it(model):
+    folder = model.write()
+    write_files(folder / "policy", {"adapter_config.json": b"{}"})
+    (folder / "default").symlink_to("policy")
+    used = model.use()
+    assert not model.pins.look()
+    shutil.rmtree(folder)
+    assert (used / "default" / "adapter_config.json").read_bytes() == b"{}"
 
 
 def test_a_link_in_a_circle_is_no_error(model):
     folder = model.write()
     (folder / "circle").symlink_to(folder)
     (folder / "itself").symlink_to("itself")
+    for number in range(8):
+        (folder / f"circle-{number}").symlink_to(folder.parent)
     assert (model.use() / "config.json").exists()
 
 
@@ -399,6 +412,25 @@ def test_a_file_system_without_hard_links_is_tried_once_a_checkpoint(model, monk
     model.pins.look()
     monkeypatch.setattr(os, "link", lambda *arguments, **options: pytest.fail("tried again"))
     model.pins.look()
+
+
+def test_a_file_that_comes_later_and_cannot_be_linked_leaves_no_half_of_a_pin(model, monkeypatch):
+    folder = model.write(files={"config.json": b"{}"})
+    model.pins.look()
+    refuse_links(monkeypatch, errno.EPERM, where="model.safetensors")
+    write_files(folder, {"model.safetensors": safetensors(8)})
+    model.pins.look()
+    assert model.pins.held() == {}
+    assert "another user's?" in model.pins.why_not(STEP)
+
+
+def test_a_disk_that_is_full_for_a_moment_is_tried_again(model, monkeypatch):
+    model.write()
+    with monkeypatch.context() as moment:
+        refuse_links(moment, errno.ENOSPC)
+        model.pins.look()
+    assert model.pins.look()
+    assert model.pins.why_not(STEP) == ""
 
 
 def test_without_links_beside_the_model_dir_pins_are_kept_elsewhere_with_a_word(model, monkeypatch):

@@ -356,3 +356,13 @@ def test_the_ledger_keeps_what_is_pinned_and_what_not(world):
     saved = json.loads(world.state_file.read_text())["checkpoints"]["10"]
     assert saved["pinned"] is True
     assert saved["evidence"][-1] == "pinned"
+
+
+def test_how_long_one_has_waited_is_not_written_at_every_pass(world):
+    world.launcher.slots = 0
+    world.write(10, UNPROVABLE)
+    world.tick(after=READY_SECONDS)
+    before = world.state_file.read_bytes()
+    world.tick(after=READY_SECONDS)
+    assert world.entry(10).verdict == "quiet"
+    assert world.state_file.read_bytes() == before

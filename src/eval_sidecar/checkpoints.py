@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional, Union
 
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.types import Checkpoint
@@ -51,6 +52,38 @@ def list_steps(folder: Path) -> list[int]:
         return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def walk_files(folder: Path, is_left_out: Callable[[str], bool]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Go through the files of one checkpoint.
+
+    A link to a folder is told like a file, and not followed: it may lead to a whole data set.
+
+    Args:
+        folder: The checkpoint.
+        is_left_out: Says for a path in the checkpoint, with slashes, whether it is passed by.
+
+    Yields:
+        Each file's path in the checkpoint, and the file.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+    return _walk(folder, "", is_left_out)
+
+
+def _walk(
+    folder: Union[Path, str], prefix: str, is_left_out: Callable[[str], bool]
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if is_left_out(name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{name}/", is_left_out)
+            else:
+                yield name, entry
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

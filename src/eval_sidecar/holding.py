@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Collection
@@ -11,6 +12,8 @@ from eval_sidecar.errors import CheckpointError
 from eval_sidecar.linking import copy_for_use, link, list_files, remove
 from eval_sidecar.places import Place, checkpoint_in
 from eval_sidecar.types import Checkpoint
+
+log = logging.getLogger(__name__)
 
 _MAKING = ".making-"
 
@@ -67,12 +70,14 @@ def show(held: Checkpoint, place: Place, *, is_to_be_written: bool) -> Checkpoin
         making.mkdir()
         copy_for_use(files, making) if is_to_be_written else link(files, making)
         making.rename(used.path)
-        if place.model_dir.is_dir():
-            place.show_rest()
     except OSError as error:
         raise CheckpointError(f"{used.path}: cannot be made ({error.strerror})") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
+    try:
+        place.show_rest()
+    except OSError as error:
+        log.warning("%s: does not show all other files of the model dir (%s)", place.used, error.strerror)
     return used
 
 

@@ -9,11 +9,13 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from eval_sidecar.checkpoints import walk_files
 from eval_sidecar.completeness import INCOMPLETE_MARKER
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.weights import CONTAINERS
@@ -22,8 +24,6 @@ from eval_sidecar.weights import CONTAINERS
 _TEMPORARY = re.compile(r"\.tmp.*|.*\.tmp|tmp-.*|.*~|\.nfs.*|.*\.lock|.*\.incomplete")
 #: A file that is not known to hold weights is copied up to this size, in bytes: tokenizers reach 30 MB.
 _MOST_COPIED = 64 * 2**20
-#: Folders below each other; a link in a circle has more.
-_DEEPEST = 12
 #: What the system says of a disk that is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,7 +39,7 @@ class File:
     Attributes:
         path: Where it is.
         status: Of what it leads to; None of a link that leads nowhere.
-        is_link: Whether it is a symbolic link, or lies behind one.
+        is_link: Whether it is a symbolic link.
     """
 
     path: Path
@@ -51,44 +51,48 @@ class File:
         """Bytes."""
         return self.status.st_size if self.status else 0
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a link to a folder."""
+        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
+
+    def target(self) -> str:
+        """What a link in a copy of the checkpoint has to say to lead where this one does."""
+        said = os.readlink(self.path)  # noqa: PTH115 - as text
+        is_inside = not os.path.isabs(said) and ".." not in Path(said).parts  # noqa: PTH117
+        return said if is_inside and self.is_folder else os.path.realpath(self.path)
+
     def is_same(self, other: File) -> bool:
-        """Whether both lead to the same file, or to the same place where there is none."""
+        """Whether both lead to the same file, or links to the same folder."""
         if self.status is None or other.status is None:
             return self.status is other.status
+        if self.is_folder or other.is_folder:
+            return self.is_link and other.is_link and self.target() == other.target()
         return (self.status.st_dev, self.status.st_ino) == (other.status.st_dev, other.status.st_ino)
 
 
 def list_files(folder: Path) -> dict[str, File]:
     """Return the files of a checkpoint by their path in it, without those that a writer will rename.
 
-    Links to folders are followed: a script may write into what they lead to.
-
     Raises:
-        FileNotFoundError: if the folder is missing.
+        OSError: if a folder in it is missing or cannot be listed.
     """
-    found: dict[str, File] = {}
-    _list_into(found, folder, "", is_link=False)
+    found = {}
+    for name, entry in walk_files(folder, _is_passing):
+        try:
+            status: Optional[os.stat_result] = entry.stat()
+        except OSError:
+            if not entry.is_symlink():
+                continue  # deleted meanwhile
+            status = None
+        found[name] = File(Path(entry.path), status, entry.is_symlink())
     return found
 
 
-def _list_into(found: dict[str, File], folder: Path, inside: str, *, is_link: bool) -> None:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _TEMPORARY.fullmatch(entry.name) or entry.name == INCOMPLETE_MARKER:
-                continue
-            name, is_behind = f"{inside}{entry.name}", is_link or entry.is_symlink()
-            try:
-                status = entry.stat()
-                if entry.is_dir():
-                    if name.count("/") < _DEEPEST:
-                        _list_into(found, Path(entry.path), f"{name}/", is_link=is_behind)
-                    continue
-            except OSError:
-                if not entry.is_symlink():
-                    continue  # deleted meanwhile
-                found[name] = File(Path(entry.path), None, True)
-                continue
-            found[name] = File(Path(entry.path), status, is_behind)
+def _is_passing(name: str) -> bool:
+    """Whether a writer will rename or remove a file of this name."""
+    base = name.rpartition("/")[2]
+    return base == INCOMPLETE_MARKER or bool(_TEMPORARY.fullmatch(base))
 
 
 def link(files: Mapping[str, File], target: Path) -> bool:
@@ -112,18 +116,20 @@ def link(files: Mapping[str, File], target: Path) -> bool:
         except OSError as error:
             if error.errno in _FULL:
                 raise CheckpointError(f"{path}: cannot be made ({error.strerror})") from error
+            # Linux lets nobody but the owner link a file that he may not write (fs.protected_hardlinks).
+            whose = "; are its files another user's?" if error.errno == errno.EPERM else ""
             raise LinksUnsupported(
-                f"{target.parent}: no hard links can be made here ({error.strerror})"
+                f"{target.parent}: no hard links can be made here ({error.strerror}{whose})"
             ) from error
     return is_all
 
 
 def _link_one(file: File, path: Path) -> None:
     # To a link's target: the link itself may be relative to its folder.
-    source = os.path.realpath(file.path) if file.is_link else file.path
+    source = file.target() if file.is_link else file.path
     temporary = path.with_name(f"{path.name}.linking.tmp")
     temporary.unlink(missing_ok=True)
-    if file.status is None:
+    if file.status is None or file.is_folder:
         temporary.symlink_to(source)
     else:
         try:
@@ -146,7 +152,8 @@ def copy_for_use(files: Mapping[str, File], target: Path) -> None:
     for name, file in files.items():
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if file.status is None or file.path.suffix in CONTAINERS or file.size > _MOST_COPIED:
+        is_linked = file.status is None or file.is_folder or file.path.suffix in CONTAINERS
+        if is_linked or file.size > _MOST_COPIED:
             _link_one(file, path)
         else:
             shutil.copy2(file.path, path)

@@ -127,7 +127,8 @@ class Pins:
         for step in self._folders.keys() - present:
             del self._folders[step]
         for step in self._refusals.keys() - present:
-            del self._refusals[step], self._refused[step]
+            del self._refusals[step]
+            self._refused.pop(step, None)
 
     def _look_at(self, step: int) -> bool:
         original = self.original(step)
@@ -146,9 +147,12 @@ class Pins:
         self._folders[step] = folder_id
         try:
             return self._hold(original, files, is_another=is_another)
-        except CheckpointError as error:
+        except LinksUnsupported as error:
+            self._drop(step)  # what is there in part would be judged instead of the original
             self._refusals[step], self._refused[step] = str(error), frozenset(files)
-            return False
+        except CheckpointError as error:
+            self._refusals[step] = str(error)
+        return False
 
     def _hold(self, original: Checkpoint, files: dict[str, File], *, is_another: bool) -> bool:
         """Bring the links up to date with the trainer's folder; what it deletes stays."""
@@ -341,13 +345,14 @@ class Pins:
             if self._need(checkpoint.step) is Need.NOTHING or checkpoint.step in self.held():
                 remove_tree(checkpoint.path)
                 continue
-            place = self._places[0]
-            try:
-                place.make()
-                checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
-                self._slim.add(checkpoint.step)
-            except OSError as error:
-                self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
+            for place in self._places:
+                try:
+                    place.make()
+                    checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
+                    break
+                except OSError as error:
+                    place.clear()
+                    self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
         if not list_checkpoints(old):
             shutil.rmtree(old, ignore_errors=True)
             (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)

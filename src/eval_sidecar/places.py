@@ -51,6 +51,8 @@ class Place:
 
     def show_rest(self) -> None:
         """Show the model dir's other files beside the checkpoints that scripts get, as links."""
+        if not self.model_dir.is_dir():
+            return
         wanted = {}
         with os.scandir(self.model_dir) as entries:
             for entry in entries:

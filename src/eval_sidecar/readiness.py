@@ -296,11 +296,12 @@ class Readiness:
     # -- the ledger ---------------------------------------------------------------------------------
 
     def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
-        # How long it has been quiet changes with every look, and is not worth a write.
+        # How long it has been quiet changes with every look, and is not worth a write; what was done about
+        # it, which comes last, is.
         is_news = (
             entry.verdict != verdict.name
             or entry.pinned != pinned
-            or verdict.ready
+            or (verdict.ready and entry.evidence[-1:] != verdict.evidence[-1:])
             or (verdict.name in (PARTIAL, GONE) and entry.evidence != verdict.evidence)
         )
 

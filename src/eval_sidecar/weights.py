@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from eval_sidecar.checkpoints import walk_files
+
 #: State of the training that no evaluation reads, and that makes up most of a checkpoint.
 _TRAINING_STATE = re.compile(
     r"optimizer.*|scheduler.*|rng_state.*|scaler\.pt|random_states_.*|sampler.*\.bin|.*_optim_states\.pt"
@@ -35,8 +37,6 @@ CONTAINERS = frozenset(
 )
 #: A safetensors header may not be longer than this, by its format's own rule.
 _MAX_HEADER = 100_000_000
-#: Folders below each other; a link in a circle has more.
-_DEEPEST = 12
 #: Tensors of no elements that a model may have for reasons of its own, as a share of all of its tensors.
 _FEW = 0.25
 
@@ -77,30 +77,22 @@ def is_weights_elsewhere(name: str) -> bool:
 
 
 def container_names(folder: Path) -> list[str]:
-    """Return the files of tensors in a checkpoint, relative to it, without state of the training."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        is_top = parent == str(folder)
-        prefix = "" if is_top else f"{os.path.relpath(parent, folder)}/"
-        if is_top:
-            folders[:] = [name for name in folders if not _is_left_out(name)]
-        elif prefix.count("/") > _DEEPEST:
-            folders[:] = []  # a link in a circle
-        found += [
-            f"{prefix}{name}"
-            for name in files
-            if _may_hold_tensors(name) and not (is_top and _is_left_out(name))
-        ]
-    return sorted(found)
+    """Return the files of tensors in a checkpoint, relative to it, without state of the training.
+
+    Raises:
+        OSError: if a folder in it cannot be listed.
+    """
+    return sorted(name for name, _ in walk_files(folder, _is_left_out) if _may_hold_tensors(name))
 
 
 def _may_hold_tensors(name: str) -> bool:
-    return Path(name).suffix in CONTAINERS and not name.startswith((".", "tmp-"))
+    base = name.rpartition("/")[2]
+    return Path(base).suffix in CONTAINERS and not base.startswith((".", "tmp-"))
 
 
 def _is_left_out(name: str) -> bool:
-    return (
-        bool(_TRAINING_STATE.fullmatch(name) or _SHARDED_STATE.fullmatch(name)) or name == "training_args.bin"
+    return bool(
+        _TRAINING_STATE.fullmatch(name) or _SHARDED_STATE.fullmatch(name) or name == "training_args.bin"
     )
 
 

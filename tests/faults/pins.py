@@ -76,13 +76,13 @@ def disk_fills(world: World) -> None:
     prepare_watching(world, hook="[ ! -e control/broken ]")
     unit = chance.randint(200, 800) * 1024
     # Three checkpoints at a time; and what the sidecar promises to leave free is one and a half.
-    _mount(world, int(3 * unit * (3 + chance.uniform(1.6, 4.0))))
+    _mount(world, int(3 * unit * (3 + chance.uniform(1.6, 2.6))))
     broken = world.repository.control / "broken"
     broken.touch()
     started = world.watch("run")
     world.wait_for(lambda: "watching" in started.command.output, started)
-    steps = list(range(10, 10 * chance.randint(12, 20), 10))
-    repaired_at = chance.choice(steps[6:])
+    steps = list(range(10, 10 * chance.randint(16, 22), 10))
+    repaired_at = chance.choice(steps[12:])
     for step in steps:
         folder = world.repository.model_dir / f"checkpoint-{step}"
         files = stage(world, step, 0.05)
