@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -30,6 +31,8 @@ _TABLE_COLUMNS = (
     "metrics_path",
 )
 _NEXT = ",\n "
+#: Bytes of a model's name in names of files, which have 255 with all that is added to it.
+_LONGEST_NAME = 223
 #: By step, an entry and its texts in ``table_rows`` and ``checkpoints``.
 _Encoded = dict[int, tuple[Entry, str, str]]
 _OWN_KEYS = {
@@ -48,7 +51,19 @@ def stable_hash(value: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=16_384)  # a pass asks for each model's several times
 def state_path(state_dir: Path, model_dir: str, run_id: str) -> Path:
     """Where a model's ledger is kept: ``<state dir>/<model>_<12 hex digits>.json``."""
-    return state_dir / f"{model_dir}_{stable_hash({'model_dir': model_dir, 'run_id': run_id})[:12]}.json"
+    mark = stable_hash({"model_dir": model_dir, "run_id": run_id})[:12]
+    return state_dir / f"{name_in_files(model_dir)}_{mark}.json"
+
+
+def name_in_files(model_dir: str) -> str:
+    """A model's name as the names of its files begin: cut where they would be too long for a file system.
+
+    The hash behind it is of the whole name.
+    """
+    encoded = os.fsencode(model_dir)
+    if len(encoded) <= _LONGEST_NAME:
+        return model_dir
+    return encoded[:_LONGEST_NAME].decode("utf-8", "ignore")
 
 
 def now_text() -> str:

@@ -23,7 +23,7 @@ from eval_sidecar.files import leave_request
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
 from eval_sidecar.places import checkpoint_in, places
-from eval_sidecar.store import load, open_store
+from eval_sidecar.store import load, name_in_files, open_store
 from eval_sidecar.types import Checkpoint
 
 _common = (
@@ -44,7 +44,7 @@ def _find_ledgers(sft_root: str, repo_root: str, state_dir: Optional[str]) -> tu
     root = Path(os.path.abspath(repo_root))
     model_dir = find_path(sft_root, root)
     folder = state_folder(state_dir, root)
-    pattern = f"{glob.escape(model_dir.name)}_{'[0-9a-f]' * 12}.json"
+    pattern = f"{glob.escape(name_in_files(model_dir.name))}_{'[0-9a-f]' * 12}.json"
     return model_dir, sorted(folder.glob(pattern))
 
 

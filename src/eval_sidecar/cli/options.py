@@ -13,6 +13,7 @@ import click
 
 from eval_sidecar.checkpoints import step_of
 from eval_sidecar.cli.launching import choose_launcher
+from eval_sidecar.cli.reporting import MODE_METAVAR, parse_mode
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
@@ -72,12 +73,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--disable-wandb", is_flag=True, help="Evaluate only; a later pass without this delivers."),
     click.option("--wandb-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True),
     click.option("--wandb-entity", envvar="WANDB_ENTITY"),
-    # Not from WANDB_RUN_ID: a training in the same shell has that set for its own run.
+    # Not from WANDB_RUN_ID, WANDB_NAME, WANDB_RESUME, WANDB_JOB_TYPE: a training in the same shell has those
+    # set for its own run.
     click.option("--wandb-run-id", help="[default: eval-<hash of model, data set, codebook, split>]"),
-    click.option("--wandb-run-name", help="[default: <model>-eval]"),
-    click.option("--wandb-mode", envvar="WANDB_MODE", type=click.Choice(["online", "offline", "disabled"]), help="[default: online where a key is configured, else offline]"),
-    click.option("--wandb-resume", envvar="WANDB_RESUME", default="allow", show_default=True),
-    click.option("--wandb-job-type", envvar="WANDB_JOB_TYPE", default="eval", show_default=True),
+    click.option("--wandb-run-name", help="Name that a new run gets.  [default: <model>-eval]"),
+    click.option("--wandb-mode", envvar="WANDB_MODE", callback=parse_mode, metavar=MODE_METAVAR, help="[default: online where a key is configured, else offline]"),
+    click.option("--wandb-resume", type=click.Choice(["allow", "must", "never", "auto"]), default="allow", show_default=True),
+    click.option("--wandb-job-type", default="eval", show_default=True),
     click.option("--confirm-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="How long a server may take to show a point before it counts as not delivered."),
 )  # fmt: skip
 

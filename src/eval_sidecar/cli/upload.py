@@ -15,7 +15,7 @@ import click
 
 from eval_sidecar import lookalikes
 from eval_sidecar.cli import show
-from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.cli.reporting import MODE_METAVAR, choose_mode, open_tracker, parse_mode
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
@@ -29,6 +29,7 @@ from eval_sidecar.reconcile import Comparison
 from eval_sidecar.results import stamp
 from eval_sidecar.store import load
 from eval_sidecar.trackers.base import Tracker
+from eval_sidecar.trackers.wandb_checks import check_runs
 from eval_sidecar.types import ModelSpec
 from eval_sidecar.uploading import Outcome, Uploader, choose_models
 
@@ -43,9 +44,9 @@ _SOURCE = (
     click.option("--model-filter", multiple=True, help="Only these models; repeat it, or separate names by commas."),
 )  # fmt: skip
 _REPORTING = (
-    click.option("--wandb-mode", type=click.Choice(["online", "offline", "disabled"]), default="online", show_default=True),
-    click.option("--wandb-resume", envvar="WANDB_RESUME", default="allow", show_default=True),
-    click.option("--wandb-job-type", envvar="WANDB_JOB_TYPE", default="eval", show_default=True),
+    click.option("--wandb-mode", envvar="WANDB_MODE", callback=parse_mode, metavar=MODE_METAVAR, help="[default: online]"),
+    click.option("--wandb-resume", type=click.Choice(["allow", "must", "never", "auto"]), default="allow", show_default=True),
+    click.option("--wandb-job-type", default="eval", show_default=True),
     click.option("--confirm-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="How long a server may take to show a point before it counts as not delivered."),
     click.option("--workers", type=click.IntRange(min=1), default=8, show_default=True, help="Models at a time."),
 )  # fmt: skip
@@ -119,10 +120,12 @@ def prepare_manifest(
 @click.option("--instance", envvar="INSTANCE", help="Name for `status`, `tail` and `stop`.")
 def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
     """Upload the results of a manifest's models: what is new or has changed, each point once."""
-    mode, _ = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
-    source = _Source(flags)
-    source.load()
+    mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"], "online")
     show.set_up_logging()
+    source = _Source(flags, checks_runs=mode is not None)
+    source.load()
+    if reason:
+        log.warning("%s", reason)
     with _tracker(flags, mode) as tracker:
         uploader = _uploader(flags, tracker, mode)
         wake, stop = threading.Event(), threading.Event()
@@ -200,12 +203,13 @@ def _is_own(source: _Source, uploader: Uploader, path: Path) -> bool:
 @click.option("--repair", is_flag=True, help="Send what the server lacks, or has with other numbers.")
 def verify(**flags: Any) -> int:  # noqa: ANN401 - one an option
     """Compare ledgers and server, point by point. Exit code 1 where anything differs."""
-    mode, _ = choose_mode(flags["wandb_mode"], False)
+    mode, reason = choose_mode(flags["wandb_mode"], False, "online")
     if mode != "online":
-        raise UsageError(f"--wandb-mode {flags['wandb_mode']}: only a server can be verified against")
-    source = _Source(flags)
-    models = source.load()
+        why = reason or f"--wandb-mode (or WANDB_MODE) is {flags['wandb_mode']}"
+        raise UsageError(f"{why}; only a server can be verified against: add --wandb-mode online")
     show.set_up_logging()
+    source = _Source(flags, checks_runs=True)
+    models = source.load()
     with _tracker(flags, mode) as tracker:
         uploader = _uploader(flags, tracker, mode)
         before = [_verified(uploader, spec) for spec in models]
@@ -258,7 +262,10 @@ def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one a
 class _Source:
     """The manifest as it is now, read again when it has changed."""
 
-    def __init__(self, flags: dict[str, Any], output: Optional[str] = None) -> None:
+    def __init__(
+        self, flags: dict[str, Any], output: Optional[str] = None, *, checks_runs: bool = False
+    ) -> None:
+        self._checks_runs = checks_runs
         self.results_root = Path(os.path.abspath(flags["results_root"]))
         if not self.results_root.is_dir():
             raise UsageError(
@@ -288,7 +295,10 @@ class _Source:
             stamps = [stamp(path) for path in (self.path, self._overrides) if path is not None]
             if self._models is None or stamps != self._stamps:
                 everything = load_manifest(self.path, self._overrides)
-                self._models = choose_models(everything, self._filters)
+                models = choose_models(everything, self._filters)
+                for line in check_runs(models) if self._checks_runs else ():
+                    self._warn_once(line)
+                self._models = models
                 self._all, self._stamps = everything, stamps
         except (UsageError, ResultError) as error:
             if self._models is None:

@@ -34,6 +34,7 @@ from eval_sidecar.places import key_of, lock_path
 from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import unfinished, waiting
 from eval_sidecar.store import LedgerStore, open_store, state_path
+from eval_sidecar.trackers.wandb_checks import check_runs
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         return os.EX_TEMPFAIL
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
     show.set_up_logging()
+    for line in check_runs([plan.spec]) if mode is not None else ():
+        log.warning("%s", line)
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
     instance = instance_of(flags)
     wake, stop = threading.Event(), threading.Event()

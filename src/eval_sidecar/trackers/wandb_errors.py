@@ -5,11 +5,13 @@ The client words one failure differently from version to version, and some serve
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 from eval_sidecar.installation import install_command
+from eval_sidecar.trackers.wandb_checks import DEFAULT_SERVER
 
 #: How servers, and the client itself, word what has no status in its error.
 _WORDS = (
@@ -24,6 +26,13 @@ _WORDS = (
     (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
 )
 _STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
+#: How the client words that nobody answered, whatever it was about to do.
+_NO_ANSWER = re.compile(
+    r"did not respond in time|service process is busy|initialization has timed out|timed? ?out"
+    r"|max retries exceeded|name or service not known|no such host|failed to (?:resolve|establish)"
+    r"|network is unreachable|connection (?:refused|reset|aborted)|remote end closed",
+    re.I,
+)
 NO_SUCH_QUERY = re.compile(
     r"cannot query field|unknown (type|argument|field|operation)|not implemented", re.I
 )
@@ -81,5 +90,12 @@ def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]
         )
     if advice:
         return {"error": f"{advice} ({text})", "permanent": True}
+    if status is None and _NO_ANSWER.search(text):
+        server = os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
+        message = (
+            f"{path}: no answer from {server}: check WANDB_BASE_URL, the network and the proxy, or"
+            f" deliver later from a machine with internet ({type(error).__name__}: {text})"
+        )
+        return {"error": message, "permanent": False}
     usage = type(error).__name__ == "UsageError"
     return {"error": f"{path}: {type(error).__name__}: {text}", "permanent": usage}
