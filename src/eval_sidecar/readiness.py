@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 _SAMPLE, _MOST_NAMES = 3, 16
 
 
+_DELETED = "the folder has been deleted"
+
+
 class WarnOnce:
     """Says each thing once in its life, however often it is noticed."""
 
@@ -169,7 +172,8 @@ class Readiness:
             self._warn_once(
                 f"{reason}: checkpoints are evaluated where they are, and rotation may delete them first"
             )
-        return subject, "not pinned: no hard links here"
+            return subject, "not pinned: no hard links here"
+        return subject, "not pinned: there was too little free space a moment ago"
 
     def _is_unfinished(self, checkpoint: Checkpoint) -> bool:
         """Whether something was still to come, as far as is known, when it was deleted."""
@@ -179,7 +183,8 @@ class Readiness:
     def _note_gone(self, entry: Entry, evidence: tuple[str, ...]) -> None:
         if not entry.processed and entry.verdict != GONE:
             log.error("%s: was deleted before it could be evaluated", entry.name)
-            self._note(entry, Verdict(GONE, (*evidence, "the folder has been deleted")), pinned=False)
+            known = tuple(fact for fact in evidence if fact != _DELETED)
+            self._note(entry, Verdict(GONE, (*known, _DELETED)), pinned=False)
 
     # -- judging ------------------------------------------------------------------------------------
 

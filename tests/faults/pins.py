@@ -112,7 +112,7 @@ def disk_fills(world: World) -> None:
         return world.watch()
 
     world.again = again
-    world.at_judgement.append(lambda: _look_for_the_lost(world, steps))
+    world.at_judgement.append(lambda: _look_for_the_lost(world, started, steps))
 
 
 def _mount(world: World, size: int) -> None:
@@ -126,14 +126,17 @@ def _mount(world: World, size: int) -> None:
     world.repository.model_dir.mkdir()
 
 
-def _look_for_the_lost(world: World, steps: list[int]) -> None:
-    """What has no result must be said to be lost, and why."""
+def _look_for_the_lost(world: World, started: Started, steps: list[int]) -> None:
+    """What has no result must be said to be lost, and why: in the ledger, or in the log of one that was
+    killed before it could write that down.
+    """
     (path,) = (world.root / "state/wandb_eval_sidecar").glob("*.json")
     known = json.loads(path.read_text())["checkpoints"]
     done = {step for _, step in world.results()}
     for step in sorted(set(steps) - done):
         evidence = "; ".join(known.get(str(step), {}).get("evidence", ()))
-        if "pin given up" not in evidence:
+        is_told = f"checkpoint-{step}: its pin is given up" in started.command.errors
+        if "pin given up" not in evidence and "too little free space" not in evidence and not is_told:
             world.verdict.count("missed", f"checkpoint-{step} has no result, and no reason: {evidence}")
 
 
