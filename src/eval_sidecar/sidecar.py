@@ -19,7 +19,6 @@ from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
-from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import (
     CANCELLED,
     ELSEWHERE,
@@ -224,8 +223,7 @@ class Sidecar:
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         if state.exit_code != 0:
-            reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
-            self._fail(entry, reason, running)
+            self._fail(entry, outcome.why_ended(state), running)
         elif outcome.was_rewritten(running):
             self._readiness.unpin(entry.step)
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
@@ -249,8 +247,7 @@ class Sidecar:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         outcome.set_aside_unfinished(running, "failed")
-        has_said = _size(Path(running.log)) != running.log_size
-        said = last_line(Path(running.log)) if has_said else ""
+        said = outcome.last_words(running)
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
         final = final or attempt >= self.config.max_attempts
@@ -348,7 +345,7 @@ class Sidecar:
             fingerprint=fingerprint(checkpoint.path),
             before=outcome.stamp_before(path),
             metrics=str(path),
-            log_size=_size(job.log),
+            log_size=outcome.log_size(job.log),
         )
         # It is on disk before the job exists: however this ends, the job is found again.
         self.store.update(lambda ledger: ledger.started(entry.step, running))
@@ -378,12 +375,3 @@ class Sidecar:
 
     def _metrics_path(self, step: int) -> Path:
         return metrics_path(self.config.results_root, self.config.model_dir.name, step)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    try:
-        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
-            return file.seek(0, 2)
-    except OSError:
-        return 0

@@ -19,6 +19,7 @@ from eval_sidecar.errors import UsageError
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.pinning import parse_floor
+from eval_sidecar.scripts import why_no_shell_script
 from eval_sidecar.types import ModelSpec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -124,6 +125,8 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
     eval_script = find_path(flags["eval_script"], repo_root)
     _require_file(eval_script, "--eval-script", f"--repo-root is {repo_root}")
+    if problem := why_no_shell_script(eval_script):
+        raise UsageError(f"--eval-script {eval_script}: {problem}")
     data = Path("data") / flags["category"]
     test_data = find_path(flags["test_data_path"] or data / "sft" / "test.json", repo_root)
     _require_file(test_data, "--test-data-path", "the test set")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -143,9 +144,9 @@ class ParallelRanker:
             if message is None:
                 code = self._workers[number].wait()
                 place = self._devices[number].visible or "cpu"
-                raise EvaluationError(
-                    f"the process on device {place} ended with code {code}; what it printed stands above"
-                )
+                guess = " (out of memory?)" if code == -signal.SIGKILL else ""
+                how = f"was killed by signal {-code}{guess}" if code < 0 else f"ended with code {code}"
+                raise EvaluationError(f"the process on device {place} {how}; what it printed stands above")
             if "error" in message:
                 raise EvaluationError(message["error"])
             if "advance" in message:
