@@ -150,6 +150,7 @@ def test_nothing_is_made_where_there_are_no_results(tmp_path, out):
         ({"name": "../x"}, "--name ../x"),
         ({"name": ".x"}, "--name .x"),
         ({"name": ""}, "--name"),
+        ({"name": "x" * 250}, "is too long: at most 220 bytes"),
     ],
 )
 def test_a_wrong_plan_is_named(root, out, changes, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -23,6 +24,8 @@ _SETTINGS = frozenset({"config", "configs", "versions", "n-shot", "n-samples", "
 _LARGEST_OBJECT = 1000
 #: So many names of what was left out are kept.
 _MOST_NAMES = 20
+#: Whole numbers as floats: some versions refuse one of absurd length, which would cost the others.
+_decode = json.JSONDecoder(parse_int=float).decode
 #: In a reason, where the number itself is the news.
 NOT_FINITE = "not finite"
 
@@ -50,16 +53,13 @@ def parse_metrics(content: bytes) -> Reading:
             file.
     """
     try:
-        # -sig takes the mark away where there is one, which json leaves to its caller.
-        encoding = json.detect_encoding(content)
-        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ResultError(f"cannot be read ({error})") from error
     if not text.strip("\ufeff \t\r\n\0"):
         raise ResultError(f"is empty ({len(content)} bytes)")
     try:
-        # As floats, since an integer of absurd length is refused by some versions, and cost the others.
-        value = json.loads(text, parse_int=float)
+        value = _decode(text)
     except (ValueError, RecursionError) as error:
         raise ResultError(f"is no valid JSON ({error}); was its writer interrupted?") from error
     if not isinstance(value, dict):
@@ -74,8 +74,10 @@ def _sort_out(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str
     metrics: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, item in _leaves(value):
-        number = _number(item)
-        reason = _reason(name, item, number)
+        number = item if type(item) is float else _number(item)
+        reason = _why_not_called_so(name) if number is not None else _what_it_is(item)
+        if reason is None and number is not None and not math.isfinite(number):
+            reason = f"{number}, {NOT_FINITE}"
         if name in metrics:
             left_out[name] = "there twice"
         elif reason is not None:
@@ -95,40 +97,36 @@ def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         prefix, found = waiting.pop(0)
         for key, item in found.items():
             name = prefix + key
-            enter = isinstance(item, dict) and key not in _SETTINGS and len(item) <= _LARGEST_OBJECT
-            if enter:
+            if isinstance(item, dict) and key not in _SETTINGS and len(item) <= _LARGEST_OBJECT:
                 waiting.append((f"{name}/", item))
             else:
                 yield name, item
 
 
-def _number(item: Any) -> Optional[float]:  # noqa: ANN401 - any value of JSON
-    if isinstance(item, bool):
+def _number(item: Any) -> Optional[float]:  # noqa: ANN401 - any value of JSON, its numbers as floats
+    if not isinstance(item, str):
         return None
-    if isinstance(item, float):
-        return item
-    if isinstance(item, str):
-        text = item.strip()
-        return float(text) if _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) else None
-    return None
+    text = item.strip()
+    return float(text) if _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) else None
 
 
-def _reason(name: str, item: Any, number: Optional[float]) -> Optional[str]:  # noqa: ANN401 - as above
-    """Why a value is no metric; None where it is one."""
+def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
+    """What a value is that is no number."""
     if isinstance(item, dict):
-        data = len(item) > _LARGEST_OBJECT
-        return f"an object of {len(item)} values" if data else "settings"
+        return f"an object of {len(item)} values" if len(item) > _LARGEST_OBJECT else "settings"
     if isinstance(item, list):
         return f"a list of {len(item)}"
-    if number is None:
-        return {True: "true", False: "false", None: "null"}.get(item, "text")
+    return {True: "true", False: "false", None: "null"}.get(item, "text")
+
+
+@functools.lru_cache(maxsize=4096)  # every result of a model has the same names
+def _why_not_called_so(name: str) -> Optional[str]:
+    """Why a number of this name is no metric; None where it is one."""
     if not name.strip("/"):
         return "without a name"
     if name in RESERVED:
         return "the sidecar's own name"
-    if name.rpartition("/")[2].lower() in _MOMENTS:
-        return "a moment"
-    return None if math.isfinite(number) else f"{number}, {NOT_FINITE}"
+    return "a moment" if name.rpartition("/")[2].lower() in _MOMENTS else None
 
 
 def _without_numbers(left_out: Mapping[str, str]) -> str:

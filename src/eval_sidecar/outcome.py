@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.files import set_aside
-from eval_sidecar.launchers.base import ELSEWHERE, Launcher
+from eval_sidecar.files import last_line, set_aside
+from eval_sidecar.launchers.base import ELSEWHERE, JobState, Launcher
 from eval_sidecar.ledger import Entry, Ledger, Running
 from eval_sidecar.lookalikes import names_like_results
+from eval_sidecar.process import describe_exit
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.types import Result
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a checkpoint waits after its second eviction, and at most.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
+#: ``my_eval.sh: line 5:  4242 Killed  python eval.py``
+_SHELLS_WORD = re.compile(
+    r"line \d+: +\d+ (?:Killed|Terminated|Aborted|Segmentation fault|Bus error|Hangup)\b"
+)
 
 
 class Pauses:
@@ -70,6 +76,30 @@ def give_up_elsewhere(store: LedgerStore, launcher: Launcher, steps: Collection[
     for entry in store.ledger.steps():
         if entry.step in steps and is_elsewhere(entry, launcher):
             interrupt(store, entry)
+
+
+def why_ended(state: JobState) -> str:
+    """Why an evaluation has ended without success, in words."""
+    killed = describe_exit(state.exit_code)
+    if state.reason or not killed:
+        return state.reason or f"the evaluation script ended with exit code {state.exit_code}"
+    return f"the evaluation was {killed}"
+
+
+def last_words(running: Running) -> str:
+    """The last line that an evaluation has printed; nothing where that is only a shell's word for its end."""
+    path = Path(running.log)
+    said = last_line(path) if log_size(path) != running.log_size else ""
+    return "" if _SHELLS_WORD.search(said) else said
+
+
+def log_size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
+            return file.seek(0, 2)
+    except OSError:
+        return 0
 
 
 def stamp_before(path: Path) -> Optional[tuple[int, int]]:
@@ -127,12 +157,3 @@ def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
     log.warning(
         "what an evaluation had written that did not end well is kept as %s", set_aside(metrics, reason)
     )
-
-
-def size_of_log(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    try:
-        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
-            return file.seek(0, 2)
-    except OSError:
-        return 0

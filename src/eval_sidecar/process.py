@@ -70,6 +70,25 @@ class ProcessIdentity:
         return self.find() is not None
 
 
+def describe_signal(number: int) -> str:
+    """What a signal that ended a process is called, and what the kernel's own mostly means."""
+    if number == signal.SIGKILL:
+        return f"killed by signal {number} (out of memory?)"
+    try:
+        return f"killed by signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"killed by signal {number}"
+
+
+def describe_exit(code: Optional[int]) -> Optional[str]:
+    """How a shell's exit code says that its command was killed; None where it does not.
+
+    128 + the signal's number: POSIX, Shell Command Language, 2.8.2.
+    """
+    number = (code or 0) - 128
+    return describe_signal(number) if number in {int(known) for known in signal.Signals} else None
+
+
 def this_machine() -> dict[str, Any]:
     """Return this machine as plain JSON, for `machine_elsewhere`."""
     return {"host": socket.gethostname(), "boot": _boot()}

@@ -18,7 +18,6 @@ from eval_sidecar import outcome
 from eval_sidecar.checkpoints import list_checkpoints, model_name
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
-from eval_sidecar.files import last_line
 from eval_sidecar.launchers.base import (
     CANCELLED,
     ELSEWHERE,
@@ -240,8 +239,7 @@ class Sidecar:
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         if state.exit_code != 0:
-            reason = state.reason or f"the evaluation script ended with exit code {state.exit_code}"
-            self._fail(entry, reason, running)
+            self._fail(entry, outcome.why_ended(state), running)
         elif self._readiness.was_rewritten(entry.step, running):
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
@@ -264,8 +262,7 @@ class Sidecar:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         outcome.set_aside_unfinished(running, "failed")
-        has_said = outcome.size_of_log(Path(running.log)) != running.log_size
-        said = last_line(Path(running.log)) if has_said else ""
+        said = outcome.last_words(running)
         text = f"{error}: {said}" if said else error
         attempt = entry.attempts + 1
         final = final or attempt >= self.config.max_attempts
@@ -367,7 +364,7 @@ class Sidecar:
                 fingerprint=self._readiness.fingerprint(checked_out),
                 before=outcome.stamp_before(path),
                 metrics=str(path),
-                log_size=outcome.size_of_log(job.log),
+                log_size=outcome.log_size(job.log),
             )
             # It is on disk before the job exists: however this ends, the job is found again.
             self.store.update(lambda ledger: ledger.started(entry.step, running))

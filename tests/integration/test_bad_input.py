@@ -350,3 +350,42 @@ def test_results_of_other_models_are_not_touched(repository: Repository) -> None
     repository.checkpoint(100)
     assert repository.once().returncode == 0
     assert other.read_text() == "{" and Path(other.parent).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("import os\nprint(os.environ)\n", "is Python"),
+        ("#!/bin/bash\r\nexit 0\r\n", "Windows line ends (CRLF)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["once", "start"])
+def test_an_evaluation_script_that_bash_cannot_run_is_refused_at_the_start(
+    two_checkpoints: Repository, content: str, words: str, command: str
+) -> None:
+    two_checkpoints.script.write_bytes(content.encode())
+    done = two_checkpoints.sidecar(command, "--instance", "x", *two_checkpoints.flags)
+    assert done.returncode != 0
+    assert f"--eval-script {two_checkpoints.script}: " in done.stderr and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("kill -9 $$", "the evaluation was killed by signal 9 (out of memory?)"),
+        ("echo step 5; kill -9 $$", "killed by signal 9 (out of memory?): step 5"),
+        ("bash -c 'kill -9 $$'; exit $?", "the evaluation was killed by signal 9 (out of memory?)"),
+        ("kill -SEGV $$", "the evaluation was killed by signal 11 (SIGSEGV)"),
+        ("exit 7", "ended with exit code 7"),
+        ("exit 255", "ended with exit code 255"),
+    ],
+)
+def test_an_evaluation_that_was_killed_says_so_and_not_the_shells_word_for_it(
+    repository: Repository, body: str, words: str
+) -> None:
+    repository.checkpoint(100)
+    repository.hook(f"exec 1>&2\n{body}")
+    done = repository.once()
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Killed" not in done.stderr.splitlines()[-1]

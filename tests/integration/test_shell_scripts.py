@@ -181,3 +181,33 @@ def test_the_quickstart_finds_its_checkout_at_any_path(tmp_path: Path) -> None:
     )
     assert done.stdout.split("\0")[:2] == [f"{root}/examples/quickstart/run.py", AWKWARD]
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_scripts_have_their_run_bit_and_keep_their_line_ends_on_windows() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    if not listed:
+        pytest.skip("not a git checkout")
+    modes = {line.partition("\t")[2]: line.split()[0] for line in listed}
+    for name, mode in modes.items():
+        path = CHECKOUT / name
+        if path.is_file() and path.read_bytes()[:2] == b"#!":
+            assert mode == "100755", name
+    asked = subprocess.run(
+        [
+            "git",
+            "check-attr",
+            "eol",
+            "--",
+            "eval_wandb_sidecar.sh",
+            "evaluate_sft_3b.sh",
+            "scripts/setup",
+            "a.py",
+        ],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert [line.rpartition(" ")[2] for line in asked] == ["lf"] * 4

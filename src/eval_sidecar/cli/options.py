@@ -19,6 +19,7 @@ from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
+from eval_sidecar.scripts import why_no_shell_script
 from eval_sidecar.space import Limits, parse_amount
 from eval_sidecar.types import ModelSpec
 
@@ -132,6 +133,8 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         "--eval-script",
         f"--repo-root is {repo_root}; without --eval-script, the one that comes with eval-sidecar is run",
     )
+    if problem := why_no_shell_script(eval_script):
+        raise UsageError(f"--eval-script {eval_script}: {problem}")
     data = Path("data") / flags["category"]
     test_data = find_path(flags["test_data_path"] or data / "sft" / "test.json", repo_root)
     _require_file(test_data, "--test-data-path", "the test set")

@@ -119,7 +119,11 @@ def prepare_manifest(
 @click.option("--disable-wandb", is_flag=True, help="Take results into the ledgers, deliver nothing.")
 @click.option("--instance", envvar="INSTANCE", help="Name for `status`, `tail` and `stop`.")
 def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
-    """Upload the results of a manifest's models: what is new or has changed, each point once."""
+    """Upload the results of a manifest's models: what is new or has changed, each point once.
+
+    With --once, the exit code is 0 only if every result was taken and every point is confirmed; the last
+    lines say what is not.
+    """
     mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"], "online")
     show.set_up_logging()
     source = _Source(flags, checks_runs=mode is not None)

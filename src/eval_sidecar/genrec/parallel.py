@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import threading
@@ -177,9 +178,9 @@ class ParallelRanker:
                 if code == EXIT_STALE:
                     raise _StaleError
                 place = self._devices[number].visible or "cpu"
-                raise EvaluationError(
-                    f"the process on device {place} ended with code {code}; what it printed stands above"
-                )
+                guess = " (out of memory?)" if code == -signal.SIGKILL else ""
+                how = f"was killed by signal {-code}{guess}" if code < 0 else f"ended with code {code}"
+                raise EvaluationError(f"the process on device {place} {how}; what it printed stands above")
             if "error" in message:
                 raise EvaluationError(message["error"])
             if "advance" in message:

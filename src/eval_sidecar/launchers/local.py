@@ -11,7 +11,13 @@ from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
-from eval_sidecar.process import ProcessIdentity, end_family, machine_elsewhere, this_machine
+from eval_sidecar.process import (
+    ProcessIdentity,
+    describe_signal,
+    end_family,
+    machine_elsewhere,
+    this_machine,
+)
 from eval_sidecar.types import Handle, Job
 
 #: Every process of a job inherits this variable, so that those are found that left its group.
@@ -19,9 +25,11 @@ _MARKER = "EVAL_SIDECAR_JOB"
 
 # Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
 # restarted meanwhile is not the command's parent, and could not ask for it otherwise.
+# Its own words go nowhere: else a log would end with what bash says of a command that was killed.
 _WRAPPER = """
 exit_file=$1; shift
-"$@"; code=$?
+exec 3>&2 2>/dev/null
+"$@" 2>&3 3>&-; code=$?
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
 exit "$code"
 """
@@ -131,7 +139,7 @@ class LocalLauncher:
             return JobState(ENDED, code)
         if code is not None:
             # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
-            return JobState(LOST, reason=f"its process was killed by signal {-code}")
+            return JobState(LOST, reason=f"its process was {describe_signal(-code)}")
         return JobState(
             LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
         )

@@ -15,7 +15,7 @@ from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.logs import is_full
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
-from eval_sidecar.trackers.wandb_checks import display_name
+from eval_sidecar.trackers.wandb_checks import display_name, why_bad_id
 from eval_sidecar.trackers.wandb_process import Worker, WorkerLost
 from eval_sidecar.types import ModelSpec
 
@@ -144,6 +144,8 @@ class WandbTracker:
 
     def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
         settings = self._settings
+        if why := why_bad_id(request["run_id"]):
+            raise TrackerError(f"run id {request['run_id']!r}: {why}", permanent=True)
         request["timeouts"] = {
             "init": settings.init_timeout,
             "request": settings.request_timeout,

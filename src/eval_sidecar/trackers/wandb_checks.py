@@ -119,21 +119,20 @@ def _wrong_entity(entity: Optional[str]) -> Optional[str]:
     return None
 
 
-def _wrong_id(spec: ModelSpec) -> Optional[str]:
-    run_id = spec.run_id
+def why_bad_id(run_id: str) -> Optional[str]:
+    """Why W&B refuses a run id; None where it takes it."""
     bad = sorted({char for char in run_id if char in _BAD_IN_ID or not char.isprintable()})
-    if bad or not run_id.strip() or run_id != run_id.strip() or len(run_id) > _LONGEST:
-        shown = run_id if len(run_id) <= _LONGEST else f"{run_id[:40]}…"
-        why = (
-            f"holds {' '.join(map(ascii, bad))}"
-            if bad
-            else f"has {len(run_id)} characters or blanks at an end"
-        )
-        return (
-            f"{spec.model_dir}: run id {shown!r} (--wandb-run-id, or wandb_run_id in the manifest): {why};"
-            f" W&B takes 1 to {_LONGEST} characters and none of {' '.join(_BAD_IN_ID)}"
-        )
-    return None
+    if not bad and run_id.strip() == run_id and 0 < len(run_id) <= _LONGEST:
+        return None
+    why = f"holds {' '.join(map(ascii, bad))}" if bad else f"has {len(run_id)} characters or blanks at an end"
+    return f"{why}; W&B refuses all but 1 to {_LONGEST} characters, and any of {' '.join(_BAD_IN_ID)}"
+
+
+def _wrong_id(spec: ModelSpec) -> Optional[str]:
+    why = why_bad_id(spec.run_id)
+    shown = spec.run_id if len(spec.run_id) <= _LONGEST else f"{spec.run_id[:40]}…"
+    source = "--wandb-run-id, or wandb_run_id in the manifest"
+    return f"{spec.model_dir}: run id {shown!r} ({source}): {why}" if why else None
 
 
 class FolderMode(NamedTuple):

@@ -38,6 +38,9 @@ from eval_sidecar.transfer.index import (
 )
 from eval_sidecar.transfer.scan import LeftOut, Rules, Seen, list_files, read_whole
 
+#: Bytes of a name that is given: a file has 255 with ``.tar.gz.part-001-of-003`` behind it.
+_LONGEST_NAME = 220
+
 #: Told how many of how many files are done.
 Notify = Callable[[int, int], None]
 
@@ -163,6 +166,8 @@ def _check(plan: PackPlan) -> None:
         raise UsageError(f"--max-file-size {plan.rules.max_file_size}: at most 1G can be carried")
     if plan.name is not None and (not plan.name or "/" in plan.name or plan.name.startswith(".")):
         raise UsageError(f"--name {shown(plan.name)}: give a file name; --output-dir says where it goes")
+    if plan.name is not None and len(os.fsencode(plan.name)) > _LONGEST_NAME:
+        raise UsageError(f"--name {shown(plan.name[:40])}…: is too long: at most {_LONGEST_NAME} bytes")
 
 
 def _choose(
