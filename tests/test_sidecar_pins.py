@@ -366,3 +366,12 @@ def test_how_long_one_has_waited_is_not_written_at_every_pass(world):
     world.tick(after=READY_SECONDS)
     assert world.entry(10).verdict == "quiet"
     assert world.state_file.read_bytes() == before
+
+
+def test_what_its_trainer_removed_on_purpose_does_not_keep_a_checkpoint_partial(world):
+    folder = world.write(10, {**UNPROVABLE, "optimizer.pt": torch_zip()})
+    world.tick()
+    assert world.entry(10).verdict == "partial"
+    (folder / "optimizer.pt").unlink()
+    assert world.tick(after=READY_SECONDS * 2) == 1
+    assert world.entry(10).verdict == "quiet"
