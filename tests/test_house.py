@@ -167,3 +167,16 @@ def test_a_module_over_400_lines_is_two_modules(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_opens_with_what_it_is_for(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_the_evaluator_knows_transformers_in_one_folder():
+    """What a release renames is then changed there, and nowhere else."""
+    for module, path in MODULES.items():
+        if is_in(module, "genrec.hf"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not {"transformers", "peft", "tokenizers"} & {name.partition(".")[0] for name in names}, (
+                module
+            )

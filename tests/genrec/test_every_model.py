@@ -127,6 +127,27 @@ def test_processes_that_share_the_rows_say_once_that_the_search_is_slow(tmp_path
     assert capsys.readouterr().err.count(SLOW) == 1
 
 
+def test_an_adapter_of_an_encoder_decoder_model_ranks_as_its_base_model_with_it(tmp_path):
+    peft = pytest.importorskip("peft")
+    arguments, base, tokenizer, index, rows = make_setup(tmp_path, "t5", template=None)
+    checkpoint = tmp_path / "model" / "checkpoint-5"
+    base.save_pretrained(tmp_path / "base model")
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (checkpoint / name).unlink()
+    base.name_or_path = str(tmp_path / "base model")
+    config = peft.LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    model = peft.get_peft_model(base, config).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.3)
+    model.save_pretrained(checkpoint)
+    assert main(arguments) == 0
+    prompts = tokenizer([f"{row['system']}\n\n{row['instruction']}\n\n{row['input']}" for row in rows])
+    expected = oracle.generate_each(model, tokenizer, prompts["input_ids"], index, 7)
+    for predicted, ranked in zip(predict(tmp_path), expected, strict=True):
+        oracle.assert_same_ranking(predicted, ranked)
+
+
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class OwnConfig(LlamaConfig):

@@ -79,7 +79,7 @@ def test_the_variables_reach_their_flags(call, root):
     arguments = call(
         root, CATEGORY="Of fice", CUDA_LIST="0 1", BATCH_SIZE="3", MAX_NEW_TOKENS="9", NUM_BEAMS="7",
         TEMPERATURE="0.5", DO_SAMPLE="True", LENGTH_PENALTY="1.5", SID_LEVELS="2", SEED="1",
-        TEST_DATA_PATH="/d/te st.json",
+        TEST_DATA_PATH="/d/te st.json", TRUST_REMOTE_CODE="True",
     )  # fmt: skip
     _, *arguments = arguments
     package = SCRIPT.parent / "src/eval_sidecar"
@@ -88,7 +88,7 @@ def test_the_variables_reach_their_flags(call, root):
         "--devices": "0 1", "--batch-size": "3", "--max-new-tokens": "9", "--num-beams": "7",
         "--temperature": "0.5", "--do-sample": "True", "--length-penalty": "1.5", "--sid-levels": "2",
         "--seed": "1", "--test-data": "/d/te st.json", "--index": "data/Of fice/id2sid.json",
-        "--output-root": "results",
+        "--output-root": "results", "--trust-remote-code": "True",
     }.items() <= values(arguments).items()  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def test_the_defaults_are_those_of_the_evaluator(call, root):
         "--devices": "0", "--batch-size": "8", "--max-new-tokens": "256", "--num-beams": "50",
         "--temperature": "1.0", "--do-sample": "False", "--length-penalty": "0.0", "--sid-levels": "-1",
         "--seed": "42", "--test-data": "data/Industrial_and_Scientific/sft/test.json",
+        "--trust-remote-code": "False",
     }.items() <= values(arguments).items()  # fmt: skip
 
 
