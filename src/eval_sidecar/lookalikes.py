@@ -100,7 +100,7 @@ def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]
     named = [
         _line(folder / name / found, "the file is not called metrics.json", "rename it")
         for name in steps
-        if not (folder / name / _METRICS).exists()
+        if not os.path.exists(f"{folder}/{name}/{_METRICS}")  # noqa: PTH110 - of every checkpoint
         for found in names_like_results(folder / name)
     ]
     return [*_some(lines, folder), *_some(named, folder)]

@@ -101,6 +101,20 @@ def test_points_reach_a_run_of_the_trainings_own_and_nothing_else_of_it_changes(
     assert [step for _, step in run.points] == [100, 200]
 
 
+def test_paths_in_the_shell_may_be_relative_to_the_users_folder(
+    local: Repository, server: WandbServer
+) -> None:
+    host = server.url.partition("//")[2]
+    lines = [f"machine {name} login user password {server.key}\n" for name in (host, host.partition(":")[0])]
+    (local.root / "my.netrc").write_text("".join(lines))
+    (local.root / "my.netrc").chmod(0o600)
+    local.extra.pop("WANDB_API_KEY")
+    env = {"NETRC": "my.netrc", "PYTHONPATH": "src:", "WANDB_CONFIG_DIR": "my-config"}
+    done = local.sidecar(*ONCE, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.runs) == 1
+
+
 @pytest.mark.parametrize(
     ("mode", "runs"), [("offline", 0), ("disabled", 0), ("dryrun", 0), ("online", 1), ("run", 1)]
 )

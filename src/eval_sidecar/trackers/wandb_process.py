@@ -34,6 +34,12 @@ _WORN = 200
 #: Seconds without an answer after which somebody who waits is told for what.
 _PATIENCE = 8.0
 
+#: Variables with paths that may be relative to the user's folder.
+_PATHS = {
+    *("PYTHONPATH", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("WANDB_CONFIG_DIR", "WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"),
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +99,10 @@ class Worker:
 
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if is_ours(name)}
+        # The worker's folder is another one.
+        for name in _PATHS & ours.keys():
+            parts = ours[name].split(os.pathsep) if name == "PYTHONPATH" else [ours[name]]
+            ours[name] = os.pathsep.join(str(Path(part).expanduser().absolute()) for part in parts if part)
         # The client's own process logs into the cache what servers answer.
         names = ["WANDB_DIR", "WANDB_CACHE_DIR"]
         if (
