@@ -151,6 +151,18 @@ def test_a_checkpoint_whose_settings_name_a_tokenizer_that_is_not_there_is_refus
     fails(replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "holds no tokenizer (tokenizer.json)")
 
 
+def test_a_tokenizer_that_is_code_of_the_checkpoint_is_not_run_without_permission(
+    tiny, damaged, fails, replace
+):
+    (damaged / "tokenizer.json").unlink()
+    (damaged / "own.py").write_text("raise SystemExit('it was run')")
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (damaged / "tokenizer_config.json").write_text(json.dumps(settings))
+    fails(
+        replace(tiny.arguments, checkpoint=damaged), "would run code from the checkpoint", "TRUST_REMOTE_CODE"
+    )
+
+
 def test_a_model_type_of_a_newer_transformers_names_both_versions(tiny, damaged, fails, replace):
     change(damaged / "config.json", model_type="qwen9", transformers_version="9.1.0")
     fails(
