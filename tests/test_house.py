@@ -14,7 +14,7 @@ MODULES = {
 }
 
 #: What knows contracts only.
-CORE = ("sidecar", "readiness", "delivery", "courier", "loop")
+CORE = ("sidecar", "origins", "places", "readiness", "delivery", "courier", "loop")
 #: What each leaf may import of ours.
 LEAVES = {
     "errors": set(),
@@ -26,7 +26,11 @@ LEAVES = {
     "completeness": {"errors", "types"},
     "pinning": {"errors", "types", "checkpoints"},
     "results": {"errors", "types"},
-    "ledger": {"errors", "types"},
+    "identity": {"types"},
+    "settings": {"identity"},
+    "provenance": {"errors", "files", "settings", "types"},
+    "entry": {"errors", "types"},
+    "ledger": {"errors", "types", "entry"},
     "logs": set(),
     "daemon": {"errors", "files", "logs", "process", "__init__"},
 }

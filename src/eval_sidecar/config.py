@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval_sidecar.pinning import Floor
+from eval_sidecar.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class WatchConfig:
         max_evictions: How often the machine may take an evaluation away before that counts as a failure.
         time_limit: Seconds after which an evaluation is ended; 0 means never.
         floor: Free space below which pins are given up.
+        name: What the model is called everywhere; empty for its folder's name.
+        settings: What bears on the numbers, kept with each result.
+        force_anew: With `force`: begin again where an earlier request is through.
     """
 
     model_dir: Path
@@ -42,6 +46,14 @@ class WatchConfig:
     max_evictions: int = 10
     time_limit: float = 24 * 3600.0
     floor: Floor = 0.01
+    name: str = ""
+    settings: Settings = field(default_factory=Settings)
+    force_anew: bool = False
+
+    @property
+    def model(self) -> str:
+        """What the model is called: in results, run, ledger, logs and pins."""
+        return self.name or self.model_dir.name
 
     @property
     def results_root(self) -> Path:

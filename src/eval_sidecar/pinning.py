@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Callable, Union
+from typing import Callable, Optional, Union
 
 from eval_sidecar.checkpoints import OWN_FOLDER, pins_folder
 from eval_sidecar.errors import CheckpointError, UsageError
@@ -56,19 +56,25 @@ def space_is_short(folder: Path, floor: Floor) -> bool:
     return usage.free < (floor * usage.total if isinstance(floor, float) else floor)
 
 
-def pin(model_dir: Path, checkpoint: Checkpoint, is_ready: Callable[[Checkpoint], bool]) -> Checkpoint:
+def pin(
+    model_dir: Path,
+    checkpoint: Checkpoint,
+    is_ready: Callable[[Checkpoint], bool],
+    name: Optional[str] = None,
+) -> Checkpoint:
     """Link what an evaluation needs of a checkpoint; return the pinned checkpoint.
 
     Args:
         model_dir: The folder that holds the checkpoints.
         checkpoint: A checkpoint that may be evaluated.
         is_ready: Judges the linked copy: the trainer may have deleted some of it meanwhile.
+        name: The model's name, where it is not the folder's.
 
     Raises:
         PinsUnsupported: where hard links cannot be made here.
         CheckpointError: where the checkpoint was deleted or changed before it was whole.
     """
-    folder = pins_folder(model_dir)
+    folder = pins_folder(model_dir, name)
     pinned = Checkpoint(checkpoint.step, folder / checkpoint.name)
     if pinned.path.exists():
         return pinned
@@ -105,13 +111,13 @@ def is_outdated(pinned: Checkpoint, original: Checkpoint) -> bool:
     return False
 
 
-def unpin(model_dir: Path, step: int) -> None:
+def unpin(model_dir: Path, step: int, name: Optional[str] = None) -> None:
     """Remove a checkpoint's links, and the folders above them where they are empty. Idempotent.
 
     Raises:
         CheckpointError: where they cannot be removed, so that they keep disk space in use.
     """
-    folder = pins_folder(model_dir)
+    folder = pins_folder(model_dir, name)
     try:
         shutil.rmtree(folder / f"checkpoint-{step}")
     except FileNotFoundError:

@@ -36,6 +36,7 @@ class Readiness:
 
     Args:
         model_dir: The folder that holds them.
+        name: The model's name.
         store: The model's ledger.
         ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
         floor: Free space below which pins are given up.
@@ -47,6 +48,7 @@ class Readiness:
     def __init__(
         self,
         model_dir: Path,
+        name: str,
         store: LedgerStore,
         *,
         ready_seconds: float,
@@ -56,6 +58,7 @@ class Readiness:
         warn_once: WarnOnce,
     ) -> None:
         self._model_dir = model_dir
+        self._name = name
         self._store = store
         self._ready_seconds = ready_seconds
         self._floor = floor
@@ -103,6 +106,10 @@ class Readiness:
             is_pinned = checkpoint is not present
             self._note(entry, replace(verdict, evidence=(*verdict.evidence, note)), pinned=is_pinned)
         return checkpoint
+
+    def is_ready(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint may be evaluated as it is now."""
+        return self._judge(checkpoint).ready
 
     def _judge(self, checkpoint: Checkpoint) -> Verdict:
         try:
@@ -158,7 +165,9 @@ class Readiness:
             )
             return checkpoint, "not pinned: too little free space"
         try:
-            pinned = pin(self._model_dir, checkpoint, lambda copy: self._judge_copy(copy, checkpoint))
+            pinned = pin(
+                self._model_dir, checkpoint, lambda copy: self._judge_copy(copy, checkpoint), self._name
+            )
         except PinsUnsupported as error:
             self._warn_once(
                 f"{error}: checkpoints are evaluated where they are, and rotation may delete them first"
@@ -202,7 +211,7 @@ class Readiness:
     def unpin(self, step: int) -> None:
         """Remove a checkpoint's pin, if it has one."""
         try:
-            unpin(self._model_dir, step)
+            unpin(self._model_dir, step, self._name)
         except CheckpointError as error:
             self._warn_once(str(error))
         self._store.update(

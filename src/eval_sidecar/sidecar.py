@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar import outcome
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints import LINKS, folder_of_links, list_checkpoints, pins_folder, remove_links
 from eval_sidecar.completeness import fingerprint
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
@@ -31,11 +31,12 @@ from eval_sidecar.launchers.base import (
     Launcher,
 )
 from eval_sidecar.ledger import Entry, Failure, Running
+from eval_sidecar.origins import Origins
 from eval_sidecar.readiness import Readiness, WarnOnce
-from eval_sidecar.results import headline, metrics_path, read_result, stamp
+from eval_sidecar.results import headline, metrics_path
 from eval_sidecar.seen import CloseLooks
 from eval_sidecar.store import LedgerStore, now_text
-from eval_sidecar.types import Checkpoint, Handle, Job, Result
+from eval_sidecar.types import Checkpoint, Handle, Job, Origin, Result
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +68,25 @@ class Sidecar:
         self._monotonic = monotonic
         self._ready: dict[int, Checkpoint] = {}
         self._running_since: dict[int, float] = {}
-        self._redone: set[int] = set()
         self._phases: dict[int, str] = {}
         self._pauses = outcome.Pauses(monotonic)
         self._warn_once = WarnOnce()
-        self._close_looks = CloseLooks(config.results_root / config.model_dir.name, monotonic=monotonic)
+        self._close_looks = CloseLooks(config.results_root / config.model, monotonic=monotonic)
         self._readiness = Readiness(
             config.model_dir,
+            config.model,
             store,
             ready_seconds=config.ready_seconds,
             floor=config.floor,
             clock=clock,
             monotonic=monotonic,
             warn_once=self._warn_once,
+        )
+        self._origins = Origins(
+            *(config, store),
+            is_ready=self._readiness.is_ready,
+            warn_once=self._warn_once,
+            monotonic=monotonic,
         )
 
     @property
@@ -104,7 +111,9 @@ class Sidecar:
         Raises:
             StateError: where the ledger cannot be saved.
             UsageError: where no job will ever be taken, as the flags are.
+            CheckpointError: where the model dir is a link that leads to another model now.
         """
+        self._origins.require_place()
         self._collect()
         self._discover()
         return self._start(budget)
@@ -129,7 +138,6 @@ class Sidecar:
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
-        self._redone.difference_update(self._redone if steps is None else steps)
         self._pauses.end(steps)
         outcome.give_up_elsewhere(self.store, self.launcher, steps or ())
         self.store.update(lambda ledger: ledger.cleared(steps))
@@ -188,6 +196,9 @@ class Sidecar:
     def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
         """Draw the consequences of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
+        # Before its numbers count: what was evaluated may not be what is there now.
+        entry = self._origins.look(entry.step, self._present(entry.step))
+        remove_links(self.config.log_dir / LINKS, self.config.model, entry.name)
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
@@ -235,11 +246,12 @@ class Sidecar:
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
-                self._redone.add(entry.step)
-                self._accept(entry, result, self._clock() - running.started_at)
+                self._origins.write_down(entry, running.origin, Path(result.path))
+                self._accept(entry, result, running.origin, self._clock() - running.started_at)
 
-    def _accept(self, entry: Entry, result: Result, seconds: Optional[float] = None) -> None:
-        self.store.update(lambda ledger: ledger.evaluated(entry.step, result))
+    def _accept(self, entry: Entry, result: Result, origin: Origin, seconds: Optional[float] = None) -> None:
+        number = 0 if seconds is None else self.store.ledger.forced.round
+        self.store.update(lambda ledger: ledger.evaluated(entry.step, result, origin, number))
         shown = ", ".join(f"{name} {value:g}" for name, value in headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
@@ -250,10 +262,13 @@ class Sidecar:
         has_said = _size(Path(running.log)) != running.log_size
         said = last_line(Path(running.log)) if has_said else ""
         text = f"{error}: {said}" if said else error
+        if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
+            failure = Failure(now_text(), f"{text} (with the weights that were there before)", running.log)
+            log.error("%s: %s; those that are there now are evaluated", entry.name, failure.error)
+            self.store.update(lambda ledger: ledger.with_entry(entry.step, running=None, failure=failure))
+            return
         attempt = entry.attempts + 1
         final = final or attempt >= self.config.max_attempts
-        if final:
-            self._redone.add(entry.step)
         failure = Failure(now_text(), text, running.log, final)
         self.store.update(lambda ledger: ledger.failed(entry.step, failure))
         then = "it stays failed until `eval-sidecar retry`" if final else "it is tried again"
@@ -265,20 +280,27 @@ class Sidecar:
     def _discover(self) -> None:
         """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
         config = self.config
-        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(config.model_dir)}
-        pins, results = pins_folder(config.model_dir), config.results_root / config.model_dir.name
+        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._origins.folder)}
+        pins = pins_folder(config.model_dir, config.model)
+        results = config.results_root / config.model
         pinned = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(pins)}
         reported = {checkpoint.step for checkpoint in list_checkpoints(results)}
+        self._origins.begin_round({*present, *pinned})
         look_closely = self._close_looks.is_due()
         ready, parked = {}, {}
         for step in sorted({*present, *pinned, *reported, *self.store.ledger.entries}):
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
                 continue
-            wanted_again = config.force and step not in self._redone and (step in present or step in pinned)
+            if entry.result or entry.listed or entry.failure:
+                entry = self._origins.look(step, present.get(step))
+            is_behind = entry.round < self.store.ledger.forced.round
+            wanted_again = config.force and is_behind and (step in present or step in pinned)
             if entry.processed and not (look_closely or wanted_again or entry.failure or step in pinned):
                 continue
-            if not wanted_again and self._take_result(entry, step in present or step in pinned):
+            if not wanted_again and self._origins.take(
+                *(entry, self._metrics_path(step), present.get(step), pinned.get(step)), self._accept
+            ):
                 if step in pinned:
                     self._readiness.unpin(step)
             elif entry.has_failed and not wanted_again:
@@ -288,31 +310,9 @@ class Sidecar:
                 checkpoint = self._readiness.prepare(entry, present.get(step), pinned.get(step))
                 if checkpoint is not None:
                     ready[step] = checkpoint
+        self._origins.keep_noted()
         kept = self._readiness.keep_space_free({**parked, **ready}, present)
         self._ready = {step: checkpoint for step, checkpoint in kept.items() if step in ready}
-
-    def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
-        """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
-        path = self._metrics_path(entry.step)
-        try:
-            found = stamp(path)
-            if found is None or (entry.result is not None and entry.result.stamp == found):
-                return entry.processed
-            result = read_result(path)
-        except ResultError as error:
-            if entry.processed or not can_be_evaluated:
-                self._warn_once(f"{entry.name}: {error}; what was known before is kept")
-                if not entry.processed and entry.failure is None:
-                    failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-                    self.store.update(lambda ledger: ledger.with_entries([failed]))
-                return True
-            self._warn_once(f"{entry.name}: {error}; it is evaluated again")
-            return False
-        if entry.result is None or entry.result.digest != result.digest:
-            self._accept(entry, result)
-        else:
-            self.store.update(lambda ledger: ledger.with_entry(entry.step, result=result))
-        return True
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -346,6 +346,7 @@ class Sidecar:
             fingerprint=fingerprint(checkpoint.path),
             before=outcome.stamp_before(path),
             metrics=str(path),
+            origin=self._origins.origin_now(checkpoint),
             log_size=_size(job.log),
         )
         # It is on disk before the job exists: however this ends, the job is found again.
@@ -364,18 +365,26 @@ class Sidecar:
         log.info("%s: evaluation started, log: %s", entry.name, job.log)
 
     def _job(self, checkpoint: Checkpoint) -> Job:
-        model_dir = self.config.model_dir
+        config = self.config
+        if checkpoint.path.parent.name != config.model:
+            # The script takes that for the model's name.
+            checkpoint = folder_of_links(config.log_dir / LINKS, config.model, checkpoint)
         return Job(
             step=checkpoint.step,
             token=uuid.uuid4().hex,
-            argv=("bash", str(self.config.eval_script), str(model_dir)),
-            env={**self.config.environment, "CKPT_LIST": str(checkpoint.path)},
-            cwd=self.config.repo_root,
-            log=self.config.log_dir / model_dir.name / f"{checkpoint.name}.log",
+            argv=("bash", str(config.eval_script), str(config.model_dir)),
+            env={**config.environment, "CKPT_LIST": str(checkpoint.path)},
+            cwd=config.repo_root,
+            log=config.log_dir / config.model / f"{checkpoint.name}.log",
         )
 
     def _metrics_path(self, step: int) -> Path:
-        return metrics_path(self.config.results_root, self.config.model_dir.name, step)
+        return metrics_path(self.config.results_root, self.config.model, step)
+
+    def _present(self, step: int) -> Optional[Checkpoint]:
+        """The trainer's folder of a step, if it is there."""
+        checkpoint = Checkpoint(step, self._origins.folder / f"checkpoint-{step}")
+        return checkpoint if checkpoint.path.is_dir() else None
 
 
 def _size(path: Path) -> int:

@@ -150,7 +150,8 @@ def _read_summary(client: Client, request: Request) -> Answer:
     response.raise_for_status()
     run = ((response.json().get("data") or {}).get("model") or {}).get("bucket")
     summary = json.loads((run or {}).get("summaryMetrics") or "{}")
-    return {"delivered": summary.get(request["delivered_key"]) if run else "[]"}
+    delivered = summary.get(request["delivered_key"]) if run else "[]"
+    return {"delivered": delivered, "home": summary.get(request["home_key"])}
 
 
 def _read_history(client: Client, request: Request) -> Answer:
@@ -178,6 +179,7 @@ def _read_history(client: Client, request: Request) -> Answer:
         "rows": rows,
         "writer": _writer_of(run),
         "delivered": delivered,
+        "home": summary.get(request["home_key"]),
         "table_stored": delivered is None or _is_stored(run, summary.get(request["table_key"])),
     }
 

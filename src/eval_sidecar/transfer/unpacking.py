@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Callable, Optional, cast
 
-from eval_sidecar.errors import BundleError
+from eval_sidecar.errors import BundleError, UsageError
 from eval_sidecar.files import held_lock
 from eval_sidecar.transfer import tar
 from eval_sidecar.transfer.find import Found
@@ -38,6 +38,7 @@ from eval_sidecar.transfer.index import (
     shown,
     why_unsafe,
 )
+from eval_sidecar.transfer.owners import refuse_other_models
 from eval_sidecar.transfer.parts import Chain
 from eval_sidecar.transfer.scan import LeftOut, Rules, list_files
 from eval_sidecar.transfer.staging import (
@@ -96,6 +97,7 @@ def unpack(
     *,
     mirror: bool = False,
     force: bool = False,
+    moved: bool = False,
     notify: Optional[Notify] = None,
 ) -> UnpackReport:
     """Unpack an archive into the results.
@@ -105,6 +107,7 @@ def unpack(
         results_root: Made where it is missing.
         mirror: Remove the files that a full archive does not have.
         force: Take the archive's files even where those here are newer.
+        moved: Take results of another place under a name that is known here: it is the same training.
         notify: Told how many of how many files are done.
 
     Raises:
@@ -119,7 +122,7 @@ def unpack(
         with held_lock(lock, f"{results_root}: another unpack is under way there; wait until it is done"):
             try:
                 with staging_folder(root) as staging:
-                    return _Unpacking(root, staging, force, notify).run(found, mirror)
+                    return _Unpacking(root, staging, force, notify).run(found, mirror, moved)
             finally:
                 _clean_up(made, lock)
     except OSError as error:
@@ -147,13 +150,15 @@ class _Unpacking:
         self._later: list[tuple[str, int]] = []  # same content, later time
         self._report = UnpackReport()
 
-    def run(self, found: Found, mirror: bool) -> UnpackReport:
+    def run(self, found: Found, mirror: bool, moved: bool) -> UnpackReport:
         """Check, stage, and put in place."""
         try:
             names = self._stage(found)
             check_places(self._root, [entry.name for entry in self._staged])
             removed = self._superfluous(names) if mirror else []
-        except BundleError as error:
+            if not (moved or mirror):
+                refuse_other_models(self._root, self._staged)
+        except (BundleError, UsageError) as error:
             raise BundleError(f"{found.name}: {error}; nothing was changed") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
