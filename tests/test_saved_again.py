@@ -206,6 +206,12 @@ def test_old_numbers_that_are_touched_stay_old(stale):
     assert stale.tick(after=700.0) == 1
 
 
+def test_so_do_old_numbers_of_which_nothing_is_written_down(stale):
+    stale.metrics_file(100).with_name("provenance.json").unlink()
+    os.utime(stale.metrics_file(100))
+    assert stale.tick(after=700.0) == 1
+
+
 def test_a_failure_of_the_new_weights_is_said_and_the_old_numbers_stay_the_old_ones(stale):
     for _ in range(2):
         stale.tick()
@@ -292,6 +298,21 @@ def test_a_step_that_is_saved_again_while_it_is_evaluated_is_evaluated_again(wor
     world.tick()
     assert numbers(world, 100) == NEW and world.entry(100).processed
     assert world.launcher.steps == [100, 100]
+
+
+def test_numbers_of_weights_that_are_gone_are_not_due_for_a_moment(world, monkeypatch):
+    """Delivery has a thread of its own."""
+    save(world, 100, 1)
+    world.tick()
+    save(world, 100, 2)
+    world.finish(100, OLD)
+    due, update = [], world.store.update
+    monkeypatch.setattr(
+        world.store, "update", lambda change: due.append(update(change).due()) or world.store.ledger
+    )
+    world.tick()
+    assert world.entry(100).result is not None
+    assert due and not any(due)
 
 
 def test_one_that_is_saved_again_with_the_same_weights_meanwhile_is_not_evaluated_again(world):
