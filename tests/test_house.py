@@ -14,7 +14,7 @@ MODULES = {
 }
 
 #: What knows contracts only.
-CORE = ("sidecar", "origins", "places", "readiness", "delivery", "courier", "loop")
+CORE = ("sidecar", "origins", "model_places", "readiness", "delivery", "courier", "loop")
 #: What each leaf may import of ours.
 LEAVES = {
     "errors": set(),

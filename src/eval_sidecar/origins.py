@@ -16,7 +16,7 @@ from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.identity import FolderStamp, folder_stamp, look_at_weights, read_content, read_identity
 from eval_sidecar.ledger import PENDING, Entry, Failure, Ledger
-from eval_sidecar.places import place_of, second_model
+from eval_sidecar.model_places import place_of, second_model
 from eval_sidecar.provenance import Provenance, are_one, read_provenance, write_provenance
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.results import read_result, stamp

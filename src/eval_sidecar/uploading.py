@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Entry, Failure
-from eval_sidecar.places import admit
+from eval_sidecar.model_places import admit
 from eval_sidecar.provenance import read_provenance
 from eval_sidecar.receipt import part_of
 from eval_sidecar.results import read_result

@@ -27,8 +27,8 @@ from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock
 from eval_sidecar.ledger import Ledger
 from eval_sidecar.loop import run_loop
+from eval_sidecar.model_places import place_of, second_model, settle_place
 from eval_sidecar.notices import watch_folders
-from eval_sidecar.places import place_of, second_model, settle_place
 from eval_sidecar.settings import key_of
 from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import settings_line, unfinished
