@@ -14,7 +14,7 @@ MODULES = {
 }
 
 #: What knows contracts only.
-CORE = ("sidecar", "readiness", "delivery", "courier", "loop")
+CORE = ("sidecar", "origins", "model_places", "readiness", "delivery", "courier", "loop")
 #: What each leaf may import of ours.
 LEAVES = {
     "errors": set(),
@@ -34,7 +34,11 @@ LEAVES = {
     "linking": {"errors", "checkpoints", "weights", "completeness"},
     "holding": {"__init__", "errors", "types", "weights", "linking", "places"},
     "pinning": {"errors", "types", "checkpoints", "holding", "linking", "places", "space"},
-    "ledger": {"errors", "types"},
+    "identity": {"types"},
+    "settings": {"identity"},
+    "provenance": {"errors", "files", "settings", "types"},
+    "entry": {"errors", "types"},
+    "ledger": {"errors", "types", "entry"},
     "logs": set(),
     "daemon": {"errors", "files", "logs", "process", "__init__"},
 }

@@ -197,7 +197,7 @@ def settled(world):
 
 
 def test_a_pass_looks_at_no_result_of_a_folder_that_has_not_changed(settled, monkeypatch):
-    monkeypatch.setattr("eval_sidecar.sidecar.stamp", lambda path: pytest.fail(f"{path} was looked at"))
+    monkeypatch.setattr("eval_sidecar.origins.stamp", lambda path: pytest.fail(f"{path} was looked at"))
     settled.tick()
     settled.tick(after=60.0)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import StateError
-from eval_sidecar.ledger import CONFIRMED, Delivery, Failure, Ledger
-from eval_sidecar.store import LedgerStore, load, open_store, state_path, to_text
-from eval_sidecar.types import Result, digest
+from eval_sidecar.ledger import CONFIRMED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.store import LedgerStore, from_json, load, open_store, state_path, to_text
+from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 METRICS = {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}
@@ -284,3 +284,41 @@ def test_a_state_file_that_is_a_folder_is_one_clear_error(path):
 
 def test_a_missing_file_is_no_ledger(path):
     assert load(path) is None
+
+
+# -- weights, places, settings --------------------------------------------------------------------------
+
+
+def full_ledger() -> Ledger:
+    """One that has everything that tells what its numbers belong to."""
+    old, new = (Origin(name * 16, "12345678", "2026-11-22T10:00:00+00:00") for name in "ab")
+    content = Content("b" * 16, (1, 2, 3), "c" * 16, "2026-11-22T11:00:00+00:00")
+    result = Result({"HR@10": 0.5}, "/r/metrics.json", digest({"HR@10": 0.5}), (1, 2, 3))
+    running = Running({"pid": 1}, 1.0, "/log", "/checkpoint", (("a", 1, 2),), origin=new)
+    return Ledger(
+        "my-model",
+        "run",
+        "name",
+        entries={
+            100: Entry(100, result=result, origin=old, content=content, running=running, round=2),
+            200: Entry(200, result=result, origin=new, content=content),
+        },
+        places=(Place("here", "/new", "m"), Place("there", "/old")),
+        moved=True,
+        settings={"12345678": {"num_beams": 50}},
+        forced=Forced(2, "12345678", True),
+    )
+
+
+def test_what_numbers_belong_to_survives_the_file(tmp_path):
+    ledger = full_ledger()
+    assert from_json(json.loads(to_text(ledger)), tmp_path / "x.json") == ledger
+
+
+def test_a_result_of_weights_that_are_gone_is_not_processed_for_older_versions_either():
+    assert json.loads(to_text(full_ledger()))["processed_steps"] == [200]
+
+
+def test_older_versions_find_no_key_in_an_evaluation_under_way_that_they_would_stumble_over():
+    running = json.loads(to_text(full_ledger()))["checkpoints"]["100"]["running"]
+    assert set(running) == {"handle", "started_at", "log", "path", "fingerprint", "evicted", "log_size"}

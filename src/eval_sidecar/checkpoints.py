@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional, Union
@@ -16,6 +18,8 @@ _NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 #: Where the sidecar keeps its own things, beside the model dirs.
 OWN_FOLDER = ".eval-sidecar"
+#: Folder, beside the logs of evaluations, of links to checkpoints whose parent has not the model's name.
+LINKS = ".links"
 
 
 @functools.lru_cache(maxsize=65_536)  # the same names in every model's folder
@@ -93,11 +97,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link in a circle, say
 
 
-def model_name(model_dir: Path) -> str:
-    """Return what a model is called: by its results, by its pins, and so by the scripts that look."""
-    return model_dir.name
-
-
 def own_folder(model_dir: Path) -> Path:
     """Return our folder beside a model dir; nothing of ours lies in the folder that a trainer writes."""
     return model_dir.parent / OWN_FOLDER
@@ -109,9 +108,39 @@ def pins_folder(model_dir: Path, name: Optional[str] = None) -> Path:
     The last part is the model's name, because evaluation scripts take it for the parent's name when they
     decide where their results go.
     """
-    return own_folder(model_dir) / (name or model_name(model_dir))
+    return own_folder(model_dir) / (name or model_dir.name)
 
 
 def old_pins_folder(model_dir: Path) -> Path:
     """Return where the first versions kept their pins: in the model dir itself."""
     return model_dir / OWN_FOLDER / model_dir.name
+
+
+def remove_links(folder: Path, name: str, checkpoint: str) -> None:
+    """Remove what `folder_of_links` has made, if it has."""
+    shutil.rmtree(folder / name / checkpoint, ignore_errors=True)
+    for empty in (folder / name, folder):
+        with contextlib.suppress(OSError):  # not there, or still holds others
+            empty.rmdir()
+
+
+def folder_of_links(folder: Path, name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint below a folder of the model's name, for one that is evaluated where it is.
+
+    Args:
+        folder: Where to make it.
+        name: The model's name.
+        checkpoint: Where the files are; the links follow them when they are written anew.
+
+    Raises:
+        CheckpointError: where it cannot be made.
+    """
+    made = Checkpoint(checkpoint.step, folder / name / checkpoint.name)
+    try:
+        shutil.rmtree(made.path, ignore_errors=True)
+        made.path.mkdir(parents=True)
+        for path in checkpoint.path.iterdir():
+            (made.path / path.name).symlink_to(path)
+    except OSError as error:
+        raise CheckpointError(f"{made.path}: links cannot be made there ({error.strerror})") from error
+    return made

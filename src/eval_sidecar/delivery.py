@@ -20,6 +20,7 @@ from typing import Callable, Optional
 
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.files import held_lock, private_folder
+from eval_sidecar.homes import home_of, why_foreign
 from eval_sidecar.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
 from eval_sidecar.reconcile import reconcile, with_changes_due, with_deliveries
 from eval_sidecar.store import LedgerStore
@@ -223,7 +224,7 @@ class _Delivery:
         start = view.last_index + 1 if view and view.knows_end else None
         try:
             table = _positioned(marked.points(), marked, self.spec)
-            session = Session(self.spec, start, rows, table, _indices(marked))
+            session = Session(self.spec, start, rows, table, _indices(marked), home_of(marked))
             receipt = self.tracker.send(session)
         except TrackerError as error:
             if not error.nothing_sent:
@@ -274,6 +275,8 @@ class _Delivery:
 
     def _look_up(self) -> ServerView:
         view = self.tracker.read(self.spec)
+        if (foreign := why_foreign(self.store.ledger, view.home)) is not None:
+            raise TrackerError(f"run {self.spec.run_id}: {foreign}", permanent=True, nothing_sent=True)
         self.store.update(lambda ledger: reconcile(ledger, view, self.clock()))
         return view
 

@@ -9,174 +9,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-from eval_sidecar.types import Point, Result
+from eval_sidecar.entry import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Running
+from eval_sidecar.types import NEVER_FORCED, UNKNOWN, Content, Forced, Origin, Place, Point, Result
 
-PENDING = "pending"  # to be sent
-SENT = "sent"  # the intent is on disk; what arrived is not known
-CONFIRMED = "confirmed"  # read back from the server
-
-#: `Delivery.via` of what an older script's state file calls processed: taken as delivered.
-CARRIED = "the state file of an older version"
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Where a point stands on its way to the tracker.
-
-    Attributes:
-        status: `PENDING`, `SENT` or `CONFIRMED`.
-        revision: Revision of the point that this is about.
-        digest: `Result.digest` of what was sent; None before.
-        index: Index of the row on the server.
-        sent_at: Seconds since the epoch.
-        via: What is known about how it went: where an offline session lies, or who says that it is there.
-    """
-
-    status: str = PENDING
-    revision: int = 0
-    digest: Optional[str] = None
-    index: Optional[int] = None
-    sent_at: Optional[float] = None
-    via: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a checkpoint has no result.
-
-    Attributes:
-        time: ISO 8601, UTC.
-        error: One line.
-        log: The evaluation's log, or None where it did not come to that.
-        final: Whether it is not tried again until somebody clears it.
-    """
-
-    time: str
-    error: str
-    log: Optional[str] = None
-    final: bool = False
-
-
-@dataclass(frozen=True)
-class Running:
-    """An evaluation under way: enough to find it again after a restart.
-
-    Attributes:
-        handle: The launcher's own words for the job.
-        started_at: Seconds since the epoch.
-        log: File that gets its output, as other attempts' have before.
-        path: The folder that is evaluated.
-        fingerprint: Name, size and mtime (ns) of each file in it at the start.
-        before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
-        metrics: Where the evaluation is to leave its ``metrics.json``.
-        state: Where the job stood when it was last looked at, in the launcher's words.
-        ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
-            afterwards looks like anybody's cancellation.
-        evicted: Whether that is because the machine has taken it away, which costs no attempt.
-        log_size: Bytes that were in the log before it.
-    """
-
-    handle: dict[str, Any]
-    started_at: float
-    log: str
-    path: str
-    fingerprint: tuple[tuple[str, int, int], ...]
-    before: Optional[tuple[int, int]] = None
-    metrics: Optional[str] = None
-    state: Optional[str] = None
-    ending: Optional[str] = None
-    evicted: bool = False
-    log_size: int = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Everything about one checkpoint.
-
-    Attributes:
-        step: Training step.
-        verdict: The last verdict on its completeness, or None where it was never looked at.
-        evidence: What that verdict rests on.
-        first_seen: ISO 8601, UTC.
-        pinned: Whether hard links keep it alive.
-        attempts: Evaluations that have failed since it was last cleared.
-        evictions: Why evaluations were taken away by the machine since then, one text each.
-        running: The evaluation under way.
-        failure: Why the last evaluation failed.
-        result: Its numbers.
-        delivery: How far its point has come.
-        listed: An older script's state file lists the step as processed, without its numbers.
-    """
-
-    step: int
-    verdict: Optional[str] = None
-    evidence: tuple[str, ...] = ()
-    first_seen: Optional[str] = None
-    pinned: bool = False
-    attempts: int = 0
-    evictions: tuple[str, ...] = ()
-    running: Optional[Running] = None
-    failure: Optional[Failure] = None
-    result: Optional[Result] = None
-    delivery: Optional[Delivery] = None
-    listed: bool = False
-
-    @property
-    def name(self) -> str:
-        """``checkpoint-<step>``."""
-        return f"checkpoint-{self.step}"
-
-    @property
-    def processed(self) -> bool:
-        """Whether the checkpoint needs no evaluation any more."""
-        return self.result is not None or self.listed
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it is not tried again until somebody clears its failure."""
-        return self.failure is not None and self.failure.final
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether an evaluation is still to come, or under way."""
-        lost = self.verdict in ("gone", "abandoned")
-        return self.running is not None or not (self.processed or self.has_failed or lost)
-
-    def due(self) -> Optional[Delivery]:
-        """What of this checkpoint has to be sent or looked up; None where nothing has.
-
-        A result that is not the one that was confirmed is due as the next revision.
-        """
-        if self.result is None or self.delivery is None:
-            return None
-        if self.delivery.status != CONFIRMED:
-            return self.delivery
-        if self.delivery.digest in (None, self.result.digest):
-            return None
-        return Delivery(PENDING, self.delivery.revision + 1)
-
-    @property
-    def is_unsent(self) -> bool:
-        """Whether the result, as it is now, has not been sent."""
-        due = self.due()
-        return due is not None and (
-            due.status == PENDING or (self.result is not None and due.digest != self.result.digest)
-        )
-
-    def evaluated(self, result: Result) -> Entry:
-        """The entry with a result; the same numbers again change nothing about their delivery."""
-        delivery = self.delivery or Delivery()
-        if delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
-            # Older scripts kept eight metrics of a file that holds more: that is no new result.
-            delivery = replace(delivery, digest=result.digest)
-        return replace(
-            self, running=None, attempts=0, evictions=(), failure=None, result=result, delivery=delivery
-        )
-
-    def point(self, revision: int = 0) -> Point:
-        """The point that stands for this checkpoint's result; it must have one."""
-        assert self.result is not None
-        return Point(self.step, self.name, self.result.metrics, self.result.path, revision)
+__all__ = [
+    "CARRIED",
+    "CONFIRMED",
+    "PENDING",
+    "SENT",
+    "Delivery",
+    "Entry",
+    "Failure",
+    "Ledger",
+    "Running",
+]
 
 
 @dataclass(frozen=True)
@@ -194,6 +40,10 @@ class Ledger:
         table_due: The run may not show the table and the summary that belong to its points.
         problem: Why the last delivery did not do everything, or None.
         busy: Why no evaluation could be started at the last look, or None.
+        places: Where the model lives, and before that lived; none where nobody has said so yet.
+        moved: Whether a person says that whatever has this name is this training.
+        settings: What evaluations were made with, by key.
+        forced: The last request to evaluate everything once more.
         where: Address of the run, or the folder of the last offline session.
         writer: The process that works on this ledger: pid, start time, host, instance.
         updated: ISO 8601, UTC, of the last change.
@@ -209,6 +59,10 @@ class Ledger:
     table_due: bool = False
     problem: Optional[str] = None
     busy: Optional[str] = None
+    places: tuple[Place, ...] = ()
+    moved: bool = False
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    forced: Forced = NEVER_FORCED
     where: Optional[str] = None
     writer: Optional[Mapping[str, Any]] = None
     updated: Optional[str] = None
@@ -223,11 +77,11 @@ class Ledger:
         return [self.entries[step] for step in sorted(self.entries)]
 
     def points(self) -> tuple[Point, ...]:
-        """Every result as a point, by step."""
+        """Every result as a point, by step, but those that are not sent any more."""
         return tuple(
             entry.point(entry.delivery.revision if entry.delivery else 0)
             for entry in self.steps()
-            if entry.result is not None
+            if entry.result is not None and not entry.is_withheld
         )
 
     def with_entry(self, step: int, **changes: Any) -> Ledger:  # noqa: ANN401 - the fields of Entry
@@ -240,9 +94,35 @@ class Ledger:
 
     # -- evaluation ---------------------------------------------------------------------------------
 
+    def placed(self, place: Place) -> Ledger:
+        """The model lives here from now on. Not all are kept: a container has a new name at each start."""
+        return replace(self, places=(place, *(one for one in self.places if not one.is_same(place)))[:20])
+
+    def forcing(self, settings: Optional[str], *, anew: bool) -> Ledger:
+        """Everything is to be evaluated once more: as asked for before, or, with other settings, anew."""
+        goes_on = self.forced.is_wanted and self.forced.settings == settings and not anew
+        number = self.forced.round + (0 if goes_on else 1)
+        return replace(self, forced=Forced(number, settings, True))
+
+    def not_forcing(self) -> Ledger:
+        """This start asks for nothing to be evaluated once more."""
+        return replace(self, forced=replace(self.forced, is_wanted=False)) if self.forced.is_wanted else self
+
+    def with_settings(self, key: Optional[str], values: Mapping[str, Any]) -> Ledger:
+        """Remember what a key stands for."""
+        return (
+            self
+            if key is None or key in self.settings
+            else replace(self, settings={**self.settings, key: values})
+        )
+
+    def holding(self, step: int, content: Content) -> Ledger:
+        """What a step's weights are now was looked at."""
+        return self.with_entries([self.entry(step).holding(content)])
+
     def started(self, step: int, running: Running) -> Ledger:
-        """An evaluation was started."""
-        return self.with_entry(step, running=running)
+        """An evaluation was started, or more is known of it."""
+        return self.with_entries([self.entry(step).begun(running)])
 
     def interrupted(self, step: int) -> Ledger:
         """An evaluation ended for a reason that is not its own; the checkpoint is as if never tried."""
@@ -254,12 +134,13 @@ class Ledger:
 
     def failed(self, step: int, failure: Failure) -> Ledger:
         """An evaluation failed by its own doing."""
-        attempts = self.entry(step).attempts + 1
-        return self.with_entry(step, running=None, attempts=attempts, failure=failure)
+        entry = self.entry(step)
+        number = self.forced.round if failure.final else entry.round
+        return self.with_entry(step, running=None, attempts=entry.attempts + 1, failure=failure, round=number)
 
-    def evaluated(self, step: int, result: Result) -> Ledger:
+    def evaluated(self, step: int, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Ledger:
         """A result is there. The same numbers again change nothing about their delivery."""
-        return self.with_entries([self.entry(step).evaluated(result)])
+        return self.with_entries([self.entry(step).evaluated(result, origin, number)])
 
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
         """Forget failures, of these steps or of all, so that they are tried again."""
@@ -270,6 +151,7 @@ class Ledger:
                 attempts=0,
                 evictions=(),
                 failure=None,
+                round=0 if entry.failure else entry.round,
                 verdict=None if entry.verdict == "gone" else entry.verdict,
             )
             for entry in self.steps()
@@ -303,7 +185,3 @@ class Ledger:
     def is_due(self) -> bool:
         """Whether anything has to be sent or looked up."""
         return self.table_due or any(entry.due() is not None for entry in self.entries.values())
-
-
-def _agree(old: Mapping[str, float], new: Mapping[str, float]) -> bool:
-    return all(new.get(key, value) == value for key, value in old.items())

@@ -97,18 +97,18 @@ def places(model_dir: Path, name: str, elsewhere: Optional[Path]) -> list[Place]
     # Where models of several users lie side by side, that folder belongs to the first of them.
     folders += [folder.with_name(f"{OWN_FOLDER}-{os.getuid()}") for folder in folders]
     if elsewhere is not None:
-        folders.append(elsewhere / f"{OWN_FOLDER}-{key_of(model_dir)}")
+        folders.append(elsewhere / f"{OWN_FOLDER}-{short_key(model_dir)}")
     return [Place(folder, model_dir, name) for folder in dict.fromkeys(folders)]
 
 
-def key_of(model_dir: Path) -> str:
+def short_key(model_dir: Path) -> str:
     """Return a short name for the place of a model dir, whatever links lead there."""
     return hashlib.sha256(os.fsencode(os.path.realpath(model_dir))).hexdigest()[:12]
 
 
 def lock_path(model_dir: Path) -> Path:
     """Return the file that keeps a second sidecar off a model dir, by whatever path it is named."""
-    return own_folder(Path(os.path.realpath(model_dir))) / f".lock-{key_of(model_dir)}"
+    return own_folder(Path(os.path.realpath(model_dir))) / f".lock-{short_key(model_dir)}"
 
 
 def checkpoint_in(folder: Path, step: int) -> Checkpoint:

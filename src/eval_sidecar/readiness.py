@@ -154,6 +154,10 @@ class Readiness:
             self._note(entry, replace(verdict, evidence=evidence), pinned=held is not None)
         return checkpoint
 
+    def is_ready(self, checkpoint: Checkpoint) -> bool:
+        """Whether a folder of the trainer's may be evaluated as it is now."""
+        return self._judge(checkpoint, checkpoint).ready
+
     def _as_kept(
         self, subject: Checkpoint, present: Optional[Checkpoint], *, is_held: bool
     ) -> tuple[Optional[Checkpoint], str]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar import outcome
-from eval_sidecar.checkpoints import list_checkpoints, model_name
-from eval_sidecar.config import WatchConfig
+from eval_sidecar.checkpoints import LINKS, list_checkpoints, remove_links
+from eval_sidecar.config import WatchConfig, job_of
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
 from eval_sidecar.launchers.base import (
     CANCELLED,
@@ -29,12 +28,13 @@ from eval_sidecar.launchers.base import (
     Launcher,
 )
 from eval_sidecar.ledger import Entry, Failure, Running
+from eval_sidecar.origins import Origins
 from eval_sidecar.pinning import Need, Pins
 from eval_sidecar.readiness import Readiness, WarnOnce, need_of
-from eval_sidecar.results import headline, left_out_of, metrics_path, read_result, stamp
+from eval_sidecar.results import headline, left_out_of, metrics_path
 from eval_sidecar.seen import CloseLooks
 from eval_sidecar.store import LedgerStore, now_text
-from eval_sidecar.types import Checkpoint, Handle, Job, Result
+from eval_sidecar.types import Checkpoint, Handle, Origin, Result
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +66,12 @@ class Sidecar:
         self._monotonic = monotonic
         self._ready: dict[int, Checkpoint] = {}
         self._running_since: dict[int, float] = {}
-        self._redone: set[int] = set()
         self._phases: dict[int, str] = {}
         self._pauses = outcome.Pauses(monotonic)
         self._warn_once = WarnOnce()
-        self._close_looks = CloseLooks(
-            config.results_root / model_name(config.model_dir), monotonic=monotonic
-        )
+        self._close_looks = CloseLooks(config.results_root / config.model, monotonic=monotonic)
         self.pins = Pins(
-            *(config.model_dir, model_name(config.model_dir)),
+            *(config.model_dir, config.model),
             elsewhere=store.path.parent,
             limits=config.limits,
             need=self._need,
@@ -86,6 +83,12 @@ class Sidecar:
             clock=clock,
             monotonic=monotonic,
             warn_once=self._warn_once,
+        )
+        self._origins = Origins(
+            *(config, store),
+            is_ready=self._readiness.is_ready,
+            warn_once=self._warn_once,
+            monotonic=monotonic,
         )
 
     @property
@@ -115,7 +118,9 @@ class Sidecar:
         Raises:
             StateError: where the ledger cannot be saved.
             UsageError: where no job will ever be taken, as the flags are.
+            CheckpointError: where the model dir is a link that leads to another model now.
         """
+        self._origins.require_place()
         self._collect()
         self._discover()
         return self._start(budget)
@@ -141,7 +146,6 @@ class Sidecar:
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
-        self._redone.difference_update(self._redone if steps is None else steps)
         self._pauses.end(steps)
         outcome.give_up_elsewhere(self.store, self.launcher, steps or ())
         self.store.update(lambda ledger: ledger.cleared(steps))
@@ -153,7 +157,9 @@ class Sidecar:
             log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
 
     def _need(self, step: int) -> Need:
-        return need_of(self.store.ledger.entry(step), force=self.config.force and step not in self._redone)
+        return need_of(
+            self.store.ledger.entry(step), force=self._is_wanted_again(self.store.ledger.entry(step))
+        )
 
     def _running(self) -> list[tuple[Entry, Running]]:
         return [(entry, entry.running) for entry in self.store.ledger.steps() if entry.running is not None]
@@ -203,6 +209,9 @@ class Sidecar:
     def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
         """Draw the consequences of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
+        # Before its numbers count: what was evaluated may not be what is there now.
+        entry = self._origins.look(entry.step, self._present(entry.step))
+        remove_links(self.config.log_dir / LINKS, self.config.model, entry.name)
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
@@ -248,26 +257,31 @@ class Sidecar:
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
-                self._redone.add(entry.step)
-                self._accept(entry, result, self._clock() - running.started_at)
+                self._origins.write_down(entry, running.origin, Path(result.path))
+                self._accept(entry, result, running.origin, self._clock() - running.started_at)
 
-    def _accept(self, entry: Entry, result: Result, seconds: Optional[float] = None) -> None:
-        self.store.update(lambda ledger: ledger.evaluated(entry.step, result))
+    def _accept(self, entry: Entry, result: Result, origin: Origin, seconds: Optional[float] = None) -> None:
+        number = 0 if seconds is None else self.store.ledger.forced.round
+        self.store.update(lambda ledger: ledger.evaluated(entry.step, result, origin, number))
         shown = ", ".join(f"{name} {value:g}" for name, value in headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
-        if said := left_out_of(self.config.model_dir.name, entry.name, result):
+        if said := left_out_of(self.config.model, entry.name, result):
             self._warn_once(said)
-        self._readiness.unpin(entry.step)
+        if self.store.ledger.entry(entry.step).processed:  # else other weights are there now, and kept
+            self._readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         outcome.set_aside_unfinished(running, "failed")
         said = outcome.last_words(running)
         text = f"{error}: {said}" if said else error
+        if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
+            failure = Failure(now_text(), f"{text} (with the weights that were there before)", running.log)
+            log.error("%s: %s; those that are there now are evaluated", entry.name, failure.error)
+            self.store.update(lambda ledger: ledger.with_entry(entry.step, running=None, failure=failure))
+            return
         attempt = entry.attempts + 1
         final = final or attempt >= self.config.max_attempts
-        if final:
-            self._redone.add(entry.step)
         failure = Failure(now_text(), text, running.log, final)
         self.store.update(lambda ledger: ledger.failed(entry.step, failure))
         then = "it stays failed until `eval-sidecar retry`" if final else "it is tried again"
@@ -279,9 +293,14 @@ class Sidecar:
     def _discover(self) -> None:
         """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
         config = self.config
-        self.pins.look()
-        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(config.model_dir)}
-        results, held = config.results_root / model_name(config.model_dir), self.pins.held()
+        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._origins.folder)}
+        self._origins.begin_round({*present, *self.pins.held()})
+        for step, checkpoint in present.items():
+            entry = self.store.ledger.entry(step)
+            if entry.running is None and (entry.result or entry.listed or entry.failure):
+                self._origins.look(step, checkpoint)
+        self.pins.look()  # only now: what was saved again with other weights is pinned like new
+        results, held = config.results_root / config.model, self.pins.held()
         reported = {checkpoint.step for checkpoint in list_checkpoints(results)}
         look_closely = self._close_looks.is_due()
         self._readiness.begin_pass(present.values())
@@ -290,40 +309,24 @@ class Sidecar:
             entry = self.store.ledger.entry(step)
             if entry.running is not None:
                 continue
-            wanted_again = config.force and step not in self._redone and (step in present or step in held)
-            if entry.processed and not (look_closely or wanted_again or entry.failure or step in held):
+            is_wanted_again = self._is_wanted_again(entry) and (step in present or step in held)
+            if entry.processed and not (look_closely or is_wanted_again or entry.failure or step in held):
                 continue
-            if not wanted_again and self._take_result(entry, step in present or step in held):
+            if not is_wanted_again and self._origins.take(
+                *(entry, self._metrics_path(step), present.get(step), held.get(step)), self._accept
+            ):
                 if step in held:
                     self._readiness.unpin(step)
-            elif wanted_again or not entry.has_failed:
-                checkpoint = self._readiness.prepare(entry, present.get(step), held.get(step))
-                if checkpoint is not None:
-                    ready[step] = checkpoint
+            elif is_wanted_again or not entry.has_failed:
+                checked = self._readiness.prepare(entry, present.get(step), held.get(step))
+                if checked is not None:
+                    ready[step] = checked
+        self._origins.keep_noted()
         self._ready = ready
 
-    def _take_result(self, entry: Entry, can_be_evaluated: bool) -> bool:
-        """Take the numbers that lie in results; True where the checkpoint needs no evaluation."""
-        path = self._metrics_path(entry.step)
-        try:
-            found = stamp(path)
-            if found is None or (entry.result is not None and entry.result.stamp == found):
-                return entry.processed
-            result = read_result(path)
-        except ResultError as error:
-            if entry.processed or not can_be_evaluated:
-                self._warn_once(f"{entry.name}: {error}; what was known before is kept")
-                if not entry.processed and entry.failure is None:
-                    failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-                    self.store.update(lambda ledger: ledger.with_entries([failed]))
-                return True
-            self._warn_once(f"{entry.name}: {error}; it is evaluated again")
-            return False
-        if entry.result is None or entry.result.digest != result.digest:
-            self._accept(entry, result)
-        else:
-            self.store.update(lambda ledger: ledger.with_entry(entry.step, result=result))
-        return True
+    def _is_wanted_again(self, entry: Entry) -> bool:
+        """Whether --force-eval asks for a checkpoint that this request has not evaluated yet."""
+        return self.config.force and entry.round < self.store.ledger.forced.round
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -349,13 +352,13 @@ class Sidecar:
         return started
 
     def _start_one(self, entry: Entry, checkpoint: Checkpoint, handles: list[Handle]) -> None:
-        path = self._metrics_path(entry.step)
+        config, path = self.config, self._metrics_path(entry.step)
         with self.pins.still:
             checked_out = self._readiness.check_out(checkpoint)
             if checked_out is None:
                 del self._ready[entry.step]
                 return
-            job = self._job(checked_out)
+            job = job_of(config, checked_out)
             running = Running(
                 handle=self.launcher.announce(job),
                 started_at=self._clock(),
@@ -364,6 +367,7 @@ class Sidecar:
                 fingerprint=self._readiness.fingerprint(checked_out),
                 before=outcome.stamp_before(path),
                 metrics=str(path),
+                origin=self._origins.origin_now(checked_out),
                 log_size=outcome.log_size(job.log),
             )
             # It is on disk before the job exists: however this ends, the job is found again.
@@ -381,16 +385,10 @@ class Sidecar:
         self.store.update(lambda ledger: ledger.started(entry.step, replace(running, handle=handle)))
         log.info("%s: evaluation started, log: %s", entry.name, job.log)
 
-    def _job(self, checkpoint: Checkpoint) -> Job:
-        model_dir = self.config.model_dir
-        return Job(
-            step=checkpoint.step,
-            token=uuid.uuid4().hex,
-            argv=("bash", str(self.config.eval_script), str(model_dir)),
-            env={**self.config.environment, "CKPT_LIST": str(checkpoint.path)},
-            cwd=self.config.repo_root,
-            log=self.config.log_dir / model_dir.name / f"{checkpoint.name}.log",
-        )
-
     def _metrics_path(self, step: int) -> Path:
-        return metrics_path(self.config.results_root, self.config.model_dir.name, step)
+        return metrics_path(self.config.results_root, self.config.model, step)
+
+    def _present(self, step: int) -> Optional[Checkpoint]:
+        """The trainer's folder of a step, if it is there."""
+        checkpoint = Checkpoint(step, self._origins.folder / f"checkpoint-{step}")
+        return checkpoint if checkpoint.path.is_dir() else None

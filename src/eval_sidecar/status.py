@@ -8,6 +8,7 @@ from typing import Any, Optional
 from eval_sidecar.completeness import ABANDONED, DENIED, GONE
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
+from eval_sidecar.settings import differences
 
 #: The metrics that have a best, where the results hold them.
 HEADLINE = ("HR@10", "NDCG@10")
@@ -16,7 +17,8 @@ HEADLINE = ("HR@10", "NDCG@10")
 def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
     """A ledger's state as plain JSON, the same for `status --json` and for people."""
     entries = ledger.steps()
-    results = {entry.step: entry.result.metrics for entry in entries if entry.result}
+    current = [entry for entry in entries if not entry.is_superseded]
+    results = {entry.step: entry.result.metrics for entry in current if entry.result}
     return {
         "model": ledger.model_dir,
         "run_id": ledger.run_id,
@@ -38,9 +40,74 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
             for metric in HEADLINE
             if (step := best_step(results, metric)) is not None
         },
+        "superseded": [entry.name for entry in entries if entry.is_superseded],
+        "other_settings": [step for steps in other_settings(ledger).values() for step in steps],
+        "place": str(ledger.places[0]) if ledger.places else None,
         "last_error": last_error(ledger),
         "updated": ledger.updated,
     }
+
+
+def other_settings(ledger: Ledger) -> dict[str, list[int]]:
+    """The steps of results that were made with other settings than the last start's, by their key."""
+    current = (ledger.writer or {}).get("settings")
+    found: dict[str, list[int]] = {}
+    for entry in ledger.steps():
+        key = entry.origin.settings
+        if entry.result is not None and current is not None and key not in (None, current):
+            found.setdefault(str(key), []).append(entry.step)
+    return found
+
+
+def settings_line(ledger: Ledger, *, force: bool = False) -> Optional[str]:
+    """What to say at the start of results that were made with other settings; None if all are alike.
+
+    Args:
+        ledger: With the settings of now.
+        force: Whether all are evaluated again anyway.
+    """
+    found = other_settings(ledger)
+    if not found:
+        return None
+    key = max(found, key=lambda key: len(found[key]))
+    now = ledger.settings.get((ledger.writer or {}).get("settings", ""), {})
+    changes = ", ".join(differences(ledger.settings.get(key, {}), now))
+    count = sum(map(len, found.values()))
+    many = f"{count} earlier results were" if count > 1 else "1 earlier result was"
+    return (
+        f"settings changed: {changes}; {many} made with {'others' if len(found) > 1 else 'the old ones'};"
+        f" {'evaluated again' if force else '--force-eval evaluates them again'}"
+    )
+
+
+def origin_lines(ledger: Ledger, entry: Entry) -> list[str]:
+    """What a result was made of, for a person."""
+    origin = entry.origin
+    when = f", evaluated {origin.at}" if origin.at else ""
+    of = "weights that were there before: it is evaluated again" if entry.is_superseded else "these weights"
+    lines = [f"of {origin.identity}, {of}{when}" if origin.identity else f"of weights that are unknown{when}"]
+    settings = ledger.settings.get(origin.settings or "")
+    if settings is None:
+        return [*lines, "settings unknown"]
+    now = ledger.settings.get((ledger.writer or {}).get("settings", ""), settings)
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    changed = differences(settings, now)
+    return [*lines, f"settings: {told}", *([f"settings now: {', '.join(changed)}"] if changed else [])]
+
+
+def list_origins(ledger: Ledger) -> list[dict[str, Any]]:
+    """What each checkpoint's weights are, and what its result was made of, as plain JSON."""
+    return [
+        {
+            "step": entry.step,
+            "weights": entry.content and entry.content.identity,
+            "saved": entry.content and entry.content.since,
+            "result_of": entry.origin.identity,
+            "evaluated_at": entry.origin.at,
+            "settings": entry.origin.settings,
+        }
+        for entry in ledger.steps()
+    ]
 
 
 def last_error(ledger: Ledger) -> Optional[str]:

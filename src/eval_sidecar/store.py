@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import encode, held_lock, set_aside, write_text
 from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.types import Result, digest
+from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
 
 VERSION = 2
 
@@ -38,7 +38,7 @@ _Encoded = dict[int, tuple[Entry, str, str]]
 _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
     *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
-    *("busy", "writer", "checkpoints"),
+    *("busy", "writer", "checkpoints", "places", "moved", "settings", "forced"),
 }
 
 
@@ -226,6 +226,10 @@ def _about_model(ledger: Ledger) -> dict[str, Any]:
         "problem": ledger.problem,
         "busy": ledger.busy,
         "where": ledger.where,
+        "places": [vars(place) for place in ledger.places],
+        "moved": ledger.moved,
+        "settings": ledger.settings,
+        "forced": _present(vars(ledger.forced)),
         "writer": ledger.writer,
     }
 
@@ -244,14 +248,28 @@ def _details(entry: Entry) -> dict[str, Any]:
             "evidence": list(entry.evidence) or None,
             "first_seen": entry.first_seen,
             "pinned": entry.pinned or None,
-            "running": _present(vars(entry.running)) if entry.running else None,
+            "running": _running(entry.running) if entry.running else None,
+            # Beside it: an older version takes no key in it that it does not know.
+            "evaluates": _origin(entry.running.origin) if entry.running else None,
             "evictions": list(entry.evictions) or None,
             "digest": result.digest if result else None,
             "stamp": list(result.stamp) if result else None,
             "left_out": (list(result.left_out) or None) if result else None,
             "delivery": _present(vars(entry.delivery)) if entry.delivery else None,
+            "content": vars(entry.content) if entry.content else None,
+            "origin": _origin(entry.origin),
+            "superseded": entry.is_superseded or None,
+            "round": entry.round or None,
         }
     )
+
+
+def _running(running: Running) -> dict[str, Any]:
+    return {key: item for key, item in _present(vars(running)).items() if key != "origin"}
+
+
+def _origin(origin: Origin) -> Optional[dict[str, Any]]:
+    return _present(vars(origin)) or None
 
 
 def _present(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +290,10 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
     entries = {}
     for step in sorted({*map(int, details), *failures, *processed, *(() if not first_version else rows)}):
         failure, attempts = failures.get(step, (None, 0))
-        entry = _entry(step, details.get(str(step)) or {}, rows.get(step) if step in processed else None)
+        detail = details.get(str(step)) or {}
+        # A result of weights that are no longer there is one although its step is not processed.
+        has_result = step in processed or bool(detail.get("superseded"))
+        entry = _entry(step, detail, rows.get(step) if has_result else None)
         if first_version and step in processed:
             carried = Delivery(CONFIRMED, digest=entry.result.digest if entry.result else None, via=CARRIED)
             entry = replace(entry, delivery=carried)
@@ -288,6 +309,10 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
         table_due=bool(value.get("table_due", False)),
         problem=value.get("problem"),
         busy=value.get("busy"),
+        places=tuple(Place(**place) for place in value.get("places") or ()),
+        moved=bool(value.get("moved", False)),
+        settings=dict(value.get("settings") or {}),
+        forced=Forced(**(value.get("forced") or {})),
         where=value.get("where"),
         writer=value.get("writer"),
         updated=value.get("last_update_time"),
@@ -315,7 +340,11 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
     if running is not None:
         before = running.get("before")
         files = tuple((name, size, mtime) for name, size, mtime in running["fingerprint"])
-        running = Running(**{**running, "fingerprint": files, "before": tuple(before) if before else None})
+        origin = Origin(**(details.get("evaluates") or {}))
+        running = Running(
+            **{**running, "fingerprint": files, "before": tuple(before) if before else None, "origin": origin}
+        )
+    content = details.get("content")
     return Entry(
         step=step,
         verdict=details.get("verdict"),
@@ -326,6 +355,9 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
         running=running,
         result=result,
         delivery=delivery,
+        content=Content(**{**content, "folder": tuple(content["folder"])}) if content else None,
+        origin=Origin(**(details.get("origin") or {})),
+        round=int(details.get("round", 0)),
     )
 
 

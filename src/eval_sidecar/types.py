@@ -69,6 +69,82 @@ Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a model lives.
+
+    Attributes:
+        host: The machine that saw it there.
+        path: The model dir, links resolved.
+        mark: Random text in our own folder there, the same on every machine that mounts it. None if unknown.
+    """
+
+    host: str
+    path: str
+    mark: Optional[str] = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.path}"
+
+    def is_same(self, other: Place) -> bool:
+        """Whether both are one folder, as far as that can be told without looking into it."""
+        return self.path == other.path and (self.host == other.host or None is not self.mark == other.mark)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the weights of a checkpoint's folder were when they were last read.
+
+    Attributes:
+        identity: Hash of their content; the same for a copy anywhere.
+        folder: Inode, mtime and ctime (ns) of the folder.
+        weights: Hash over name, size, times and inode of each of its weights files.
+        since: ISO 8601, UTC: when the newest of these files was written.
+    """
+
+    identity: str
+    folder: tuple[int, int, int]
+    weights: str
+    since: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a result was made of. What is not known is None.
+
+    Attributes:
+        identity: Of the weights that were evaluated.
+        settings: Key of the settings, among those that the ledger has.
+        at: ISO 8601, UTC: when the evaluation began.
+    """
+
+    identity: Optional[str] = None
+    settings: Optional[str] = None
+    at: Optional[str] = None
+
+
+#: Of a result that nobody has written anything down of.
+UNKNOWN = Origin()
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A request to evaluate everything once more.
+
+    Attributes:
+        round: Number of the request; an entry keeps the last one in which it was evaluated.
+        settings: Key of the settings that were asked for.
+        is_wanted: Whether the last start asked for it.
+    """
+
+    round: int = 0
+    settings: Optional[str] = None
+    is_wanted: bool = False
+
+
+NEVER_FORCED = Forced()
+
+
+@dataclass(frozen=True)
 class Result:
     """What one ``metrics.json`` says.
 

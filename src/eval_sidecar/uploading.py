@@ -20,7 +20,9 @@ from typing import Any, Callable, Optional
 from eval_sidecar import lookalikes
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
-from eval_sidecar.ledger import Failure
+from eval_sidecar.ledger import Entry, Failure
+from eval_sidecar.model_places import admit
+from eval_sidecar.provenance import read_provenance
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import part_of
 from eval_sidecar.reconcile import Comparison, compare, mark_for_repair
@@ -29,7 +31,7 @@ from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
 from eval_sidecar.status import unfinished
 from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
 from eval_sidecar.trackers.base import Tracker
-from eval_sidecar.types import ModelSpec, Stamp
+from eval_sidecar.types import UNKNOWN, ModelSpec, Stamp
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Uploader:
         confirms: Whether the tracker can be read back.
         settle_seconds: How long a server may take to show a row that it has.
         workers: Models at a time.
+        moved: Whether results of one name are of one training wherever they come from, as a person says.
     """
 
     results_root: Path
@@ -74,6 +77,7 @@ class Uploader:
     confirms: bool
     settle_seconds: float = 60.0
     workers: int = 8
+    moved: bool = False
 
     def state_file(self, spec: ModelSpec) -> Path:
         """A model's ledger."""
@@ -170,13 +174,13 @@ class Uploader:
     def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
         look, stamps = self._seen.look(self.results_root / spec.model_dir)
         with self._open(spec) as store:
-            taken = self._take_results(store, stamps)
+            taken, foreign = self._take_results(store, stamps)
             report = Report(where=store.ledger.where)
             if self.tracker is not None and not stop.is_set():
                 report = deliver(
                     *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
                 )
-            left = self._left(store)
+            left = (*foreign, *self._left(store))
             if not left:
                 ledger = store.ledger
                 counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
@@ -184,26 +188,34 @@ class Uploader:
             saved = store.path.exists()  # a model without results has no ledger yet
             return Outcome(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
 
-    def _take_results(self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]) -> int:
-        """Take every result that is new or has changed into the ledger of its model; return how many.
+    def _take_results(
+        self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]
+    ) -> tuple[int, tuple[str, ...]]:
+        """Take every result that is new or has changed into the ledger of its model.
 
         One that cannot be read becomes a failure with its reason, until it can be or is no longer there; what
         was known before is kept.
+
+        Returns:
+            How many are new, and a line if some were not taken because they are another model's.
         """
         model = store.ledger.model_dir
         # An evaluation's failure has a log, and is not the uploader's to forget.
         unread = [entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.log is None]
         gone = [step for step in unread if stamps.get(step) is None]
         changed, taken = [], 0
-        for step, found in stamps.items():
-            entry = store.ledger.entry(step)
-            is_known = entry.result is not None and not entry.failure and found == entry.result.stamp
-            if found is None or is_known:
+        news_of = [step for step, found in stamps.items() if _is_news(store.ledger.entry(step), found)]
+        # A Path would cost as much as reading the file.
+        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/metrics.json" for step in news_of}
+        written = {step: one for step, path in paths.items() if (one := read_provenance(path)) is not None}
+        admission = admit(store.ledger, written, moved=self.moved)
+        for step, path in paths.items():
+            if step in admission.foreign:
                 continue
+            entry = store.ledger.entry(step)
             try:
-                # A Path would cost as much as reading the file.
-                result = read_result(f"{self.results_root}/{model}/{entry.name}/metrics.json")
-                news = entry.evaluated(result)
+                result = read_result(path)
+                news = entry.evaluated(result, written[step].origin if step in written else UNKNOWN)
                 changed.append(news)
                 is_same = entry.result is not None and entry.result.digest == result.digest
                 taken += news.due() is not None and not is_same
@@ -216,8 +228,19 @@ class Uploader:
                 if entry.failure is None or entry.failure.error != str(error):
                     log.error("%s %s: %s", model, entry.name, error)
                     changed.append(failed)
-        store.update(lambda ledger: ledger.without_failures(gone).with_entries(changed))
-        return taken
+        known = admission.ledger
+        for one in written.values():
+            known = known.with_settings(one.origin.settings, one.settings)
+        places, settings = known.places, known.settings
+        store.update(
+            lambda ledger: replace(
+                ledger.without_failures(gone).with_entries(changed),
+                places=places,
+                settings=settings,
+                moved=self.moved,
+            )
+        )
+        return taken, (admission.reason,) if admission.reason else ()
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:
         expected = self.tracker is not None
@@ -238,7 +261,9 @@ class Uploader:
         """
         assert self.tracker is not None
         with self._open(spec) as store:
-            self._take_results(store, list_stamps(self.results_root / spec.model_dir))
+            _, foreign = self._take_results(store, list_stamps(self.results_root / spec.model_dir))
+            if foreign:
+                raise ResultError(foreign[0])
             return compare(store.ledger, self.tracker.read(spec))
 
     def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[Outcome]:
@@ -255,6 +280,12 @@ class Uploader:
                 return Outcome(spec, report, self._left(store))
 
         return self._for_each(models, work, lambda outcome: None)
+
+
+def _is_news(entry: Entry, found: Optional[Stamp]) -> bool:
+    """Whether a result on disk is not the one that is known."""
+    is_known = entry.result is not None and not entry.failure and found == entry.result.stamp
+    return found is not None and not is_known
 
 
 def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:

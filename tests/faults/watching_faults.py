@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Callable, Optional
 
-from faults.files import prepare_watching, stage, write_at_once, write_slowly
+from faults.files import announce, prepare_watching, stage, write_at_once, write_slowly
 from faults.registry import kind
 from faults.uploads import end_with_sigterm, set_clock_back, slow_down, turn_clock_back
 from faults.world import WATCHER_STATE, Started, World
 
+SAVING_MOMENTS = ("time", "request", "stream", "state", "evaluated", "evaluated")
 WATCH_MOMENTS = (
     "time",
     "request",
@@ -142,6 +144,65 @@ def slow_writer(world: World) -> None:
         world.complete.add(step)
         world.tell(f"checkpoint-{step} is whole")
     _end(world, started)
+
+
+@kind("step-saved-again")
+def step_saved_again(world: World) -> None:
+    """A step is saved again, with other weights or the same, while it waits, while it is evaluated, between
+    evaluation and delivery, or after it was confirmed; the watcher is killed meanwhile, or not.
+    """
+    prepare_watching(world, by_weights=True)
+    steps = world.random.sample(range(10, 300, 10), world.random.randint(1, 3))
+    saved = {step: _save(world, step, None) for step in steps}
+    for _ in range(world.random.randint(1, 3)):
+        started = world.watch(world.random.choice(("once", "run")))
+        for _ in range(world.random.randint(1, 2)):
+            step = world.random.choice(steps)
+            if world.random.random() < 0.5:
+                calls = world.repository.calls.count(f"checkpoint-{step}")
+                world.wait_for(
+                    lambda: world.repository.calls.count(f"checkpoint-{step}") > calls,  # noqa: B023
+                    started,
+                    8,
+                )
+                world.tell(f"moment: during the evaluation of checkpoint-{step}")
+            else:
+                world.random_moment(started, SAVING_MOMENTS)
+            saved[step] = _save(world, step, saved[step])
+        if world.random.random() < 0.4:
+            world.kill(started, everything=world.random.random() < 0.65)
+        elif started.words[0] == "run":
+            _end(world, started)
+        else:
+            world.wait(started)
+
+
+def _save(world: World, step: int, before: Optional[dict[str, bytes]]) -> dict[str, bytes]:
+    """Save a step, over the folder of before or in its place; now and then the weights are the same."""
+    chance = world.random
+    files = stage(world, step, chance.uniform(0, 1.5))
+    folder = world.repository.model_dir / f"checkpoint-{step}"
+    single = "model.safetensors"
+    if before is not None and chance.random() < 0.2:
+        files = {**before, "optimizer.pt": files["optimizer.pt"]}
+    announce(world, step, files)
+    if before is not None and single in files and single in before and chance.random() < 0.4:
+        # As newer trainers write over a folder that is there: each file beside, and renamed.
+        how = "over the one before"
+        for name, content in files.items():
+            (folder / f"{name}.tmp").write_bytes(content)
+            (folder / f"{name}.tmp").replace(folder / name)
+    else:
+        how = "anew"
+        shutil.rmtree(folder, ignore_errors=True)
+        (write_at_once if chance.random() < 0.6 else _write_slowly_to(world))(folder, files)
+    world.complete.add(step)
+    world.tell(f"checkpoint-{step} saved {how}: {world.values[step]}")
+    return files
+
+
+def _write_slowly_to(world: World) -> Callable[[Path, dict[str, bytes]], None]:
+    return lambda folder, files: write_slowly(world, folder, files)
 
 
 def _watching(world: World) -> Started:

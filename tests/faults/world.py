@@ -43,6 +43,7 @@ class Started:
     results: Results
     complete: frozenset[int]
     traces: int
+    values: dict[int, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -61,6 +62,7 @@ class World:
         given_up: Models whose run the server will never take again.
         at_judgement: What else is to be looked at, once everything is over.
         at_close: What is to be undone after everything has been ended.
+        values: The HR@10 of the weights that were saved last, of steps that may be saved again.
     """
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
@@ -73,6 +75,7 @@ class World:
         self.given_up: set[str] = set()
         self.at_judgement: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
+        self.values: dict[int, float] = {}
         self.again: Callable[[], Started] = self.upload
         self.story: list[str] = []
         self.began = time.monotonic()
@@ -117,6 +120,7 @@ class World:
             self.results(),
             frozenset(self.complete),
             self.traces(),
+            dict(self.values),
         )
         self.tell(f"started {began.command.pid}: {' '.join(words)}")
         return began
@@ -177,6 +181,15 @@ class World:
                 if not any(place[1] == step for place in now)
             ),
             *(f"{model} cannot be delivered" for model in sorted(self.given_up)),
+            *self._of_other_weights(now, started.values),
+        ]
+
+    def _of_other_weights(self, results: Results, values: Mapping[int, float]) -> list[str]:
+        """The steps whose result is not that of the weights that were saved last, and not since."""
+        return [
+            f"checkpoint-{step}: {numbers.get('HR@10')} is not of its last weights ({values[step]})"
+            for (_, step), numbers in sorted(results.items())
+            if step in values and values[step] == self.values[step] != numbers.get("HR@10")
         ]
 
     def until_done(self) -> None:
@@ -341,6 +354,8 @@ class World:
         for step in sorted(self.complete):
             if not any(place[1] == step for place in results):
                 self.verdict.count("missed", f"checkpoint-{step} has no result")
+        for line in self._of_other_weights(results, self.values):
+            self.verdict.count("wrong", line)
         # The worker ends itself where its parent was killed: a moment later.
         deadline = time.monotonic() + 5
         while (alive := self.repository.processes()) and time.monotonic() < deadline:

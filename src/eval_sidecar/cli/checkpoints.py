@@ -13,7 +13,7 @@ from typing import Optional
 
 import click
 
-from eval_sidecar.checkpoints import list_checkpoints, model_name, step_of
+from eval_sidecar.checkpoints import list_checkpoints, step_of
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.options import find_path, state_folder
 from eval_sidecar.cli.terminal import say
@@ -23,6 +23,7 @@ from eval_sidecar.files import leave_request
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
 from eval_sidecar.places import checkpoint_in, places
+from eval_sidecar.status import origin_lines
 from eval_sidecar.store import load, name_in_files, open_store
 from eval_sidecar.types import Checkpoint
 
@@ -30,6 +31,7 @@ _common = (
     click.option("--sft-root", required=True, help="Folder that holds the checkpoint-* folders."),
     click.option("--repo-root", default=".", show_default=True),
     click.option("--state-dir", help="[default: state/wandb_eval_sidecar in REPO_ROOT]"),
+    click.option("--model-name", help="[default: the name of SFT_ROOT's last part]"),
 )
 
 
@@ -40,11 +42,13 @@ def _step(text: str) -> int:
     return step
 
 
-def _find_ledgers(sft_root: str, repo_root: str, state_dir: Optional[str]) -> tuple[Path, list[Path]]:
+def _find_ledgers(
+    sft_root: str, repo_root: str, state_dir: Optional[str], model_name: Optional[str]
+) -> tuple[Path, list[Path]]:
     root = Path(os.path.abspath(repo_root))
     model_dir = find_path(sft_root, root)
     folder = state_folder(state_dir, root)
-    pattern = f"{glob.escape(name_in_files(model_dir.name))}_{'[0-9a-f]' * 12}.json"
+    pattern = f"{glob.escape(name_in_files(model_name or model_dir.name))}_{'[0-9a-f]' * 12}.json"
     return model_dir, sorted(folder.glob(pattern))
 
 
@@ -52,19 +56,24 @@ def _find_ledgers(sft_root: str, repo_root: str, state_dir: Optional[str]) -> tu
 @_common[0]
 @_common[1]
 @_common[2]
+@_common[3]
 @click.option("--checkpoint-ready-seconds", type=float, default=120.0, show_default=True)
 @click.argument("step")
 def explain(
-    sft_root: str, repo_root: str, state_dir: Optional[str], checkpoint_ready_seconds: float, step: str
+    sft_root: str,
+    repo_root: str,
+    state_dir: Optional[str],
+    model_name: Optional[str],
+    checkpoint_ready_seconds: float,
+    step: str,
 ) -> int:
     """Say where a checkpoint stands, and how that is known."""
-    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir)
+    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir, model_name)
     number = _step(step)
     ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
     provable = any(ledger.provable for _, ledger in ledgers)
     known = _explain_folder(
-        model_dir,
-        state_folder(state_dir, Path(os.path.abspath(repo_root))),
+        *(model_dir, model_name or model_dir.name, state_folder(state_dir, Path(os.path.abspath(repo_root)))),
         number,
         checkpoint_ready_seconds,
         provable,
@@ -73,6 +82,8 @@ def explain(
         if number in ledger.entries:
             known = True
             _explain_entry(ledger, ledger.entries[number], path)
+            if ledger.places and os.path.realpath(model_dir) != ledger.places[0].path:
+                say("             which is not this folder: two models of one name? (--model-name)")
     if not known:
         raise UsageError(
             f"checkpoint-{number}: there is no such folder in {model_dir}, and no ledger knows it"
@@ -82,11 +93,11 @@ def explain(
 
 
 def _explain_folder(
-    model_dir: Path, state_dir: Path, step: int, quiet_seconds: float, provable: bool
+    model_dir: Path, model: str, state_dir: Path, step: int, quiet_seconds: float, provable: bool
 ) -> bool:
     """Judge the folder, and its pin, as they are now; False where there is neither."""
     folders = [("folder", model_dir / f"checkpoint-{step}", model_dir / f"checkpoint-{step}")]
-    for place in places(model_dir, model_name(model_dir), state_dir):
+    for place in places(model_dir, model, state_dir):
         held, used = (checkpoint_in(folder, step).path for folder in (place.held, place.used))
         folders.append(("pinned", used if used.is_dir() else held, held if held.is_dir() else used))
     found = False
@@ -116,7 +127,8 @@ def _unchanged(folder: Path) -> float:
 
 
 def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
-    say(f"ledger       {path}")
+    where = f", of {ledger.places[0]}" if ledger.places else ""
+    say(f"ledger       {path}{where}")
     if entry.first_seen:
         say(f"first seen   {entry.first_seen}, last verdict {entry.verdict}")
         for fact in entry.evidence:
@@ -134,8 +146,12 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
         say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")
         if entry.failure.log:
             say(f"             log: {entry.failure.log}")
+    if entry.content:
+        say(f"weights      {entry.content.identity}, saved {entry.content.since}")
     if entry.result:
         say(f"result       {entry.result.path}")
+        for line in origin_lines(ledger, entry):
+            say(f"             {line}")
         say("             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items()))
         for name in entry.result.left_out:
             say(f"left out     {name}")
@@ -151,13 +167,20 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
 @_common[0]
 @_common[1]
 @_common[2]
+@_common[3]
 @click.argument("steps", nargs=-1)
-def retry(sft_root: str, repo_root: str, state_dir: Optional[str], steps: Sequence[str]) -> int:
+def retry(
+    sft_root: str,
+    repo_root: str,
+    state_dir: Optional[str],
+    model_name: Optional[str],
+    steps: Sequence[str],
+) -> int:
     """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
 
     A checkpoint that is named is also given up where its evaluation runs, or did, on another machine.
     """
-    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir)
+    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir, model_name)
     numbers = [_step(step) for step in steps]
     if not paths:
         raise UsageError(

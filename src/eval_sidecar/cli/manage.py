@@ -20,7 +20,7 @@ from eval_sidecar.errors import LaunchError, LockedError, StateError
 from eval_sidecar.launchers.base import ENDED
 from eval_sidecar.outcome import interrupt
 from eval_sidecar.process import machine_elsewhere
-from eval_sidecar.status import describe
+from eval_sidecar.status import describe, list_origins, settings_line
 from eval_sidecar.store import load, open_store
 
 _instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
@@ -122,7 +122,7 @@ def status(instance: Optional[str], as_json: bool) -> int:
 def _state(instance: Instance) -> dict[str, Any]:
     process = daemon.find_process(instance)
     record = daemon.read_record(instance)
-    models = []
+    models: list[dict[str, Any]] = []
     for path in _state_files(instance):
         try:
             ledger = load(path, keep_corrupt=True)
@@ -130,7 +130,14 @@ def _state(instance: Instance) -> dict[str, Any]:
             models.append({"model": path.stem, "problem": str(error)})
             continue
         if ledger is not None:
-            models.append(describe(ledger, path))
+            models.append(
+                {
+                    **describe(ledger, path),
+                    "checkpoints": list_origins(ledger),
+                    "settings": dict(ledger.settings),
+                    "settings_changed": settings_line(ledger),
+                }
+            )
     return {
         "instance": instance.name,
         "running": process is not None,
@@ -165,7 +172,13 @@ def _print_state(state: dict[str, Any]) -> None:
             say(f"    {_job_line(job, alone=not state['running'])}")
         for waiting in model["waiting"]:
             pinned = ", pinned" if waiting["pinned"] else ""
-            say(f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned}){_interrupted(waiting)}")
+            other = ", its result is of other weights" if waiting["checkpoint"] in model["superseded"] else ""
+            say(
+                f"    waiting {waiting['checkpoint']} ({waiting['verdict']}{pinned}{other})"
+                f"{_interrupted(waiting)}"
+            )
+        if model["settings_changed"]:
+            say(f"    {model['settings_changed']}", fg="yellow")
         if model["busy"] and state["running"]:
             say(f"    not started: {model['busy']}", fg="yellow")
         if model["last_error"]:

@@ -20,6 +20,7 @@ from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
 from eval_sidecar.scripts import why_no_shell_script
+from eval_sidecar.settings import Settings
 from eval_sidecar.space import Limits, parse_amount
 from eval_sidecar.types import ModelSpec
 
@@ -31,9 +32,17 @@ _SCRIPT_VARIABLES = (
     *("do_sample", "length_penalty", "sid_levels", "seed"),
 )
 
+#: Flags that bear on the numbers, beside the files.
+_BEARING = (
+    *("category", "num_beams", "max_new_tokens", "temperature", "do_sample", "length_penalty"),
+    *("sid_levels", "seed"),
+)
+
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--repo-root", default=".", show_default=True, help="Where the evaluation script runs; results/ is below it."),
     click.option("--sft-root", help="Folder that holds the checkpoint-* folders.  [required]"),
+    click.option("--model-name", help="What the model is called: in results, run, ledger and logs.  [default: the folder's name]"),
+    click.option("--moved", is_flag=True, help="SFT_ROOT is the training that had this name elsewhere before."),
     click.option("--eval-script", help="Run as `bash SCRIPT SFT_ROOT`.  [default: evaluate_sft_3b.sh in REPO_ROOT; where there is none, the one that comes with eval-sidecar]"),
     click.option("--test-data-path", envvar="TEST_DATA_PATH", help="Test set.  [default: data/CATEGORY/sft/test.json]"),
     click.option("--index-path", envvar="INDEX_PATH", help="Item index.  [default: data/CATEGORY/id2sid.json]"),
@@ -124,9 +133,9 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
     model_dir = find_path(flags["sft_root"], repo_root)
     if model_dir.exists():  # else it is waited for
         _require_folder(model_dir, "--sft-root")
-    require_text(model_dir.name, "--sft-root")
     if step_of(model_dir.name) is not None:
         raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
+    model = name_of_model(flags["model_name"], model_dir)
     eval_script = find_script(flags["eval_script"], repo_root)
     _require_file(
         eval_script,
@@ -148,6 +157,7 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         TEST_DATA_PATH=str(test_data),
         INDEX_PATH=str(index),
     )
+    spec = _spec(flags, model, test_data)
     config = WatchConfig(
         model_dir=model_dir,
         repo_root=repo_root,
@@ -164,14 +174,38 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
             most=flags["max_pins"],
             size=parse_amount(flags["max_pin_size"], "--max-pin-size", most=1.0000001),
         ),
+        name=model,
+        settings=_settings(flags, spec, test_data_path=test_data, index_path=index, eval_script=eval_script),
+        force_anew=flags["once"],
     )
     return WatchPlan(
         config=config,
-        spec=_spec(flags, model_dir.name, test_data),
+        spec=spec,
         state_dir=state_folder(flags["state_dir"], repo_root),
         launcher=choose_launcher(flags),
         flags=flags,
     )
+
+
+def name_of_model(given: Optional[str], model_dir: Path) -> str:
+    """What a model is called: as given, or as its folder.
+
+    Raises:
+        UsageError: where results could not lie in a folder of that name.
+    """
+    if given is None:
+        require_text(model_dir.name, "--sft-root")
+        return model_dir.name
+    require_text(given, "--model-name")
+    if not given.strip() or given.startswith(".") or not given.isprintable() or set(given) & set("/\\"):
+        raise UsageError(f"--model-name {given!r}: cannot be the name of a folder in results")
+    return given
+
+
+def _settings(flags: Mapping[str, Any], spec: ModelSpec, **files: Path) -> Settings:
+    """What bears on the numbers."""
+    values = {name: flags[name] for name in _BEARING}
+    return Settings({"dataset": spec.dataset, "eval_split": spec.eval_split, **values}, files)
 
 
 def _spec(flags: Mapping[str, Any], model: str, test_data: Path) -> ModelSpec:

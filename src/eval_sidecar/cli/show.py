@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -15,7 +15,7 @@ from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
-from eval_sidecar.status import HEADLINE, describe
+from eval_sidecar.status import HEADLINE, describe, other_settings
 from eval_sidecar.store import LedgerStore
 
 if TYPE_CHECKING:
@@ -112,6 +112,22 @@ def counts_line(state: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
+#: Marks of results that are not what a reader would take them for, and what each means.
+_LEGEND = {
+    "!": "of weights that were there before; those that are there now are not evaluated yet",
+    "*": "made with other settings than those of now",
+    "?": "made with unknown settings: found in results, or by an earlier version",
+}
+
+
+def _mark(ledger: Ledger, entry: Entry, others: Collection[int]) -> str:
+    if entry.is_superseded:
+        return "!"
+    if entry.step in others:
+        return "*"
+    return "?" if entry.origin.settings is None and ledger.settings else ""
+
+
 def results_table(ledger: Ledger) -> None:
     """Print one row a checkpoint, the best marked; nothing where there are no results."""
     results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
@@ -123,22 +139,28 @@ def results_table(ledger: Ledger) -> None:
 
     shown = [metric for metric in HEADLINE if any(metric in metrics for metrics in results.values())]
     shown = shown or sorted({name for metrics in results.values() for name in metrics})[:4]
-    best = {metric: best_step(results, metric) for metric in shown}
+    current = {step: found for step, found in results.items() if not ledger.entry(step).is_superseded}
+    best = {metric: best_step(current, metric) for metric in shown}
     table = Table(title=Text(clean(ledger.model_dir)), title_justify="left")
     table.add_column("step", justify="right")
     for metric in shown:
         table.add_column(Text(clean(metric)), justify="right")
     table.add_column("delivered")
     table.add_column("")
+    others = {step for steps in other_settings(ledger).values() for step in steps}
+    marks = {step: _mark(ledger, ledger.entry(step), others) for step in results}
     for step, metrics in results.items():
         is_best = step == best[shown[0]]
         numbers = [f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in shown]
-        mark = "<- best" if is_best else ""
+        mark = f"{marks[step]} {'<- best' if is_best else ''}".strip()
         table.add_row(
             *(str(step), *numbers, _delivered(ledger.entry(step)), mark),
             style="bold green" if is_best else None,
         )
     Console().print(table)
+    for mark, meaning in _LEGEND.items():
+        if mark in marks.values():
+            say(f"{mark} {meaning}")
 
 
 def _delivered(entry: Entry) -> str:

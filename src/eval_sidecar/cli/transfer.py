@@ -171,7 +171,8 @@ def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
 @click.option(
     "--force", is_flag=True, help="Take the archive's files even if a newer archive was unpacked before."
 )
-def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, force: bool) -> int:
+@click.option("--moved", is_flag=True, help="Take results of a training that had its name elsewhere before.")
+def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, force: bool, moved: bool) -> int:
     """Bring an archive of `pack` into the results; running it again changes nothing.
 
     ARCHIVE is a file, any of its parts, or how its name begins. Without it, the newest result*.tar.gz in
@@ -182,7 +183,7 @@ def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, forc
     older = f" (the newest of {found.passed_over + 1})" if found.passed_over else ""
     say(f"archive      {found.name}{older}")
     with _progress("unpacking") as notify:
-        report = unpack(found, Path(results_root), mirror=mirror, force=force, notify=notify)
+        report = unpack(found, Path(results_root), mirror=mirror, force=force, moved=moved, notify=notify)
     _show_unpacked(report, results_root)
     return 0
 

@@ -117,6 +117,9 @@ def prepare_manifest(
 @click.option("--once", is_flag=True, help="Upload what there is now, then end.")
 @click.option("--poll-interval-seconds", type=click.FloatRange(min=0.05), default=60.0, show_default=True)
 @click.option("--disable-wandb", is_flag=True, help="Take results into the ledgers, deliver nothing.")
+@click.option(
+    "--moved", is_flag=True, help="Results of one name are of one training, wherever they were made."
+)
 @click.option("--instance", envvar="INSTANCE", help="Name for `status`, `tail` and `stop`.")
 def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
     """Upload the results of a manifest's models: what is new or has changed, each point once.
@@ -378,6 +381,7 @@ def _uploader(flags: dict[str, Any], tracker: Optional[Tracker], mode: Optional[
         confirms=mode == "online",
         settle_seconds=flags["confirm_seconds"],
         workers=flags["workers"],
+        moved=flags.get("moved", False),
     )
 
 

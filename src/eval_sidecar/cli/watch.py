@@ -24,16 +24,20 @@ from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
+from eval_sidecar.config import WatchConfig
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock, private_folder
 from eval_sidecar.installation import own_evaluation_script
+from eval_sidecar.ledger import Ledger
 from eval_sidecar.loop import Waker, run_loop
+from eval_sidecar.model_places import place_of, second_model, settle_place
 from eval_sidecar.notices import watch_folders
-from eval_sidecar.places import key_of, lock_path
+from eval_sidecar.places import lock_path, short_key
+from eval_sidecar.settings import key_of
 from eval_sidecar.sidecar import Sidecar
-from eval_sidecar.status import unfinished, waiting
-from eval_sidecar.store import LedgerStore, open_store, state_path
+from eval_sidecar.status import settings_line, unfinished, waiting
+from eval_sidecar.store import LedgerStore, load, open_store, stable_hash, state_path
 from eval_sidecar.trackers.wandb_checks import check_runs
 
 log = logging.getLogger(__name__)
@@ -65,25 +69,54 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(stop, wake, STOPPING[flags["launcher"]]))
-        store = stack.enter_context(
-            open_store(path, plan.spec.model_dir, plan.spec.run_id, plan.spec.run_name)
-        )
-        stack.enter_context(_only_one(plan.config.model_dir))
+        store = stack.enter_context(_opened(path, plan))
+        stack.enter_context(_only_one(plan.config))
+        settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags["moved"])
         tracker = open_tracker(flags, mode, path.with_suffix(".wandb.log"))
         if reason:
             log.warning("%s", reason)
         courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
         presence = stack.enter_context(registered(instance, [str(path)], "watch"))
-        store.update(lambda ledger: replace(ledger, writer=_writer(flags)))
+        settings = plan.config.settings.now()
+        key = key_of(settings)
+        store.update(
+            lambda ledger: replace(
+                ledger.with_settings(key, settings), writer={**_writer(flags), "settings": key}
+            )
+        )
         log.info("%s", _greeting(plan.config.model_dir))
         if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
             log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
+        if (changed := settings_line(store.ledger, force=flags["force_eval"])) is not None:
+            log.warning("%s: %s", plan.config.model, changed)
         if keeps_evaluator(flags, plan.config.eval_script):
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
         for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
         interrupted = _run(plan, store, courier, presence, wake, stop)
     return _report(plan, store, mode, interrupted)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, plan: WatchPlan) -> Iterator[LedgerStore]:
+    """The model's ledger, held; where another process holds it for another model, say so."""
+    spec = plan.spec
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(open_store(path, spec.model_dir, spec.run_id, spec.run_name))
+        except LockedError:
+            place, holder = place_of(plan.config.model_dir), _load(path)
+            if holder is not None and holder.places and not place.is_same(holder.places[0]):
+                raise LockedError(second_model(spec.model_dir, holder.places[0], place)) from None
+            raise
+        yield store
+
+
+def _load(path: Path) -> Optional[Ledger]:
+    try:
+        return load(path, keep_corrupt=True)
+    except StateError:
+        return None
 
 
 def _greeting(model_dir: Path) -> str:
@@ -163,11 +196,17 @@ def _writer(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _only_one(model_dir: Path) -> Iterator[None]:
-    """Keep a second sidecar off this model dir, even one with another state folder or by another link."""
+def _only_one(config: WatchConfig) -> Iterator[None]:
+    """Keep a second sidecar off this model dir, whatever link leads there, and off this model's results."""
+    model_dir, results = config.model_dir, config.results_root
     busy = (
         f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
         " two would evaluate everything twice"
+    )
+    of_results = results / OWN_FOLDER / f"{stable_hash({'model_dir': config.model})[:12]}.lock"
+    results_busy = (
+        f"{results / config.model}: another sidecar already writes its results there (of another folder"
+        " of this name?); give one of them a name of its own with --model-name"
     )
     beside = lock_path(model_dir)
     old = model_dir / OWN_FOLDER / "lock"
@@ -183,5 +222,11 @@ def _only_one(model_dir: Path) -> Iterator[None]:
         except StateError as error:
             log.warning("%s: a second sidecar is kept off by this user on this machine only", error)
             own = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
-            stack.enter_context(held_lock(own / f"{key_of(model_dir)}.lock", busy))
+            stack.enter_context(held_lock(own / f"{short_key(model_dir)}.lock", busy))
+        try:
+            stack.enter_context(held_lock(of_results, results_busy))
+        except LockedError:
+            raise
+        except StateError as error:
+            log.warning("%s: nothing keeps a second sidecar off these results", error)
         yield

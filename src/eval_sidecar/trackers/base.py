@@ -57,6 +57,8 @@ class ServerView:
             rows are known from somewhere else than the run's history.
         described: The points, without their numbers, that the run's summary and table show; none where
             the table is not stored. None where the run does not say.
+        home: What the run says of the model whose points it holds, as `Session.home` said it last; None
+            where it does not say.
     """
 
     exists: bool
@@ -65,6 +67,7 @@ class ServerView:
     writer: Optional[str] = None
     knows_end: bool = True
     described: Optional[tuple[ServerRow, ...]] = None
+    home: Optional[str] = None
 
     def newest_rows(self) -> dict[int, ServerRow]:
         """The row that counts of each step: that of the highest revision, the last of several."""
@@ -84,6 +87,7 @@ class Session:
             where only the table and the summary are sent.
         table: Every point of the model by step, from the ledger: what the run's table and summary show.
         placed: Index of the row of each step that the run has, or gets with this session, as far as known.
+        home: What the run is to say of the model whose points it holds, as text; None for nothing.
     """
 
     spec: ModelSpec
@@ -91,6 +95,7 @@ class Session:
     rows: tuple[tuple[int, Point], ...]
     table: tuple[Point, ...]
     placed: Mapping[int, int] = field(default_factory=dict)
+    home: Optional[str] = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,11 @@ class WandbTracker:
             raise ReadBackUnsupported(
                 f"W&B mode is {self._settings.mode}: what has arrived cannot be looked up"
             )
-        keys = {"delivered_key": content.DELIVERED, "table_key": content.TABLE}
+        keys = {
+            "delivered_key": content.DELIVERED,
+            "table_key": content.TABLE,
+            "home_key": content.HOME,
+        }
         request = {"op": "read", **_run_of(spec), **keys}
         answer = self._ask(request, self._settings.read_deadline)
         self._found[spec.entity, spec.project, spec.run_id] = answer.get("config")
@@ -79,7 +83,10 @@ class WandbTracker:
                 raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
             last = max((row.index for row in delivered), default=-1)
             return ServerView(
-                exists=True, last_index=last, rows=delivered, knows_end=False, described=delivered
+                *(True, last, delivered),
+                knows_end=False,
+                described=delivered,
+                home=answer.get("home"),
             )
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
@@ -89,6 +96,7 @@ class WandbTracker:
             rows=tuple(sorted(points, key=lambda row: row.index)),
             writer=answer["writer"],
             described=content.delivered_rows(answer["delivered"]) if answer["table_stored"] else (),
+            home=answer.get("home"),
         )
 
     def send(self, session: Session) -> Receipt:
@@ -103,7 +111,10 @@ class WandbTracker:
             "directory": str(settings.directory),
             "start": session.start,
             "rows": [(index, content.row_of(point)) for index, point in session.rows],
-            "summary": content.summary_of(session.table, session.placed),
+            "summary": {
+                **content.summary_of(session.table, session.placed),
+                **({content.HOME: session.home} if session.home else {}),
+            },
             "table": {
                 "key": content.TABLE,
                 "columns": content.table_columns_of(session.table),

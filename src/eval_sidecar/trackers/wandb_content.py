@@ -23,6 +23,8 @@ TABLE_COLUMNS = (STEP, "checkpoint_name", *TABLE_METRICS, "metrics_path")
 POSITION = ("checkpoint_index", "epoch_progress")
 #: Summary key that says what was delivered.
 DELIVERED = "delivered_points"
+#: Summary key that says of which model: where it lives, and what its weights are.
+HOME = "delivered_from"
 #: Metrics that the summary follows.
 SUMMARY_METRICS = ("HR@10", "NDCG@10")
 

@@ -151,7 +151,8 @@ def _read_summary(client: Client, request: Request) -> Answer:
     run = ((response.json().get("data") or {}).get("model") or {}).get("bucket")
     summary = json.loads((run or {}).get("summaryMetrics") or "{}")
     config = sorted(json.loads((run or {}).get("config") or "{}")) if run else None
-    return {"delivered": summary.get(request["delivered_key"]) if run else "[]", "config": config}
+    delivered = summary.get(request["delivered_key"]) if run else "[]"
+    return {"delivered": delivered, "config": config, "home": summary.get(request["home_key"])}
 
 
 def _read_history(client: Client, request: Request) -> Answer:
@@ -181,6 +182,7 @@ def _read_history(client: Client, request: Request) -> Answer:
         "rows": rows,
         "writer": _writer_of(run),
         "delivered": delivered,
+        "home": summary.get(request["home_key"]),
         "table_stored": delivered is None or _is_stored(run, summary.get(request["table_key"])),
     }
 

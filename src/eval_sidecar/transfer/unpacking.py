@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.errors import BundleError, StateError
+from eval_sidecar.errors import BundleError, StateError, UsageError
 from eval_sidecar.files import held_lock
 from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
 from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
 from eval_sidecar.transfer.find import Found
 from eval_sidecar.transfer.index import FULL, MANIFEST_NAME, Index, shown
+from eval_sidecar.transfer.owners import refuse_other_models
 from eval_sidecar.transfer.scan import KEPT_MARK, LeftOut, Rules, list_files
 from eval_sidecar.transfer.staging import (
     Staged,
@@ -74,6 +75,7 @@ def unpack(
     *,
     mirror: bool = False,
     force: bool = False,
+    moved: bool = False,
     notify: Optional[Notify] = None,
 ) -> UnpackReport:
     """Unpack an archive into the results.
@@ -83,6 +85,7 @@ def unpack(
         results_root: Made where it is missing.
         mirror: Remove the files that a full archive does not have.
         force: Take the archive's files even where a newer archive was unpacked before.
+        moved: Take results of another place under a name that is known here: it is the same training.
         notify: Told how many of how many files are done.
 
     Raises:
@@ -97,7 +100,7 @@ def unpack(
         with held_lock(lock, f"{results_root}: another unpack is under way there; wait until it is done"):
             try:
                 with staging_folder(root) as staging:
-                    return _Unpacking(root, staging, force, notify).run(found, mirror)
+                    return _Unpacking(root, staging, force, notify).run(found, mirror, moved)
             finally:
                 _clean_up(made, lock)
     except OSError as error:
@@ -124,7 +127,7 @@ class _Unpacking:
         self._brought = read_brought(root)
         self._report = UnpackReport()
 
-    def run(self, found: Found, mirror: bool) -> UnpackReport:
+    def run(self, found: Found, mirror: bool, moved: bool) -> UnpackReport:
         """Check, stage, and put in place."""
         report, arrival = self._report, self._arrival
         try:
@@ -136,7 +139,9 @@ class _Unpacking:
             check_places(self._root, [entry.name for entry in staged])
             removed = self._superfluous(names, origin) if mirror else []
             report.moved = [name for name in removed if not self._is_brought(name)]
-        except BundleError as error:
+            if not (moved or mirror):
+                refuse_other_models(self._root, staged)
+        except (BundleError, UsageError) as error:
             raise BundleError(f"{found.name}: {error}; nothing was changed") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

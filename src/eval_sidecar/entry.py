@@ -1,0 +1,240 @@
+"""What is known of one checkpoint: what is there, evaluated, failed, delivered. Values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+from eval_sidecar.types import UNKNOWN, Content, Origin, Point, Result
+
+PENDING = "pending"  # to be sent
+SENT = "sent"  # the intent is on disk; what arrived is not known
+CONFIRMED = "confirmed"  # read back from the server
+
+#: `Delivery.via` of what an older script's state file calls processed: taken as delivered.
+CARRIED = "the state file of an older version"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where a point stands on its way to the tracker.
+
+    Attributes:
+        status: `PENDING`, `SENT` or `CONFIRMED`.
+        revision: Revision of the point that this is about.
+        digest: `Result.digest` of what was sent; None before.
+        index: Index of the row on the server.
+        sent_at: Seconds since the epoch.
+        via: What is known about how it went: where an offline session lies, or who says that it is there.
+    """
+
+    status: str = PENDING
+    revision: int = 0
+    digest: Optional[str] = None
+    index: Optional[int] = None
+    sent_at: Optional[float] = None
+    via: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a checkpoint has no result.
+
+    Attributes:
+        time: ISO 8601, UTC.
+        error: One line.
+        log: The evaluation's log, or None where it did not come to that.
+        final: Whether it is not tried again until somebody clears it.
+    """
+
+    time: str
+    error: str
+    log: Optional[str] = None
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """An evaluation under way: enough to find it again after a restart.
+
+    Attributes:
+        handle: The launcher's own words for the job.
+        started_at: Seconds since the epoch.
+        log: File that gets its output, as other attempts' have before.
+        path: The folder that is evaluated.
+        fingerprint: Name, size and mtime (ns) of each file in it at the start.
+        before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
+        metrics: Where the evaluation is to leave its ``metrics.json``.
+        state: Where the job stood when it was last looked at, in the launcher's words.
+        ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
+            afterwards looks like anybody's cancellation.
+        evicted: Whether that is because the machine has taken it away, which costs no attempt.
+        log_size: Bytes that were in the log before it.
+        origin: What is evaluated, and how.
+    """
+
+    handle: dict[str, Any]
+    started_at: float
+    log: str
+    path: str
+    fingerprint: tuple[tuple[str, int, int], ...]
+    before: Optional[tuple[int, int]] = None
+    metrics: Optional[str] = None
+    state: Optional[str] = None
+    ending: Optional[str] = None
+    evicted: bool = False
+    log_size: int = 0
+    origin: Origin = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Everything about one checkpoint.
+
+    Attributes:
+        step: Training step.
+        verdict: The last verdict on its completeness, or None where it was never looked at.
+        evidence: What that verdict rests on.
+        first_seen: ISO 8601, UTC.
+        pinned: Whether hard links keep it alive.
+        attempts: Evaluations that have failed since it was last cleared.
+        evictions: Why evaluations were taken away by the machine since then, one text each.
+        running: The evaluation under way.
+        failure: Why the last evaluation failed.
+        result: Its numbers.
+        delivery: How far its point has come.
+        listed: An older script's state file lists the step as processed, without its numbers.
+        content: What the checkpoint's weights are now; None where nobody has had to look.
+        origin: What `result` was made of.
+        round: As in `Forced`.
+    """
+
+    step: int
+    verdict: Optional[str] = None
+    evidence: tuple[str, ...] = ()
+    first_seen: Optional[str] = None
+    pinned: bool = False
+    attempts: int = 0
+    evictions: tuple[str, ...] = ()
+    running: Optional[Running] = None
+    failure: Optional[Failure] = None
+    result: Optional[Result] = None
+    delivery: Optional[Delivery] = None
+    listed: bool = False
+    content: Optional[Content] = None
+    origin: Origin = UNKNOWN
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        """``checkpoint-<step>``."""
+        return f"checkpoint-{self.step}"
+
+    @property
+    def processed(self) -> bool:
+        """Whether the checkpoint needs no evaluation any more."""
+        return (self.result is not None or self.listed) and not self.is_superseded
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether the result is of other weights than those that are there now under this step."""
+        known = self.origin.identity
+        return None is not known and self.content is not None and self.content.identity != known
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is not tried again until somebody clears its failure."""
+        return self.failure is not None and self.failure.final
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether an evaluation is still to come, or under way."""
+        lost = self.verdict in ("gone", "abandoned")
+        return self.running is not None or not (self.processed or self.has_failed or lost)
+
+    def due(self) -> Optional[Delivery]:
+        """What of this checkpoint has to be sent or looked up; None where nothing has.
+
+        A result that is not the one that was confirmed is due as the next revision. One that is not of the
+        weights that are there now, and was never sent, is not sent any more.
+        """
+        if self.result is None or self.delivery is None or self.is_withheld:
+            return None
+        if self.delivery.status != CONFIRMED:
+            return self.delivery
+        if self.delivery.digest in (None, self.result.digest):
+            return None
+        return Delivery(PENDING, self.delivery.revision + 1)
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the result is of other weights than are there now, and was never sent."""
+        if not self.is_superseded or self.result is None:
+            return False
+        delivery = self.delivery or Delivery()
+        return delivery.status == PENDING or delivery.digest not in (None, self.result.digest)
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether the result, as it is now, has not been sent."""
+        due = self.due()
+        return due is not None and (
+            due.status == PENDING or (self.result is not None and due.digest != self.result.digest)
+        )
+
+    def evaluated(self, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Entry:
+        """The entry with a result; the same numbers again change nothing about their delivery."""
+        delivery = self.delivery or Delivery()
+        if delivery.via == CARRIED and self.is_superseded:
+            delivery = replace(delivery, digest=delivery.digest or "")  # whatever it was, not these
+        elif delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
+            # Older scripts kept eight metrics of a file that holds more: that is no new result.
+            delivery = replace(delivery, digest=result.digest)
+        return replace(
+            self,
+            running=None,
+            attempts=0,
+            evictions=(),
+            failure=None,
+            result=result,
+            delivery=delivery,
+            origin=origin,
+            round=max(self.round, number),
+        )
+
+    def begun(self, running: Running) -> Entry:
+        """The entry with an evaluation of the weights that it names."""
+        identity, at = running.origin.identity, running.origin.at or ""
+        if identity is None or identity == self.known_identity:
+            return replace(self, running=running)
+        return replace(self, running=running, content=Content(identity, (0, 0, 0), "", at))
+
+    def holding(self, content: Content) -> Entry:
+        """The entry with what its weights are now.
+
+        Attempts and failures belong to weights: others begin anew. A result from before anybody looked
+        keeps counting, and is from now on that of these weights.
+        """
+        before = self.known_identity
+        if before not in (None, content.identity):
+            fresh = {"attempts": 0, "evictions": (), "failure": None, "verdict": None, "evidence": ()}
+            return replace(self, **fresh, content=content)  # type: ignore[arg-type]
+        origin = self.origin
+        if origin.identity is None and (self.result is not None or self.listed):
+            origin = replace(origin, identity=content.identity)
+        return replace(self, content=content, origin=origin)
+
+    @property
+    def known_identity(self) -> Optional[str]:
+        """The weights that everything here is about, or None where nobody has looked yet."""
+        return self.content.identity if self.content is not None else self.origin.identity
+
+    def point(self, revision: int = 0) -> Point:
+        """The point that stands for this checkpoint's result; it must have one."""
+        assert self.result is not None
+        return Point(self.step, self.name, self.result.metrics, self.result.path, revision)
+
+
+def _agree(old: Mapping[str, float], new: Mapping[str, float]) -> bool:
+    return all(new.get(key, value) == value for key, value in old.items())

@@ -1,0 +1,119 @@
+"""``provenance.json`` beside a result: which weights it is of, where they were, and how it was made.
+
+The sidecar writes it when it takes an evaluation's numbers. It travels with them, so that a machine that has
+nothing but results can tell two models of one name apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from eval_sidecar.files import write_json
+from eval_sidecar.settings import key_of
+from eval_sidecar.types import Origin, Place
+
+VERSION = 1
+FILE_NAME = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a result.
+
+    Attributes:
+        model: The model's name.
+        step: Training step.
+        origin: The weights, the settings' key, and when.
+        places: Where the model lived, and before that lived.
+        settings: What the evaluation was made with.
+        metrics: SHA-256 of the ``metrics.json`` that this is about, in hex.
+    """
+
+    model: str
+    step: int
+    origin: Origin
+    places: tuple[Place, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: str = ""
+
+
+def write_provenance(metrics: Path, found: Provenance) -> None:
+    """Write down what the numbers in a ``metrics.json`` are of.
+
+    Raises:
+        StateError: where it cannot be written.
+        OSError: where the numbers cannot be read.
+    """
+    write_json(
+        metrics.with_name(FILE_NAME),
+        {
+            "version": VERSION,
+            "model": found.model,
+            "step": found.step,
+            "identity": found.origin.identity,
+            "evaluated_at": found.origin.at,
+            "places": [vars(place) for place in found.places],
+            "settings": dict(found.settings),
+            "metrics_sha256": hashlib.sha256(metrics.read_bytes()).hexdigest(),
+        },
+    )
+
+
+def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
+    """What is written down of the numbers in a ``metrics.json``.
+
+    None where nothing is, where it is about other numbers (written by hand since, say), or where it is from a
+    newer version: the numbers are then those of a person, of whom nothing is known.
+    """
+    try:
+        with open(f"{os.path.dirname(metrics)}/{FILE_NAME}", "rb") as file:  # noqa: PTH120, PTH123 - one a result
+            found = parse_provenance(file.read())
+        if found is None or hashlib.sha256(Path(metrics).read_bytes()).hexdigest() != found.metrics:
+            return None
+    except OSError:
+        return None
+    return found
+
+
+def parse_provenance(data: bytes) -> Optional[Provenance]:
+    """Read the content of a ``provenance.json``; None where it is none of this version."""
+    try:
+        value = json.loads(data)
+        if value["version"] > VERSION:
+            return None
+        settings = dict(value.get("settings") or {})
+        identity, at = value.get("identity"), value.get("evaluated_at")
+        return Provenance(
+            model=str(value["model"]),
+            step=int(value["step"]),
+            origin=Origin(identity and str(identity), key_of(settings), at and str(at)),
+            places=tuple(
+                Place(str(place["host"]), str(place["path"]), place.get("mark")) for place in value["places"]
+            ),
+            settings=settings,
+            metrics=str(value["metrics_sha256"]),
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+# -- one model or two --------------------------------------------------------------------------------
+
+
+def are_one(ours: Iterable[Place], theirs: Iterable[Place]) -> bool:
+    """Whether two lists of places have one in common."""
+    known = list(theirs)
+    return any(place.is_same(other) for place in ours for other in known)
+
+
+def share_weights(ours: Mapping[int, Optional[str]], theirs: Mapping[int, Optional[str]]) -> bool:
+    """Whether two lists of identities by step are of one training: one in common, and none that differs."""
+    both = [(ours[step], theirs[step]) for step in ours.keys() & theirs.keys()]
+    known = [(one, other) for one, other in both if one is not None and other is not None]
+    return bool(known) and all(one == other for one, other in known)
