@@ -150,9 +150,11 @@ def test_a_client_that_was_switched_off_in_this_folder_stays_off_until_it_is_swi
     assert code == 0 and f"by `wandb {command}`" in said
     assert_refused(local.execute(*VERIFY), f"by `wandb {command}`")
     assert not server.runs
-    assert local.sidecar(*ONCE, "--wandb-mode", "online").returncode == 0
+    # What was sent offline is looked for, for as long as a server may take to show it.
+    soon = ("--confirm-seconds", "1")
+    assert local.sidecar(*ONCE, "--wandb-mode", "online", *soon).returncode == 0
     assert local.execute("python", "-m", "wandb", "enabled").returncode == 0
-    code, said = watch(local)
+    code, said = watch(local, *soon)
     assert code == 0 and "turns it on" not in said, said
     assert server.runs
 
