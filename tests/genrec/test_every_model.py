@@ -27,6 +27,8 @@ NEVER_A_TREE = {
 }  # fmt: skip
 #: Kinds that every version's tree must have: what most people train.
 ALWAYS_A_TREE = {"qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "gemma2", "phi3"}
+#: Kinds whose prompts no version computes anew at each level.
+ALWAYS_CACHED = {"mistral, short window", "falcon, alibi", "t5", "bart"}
 
 
 def make_setup(folder, kind, *, template=oracle.TEMPLATE, count=4, **options):
@@ -62,6 +64,8 @@ def test_ranks_as_generate(kind, tmp_path, capsys):
         assert SLOW in printed
     if kind in ALWAYS_A_TREE:
         assert SLOW not in printed
+    if kind in ALWAYS_CACHED:
+        assert "without a cache" not in printed
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.5])

@@ -140,7 +140,7 @@ def _can_cache(model: LanguageModel, prompts: Prompts) -> bool:
     few = [[(number + row) % vocabulary for number in range(1, _LENGTHS[0] + 1)] for row in (0, 1)]
     longest = list(_longest(prompts))
     tried = set()
-    for names in [model.names] if model.is_encoder_decoder else model.candidates():
+    for names in model.candidates():
         candidate = replace(names, mask=model.names.mask, positions=model.names.positions)
         if candidate in tried:
             continue

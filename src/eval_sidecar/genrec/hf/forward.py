@@ -148,7 +148,8 @@ class LanguageModel:
         """Yield the names to try: the one that the model itself gives its cache, known ones, guesses."""
         try:
             two = torch.ones((1, 2), dtype=torch.long, device=self.device)
-            output = self._call(two, None, {}, caching=True, last=True)
+            encoded = self.encode(two) if self.is_encoder_decoder else None
+            output = self._call(two, encoded, {}, caching=True, last=True)
             reported = [name for name, value in _items(output) if _is_cache(name, value)]
         except Exception:  # noqa: BLE001  (a model that has no cache may say so in any way)
             reported = []
