@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
@@ -31,6 +31,7 @@ from eval_sidecar.linking import list_files
 from eval_sidecar.pinning import Need, Pins
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint
+from eval_sidecar.weights import CONTAINERS
 
 log = logging.getLogger(__name__)
 
@@ -294,13 +295,20 @@ class Readiness:
         return fingerprint((held or checkpoint).path)
 
     def was_rewritten(self, step: int, running: Running) -> bool:
-        """Whether the trainer has changed a file of the checkpoint since. One that was deleted was read
-        before; one that was added comes too late for this evaluation.
+        """Whether the trainer has changed a file of the checkpoint that an evaluation has read.
+
+        One that was deleted was read before; one that was added comes too late for this evaluation. Weights
+        that took the place of those that were read have changed nothing about these: they are another
+        checkpoint of the same step.
         """
         self._pins.look([step])
         checkpoint = Checkpoint(step, Path(running.path))
+        known = {name: (size, mtime) for name, size, mtime in running.fingerprint}
+        held = self._pins.held().get(step)
+        if held is not None and _are_others(checkpoint, held, known):
+            return False
         now = {name: (size, mtime) for name, size, mtime in self.fingerprint(checkpoint)}
-        return any(now.get(name, (size, mtime)) != (size, mtime) for name, size, mtime in running.fingerprint)
+        return any(now.get(name, stamp) != stamp for name, stamp in known.items())
 
     # -- the ledger ---------------------------------------------------------------------------------
 
@@ -348,3 +356,25 @@ class Readiness:
             log.warning("%s: its evaluation failed, and its pin, the last copy, is given up", entry.name)
             facts = (*entry.evidence, "pin given up: the sidecar was stopped after its evaluation had failed")
             self._note(entry, Verdict(GONE, facts), pinned=False)
+
+
+def _are_others(evaluated: Checkpoint, held: Checkpoint, known: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the weights that an evaluation has read are as they were, and none of them is held any more.
+
+    Args:
+        evaluated: What the evaluation has read; its weights are links.
+        held: What is kept of the trainer's folder as it is now.
+        known: Size and mtime (ns) of each file when the evaluation began.
+    """
+    now = list_files(held.path)
+    weights = {
+        name: file
+        for name, file in (list_files(evaluated.path) if evaluated.path.is_dir() else {}).items()
+        if name in known and file.status is not None and file.path.suffix in CONTAINERS
+    }
+    are_intact = all(
+        file.status is not None and (file.size, file.status.st_mtime_ns) == known[name]
+        for name, file in weights.items()
+    )
+    are_held = any(name in now and file.is_same(now[name]) for name, file in weights.items())
+    return bool(weights) and are_intact and not are_held

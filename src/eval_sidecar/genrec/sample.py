@@ -14,11 +14,6 @@ from eval_sidecar.genrec.libraries import importing
 
 ROWS, ITEMS = 4, 27
 CHECKPOINT = Path("model", "checkpoint-1")
-#: Of one message after the other, with nothing that a tokenizer could take for its own.
-_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 def main() -> None:
@@ -39,31 +34,6 @@ def main() -> None:
     ]
     (folder / "id2sid.json").write_text(json.dumps(index), encoding="utf-8")
     (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    _save_model(folder / CHECKPOINT, sorted({token for tokens in index.values() for token in tokens}))
-
-
-def _save_model(checkpoint: Path, sid_tokens: list[str]) -> None:
     with importing():
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<end>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<end>"])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sid_tokens])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-    fast.chat_template = _TEMPLATE
-    fast.save_pretrained(checkpoint)
-    config = Qwen2Config(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(checkpoint)
+        from eval_sidecar.genrec.hf.sample import save_model
+    save_model(folder / CHECKPOINT, sorted({token for tokens in index.values() for token in tokens}))

@@ -132,7 +132,7 @@ def _find_class(config: Any, what: str) -> Any:  # noqa: ANN401
 def _load_weights(kind: Any, source: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
     """Return a model and what was missing, with the quickest attention that computes the same numbers."""
     if getattr(options["config"].get_text_config(), "attn_logit_softcapping", None):
-        # Until transformers 5.2x the other kinds left the cap out, without a word.
+        # In earlier versions, 5.0 among them, the other kinds leave the cap out without a word.
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             source, attn_implementation="eager", **options
         )
