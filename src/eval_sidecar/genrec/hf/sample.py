@@ -15,7 +15,7 @@ _TEMPLATE = (
 
 
 def save_model(checkpoint: Path, sid_tokens: list[str]) -> None:
-    """Save a tiny Qwen2 with random weights and a tokenizer of bytes and these tokens, chat template included."""
+    """Save a tiny random Qwen2 and a tokenizer of bytes and these tokens, with a chat template."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(["<end>", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
