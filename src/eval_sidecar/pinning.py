@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Collection, Iterator
@@ -58,6 +59,7 @@ class Pins:
         need: Callable[[int], Need],
     ) -> None:
         self._model_dir = model_dir
+        self._resolved: Optional[Path] = None
         self._places = places(model_dir, name, elsewhere)
         self._limits = limits
         self._need = need
@@ -74,9 +76,16 @@ class Pins:
 
     # -- what is there ------------------------------------------------------------------------------
 
+    @property
+    def _source(self) -> Path:
+        """The trainer's folder, links resolved as it was first there: a link that is turned leads elsewhere."""
+        if self._resolved is None and self._model_dir.is_dir():
+            self._resolved = Path(os.path.realpath(self._model_dir))
+        return self._resolved or self._model_dir
+
     def original(self, step: int) -> Checkpoint:
         """The trainer's folder of a step, whether it is there or not."""
-        return checkpoint_in(self._model_dir, step)
+        return checkpoint_in(self._source, step)
 
     def held(self) -> dict[int, Checkpoint]:
         """The checkpoints that links keep alive, whole or not, by step."""
@@ -116,7 +125,7 @@ class Pins:
         """
         with self._mutex:
             self._adopt_old()
-            present = list_steps(self._model_dir)
+            present = list_steps(self._source)
             self._forget_deleted(present)
             self._keep_room(set(present))
             chosen = [step for step in present if steps is None or step in steps]
@@ -285,14 +294,14 @@ class Pins:
     def release_failed(self, steps: Collection[int]) -> list[int]:
         """Give up those of these that the trainer has deleted; return them."""
         with self._mutex:
-            orphans = sorted(self.held().keys() & set(steps) - set(list_steps(self._model_dir)))
+            orphans = sorted(self.held().keys() & set(steps) - set(list_steps(self._source)))
             for step in orphans:
                 self.release(step)
             return orphans
 
     def _keep_room(self, present: Collection[int]) -> None:
         """Give up pins whose original is gone while there are too many or the disk is nearly full."""
-        folder = self._model_dir if self._model_dir.is_dir() else self._model_dir.parent
+        folder = self._source if self._source.is_dir() else self._source.parent
         if not folder.is_dir():
             return
         room, held = Room.on_disk_of(folder), self.held()

@@ -192,7 +192,7 @@ def test_scripts_have_their_run_bit_and_keep_their_line_ends_on_windows() -> Non
     modes = {line.partition("\t")[2]: line.split()[0] for line in listed}
     for name, mode in modes.items():
         path = CHECKOUT / name
-        if path.is_file() and path.read_bytes()[:2] == b"#!":
+        if mode != "120000" and path.is_file() and path.read_bytes()[:2] == b"#!":
             assert mode == "100755", name
     asked = subprocess.run(
         [
