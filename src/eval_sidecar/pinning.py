@@ -78,7 +78,7 @@ class Pins:
 
     @property
     def _source(self) -> Path:
-        """The trainer's folder, links resolved as it was first there: a link that is turned leads elsewhere."""
+        """The trainer's folder, its links resolved once: one that is turned later leads elsewhere."""
         if self._resolved is None and self._model_dir.is_dir():
             self._resolved = Path(os.path.realpath(self._model_dir))
         return self._resolved or self._model_dir
