@@ -156,17 +156,12 @@ class Uploader:
         work: Callable[[ModelSpec], Outcome],
         on_outcome: Callable[[Outcome], None],
     ) -> list[Outcome]:
+        # Each saved ledger waits for the disk twice: side by side, then, even without a server.
+        workers = max(1, min(self.workers, len(models)))
         outcomes: dict[str, Outcome] = {}
-        with contextlib.ExitStack() as stack:
-            if self.tracker is None:
-                # Nobody waits for a server, and threads would only get in each other's way.
-                finished = (_guarded(work, spec) for spec in models)
-            else:
-                workers = max(1, min(self.workers, len(models)))
-                pool = stack.enter_context(ThreadPoolExecutor(max_workers=workers))
-                futures = [pool.submit(_guarded, work, spec) for spec in models]
-                finished = (future.result() for future in as_completed(futures))
-            for outcome in finished:
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            for future in as_completed([pool.submit(_guarded, work, spec) for spec in models]):
+                outcome = future.result()
                 outcomes[outcome.spec.model_dir] = outcome
                 on_outcome(outcome)
         return [outcomes[spec.model_dir] for spec in models]
