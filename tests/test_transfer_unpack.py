@@ -15,12 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval_sidecar import manifest as manifests
 from eval_sidecar.errors import BundleError, LockedError
+from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.seen import list_stamps
 from eval_sidecar.transfer import Rules, arriving, scan
 from eval_sidecar.transfer.changes import digest_of
-from eval_sidecar.transfer.index import MANIFEST_NAME
 from eval_sidecar.transfer.staging import STAGING_NAME
 from transfer_files import (
     MODEL,
@@ -53,10 +52,6 @@ def archive(tmp_path) -> Path:
 @pytest.fixture
 def root(tmp_path) -> Path:
     return tmp_path / "home of $USER" / "results"
-
-
-def test_the_manifest_has_one_name():
-    assert MANIFEST_NAME == manifests.FILE_NAME
 
 
 def test_everything_arrives_with_its_time(archive, root):

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import Found, PackPlan, PackReport, UnpackReport, pack, unpack
-from eval_sidecar.transfer.index import INDEX_NAME, MANIFEST_NAME, TOP
+from eval_sidecar.transfer.index import INDEX_NAME, TOP
 
 SECOND = 10**9
 #: Some moment; files of the tests are written at moments after it, whatever the clock says.

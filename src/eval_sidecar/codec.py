@@ -13,15 +13,10 @@ from typing import Any, Optional
 
 from eval_sidecar.files import encode
 from eval_sidecar.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
+from eval_sidecar.types import TABLE_COLUMNS, Content, Forced, Origin, Place, Result, digest
 
 VERSION = 2
 
-_TABLE_COLUMNS = (
-    *("checkpoint_step", "checkpoint_name"),
-    *("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10"),
-    "metrics_path",
-)
 _NEXT = ",\n "
 #: By step, an entry and its texts in ``table_rows`` and ``checkpoints``.
 Encoded = dict[int, tuple[Entry, str, str]]
@@ -230,7 +225,7 @@ def _rows(value: Any, first_version: bool) -> dict[int, dict[str, Any]]:  # noqa
     """
     found = {}
     for row in value.values() if isinstance(value, dict) else value:
-        named = row if isinstance(row, dict) else dict(zip(_TABLE_COLUMNS, row))
+        named = row if isinstance(row, dict) else dict(zip(TABLE_COLUMNS, row))
         prefix = len("eval/") if first_version else 0
         found[int(named["checkpoint_step"])] = {
             key[prefix:] if key.startswith("eval/") else key: item for key, item in named.items()

@@ -9,7 +9,7 @@ from typing import Optional, Union
 
 from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.metrics import NOT_FINITE, parse_metrics
-from eval_sidecar.types import Result, Stamp, digest
+from eval_sidecar.types import HEADLINE, Result, Stamp, digest
 
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
@@ -88,5 +88,5 @@ def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The two numbers that people look at, or the first two that there are."""
-    chosen = [name for name in ("HR@10", "NDCG@10") if name in metrics] or list(metrics)[:2]
+    chosen = [name for name in HEADLINE if name in metrics] or list(metrics)[:2]
     return {name: metrics[name] for name in chosen}

@@ -9,9 +9,7 @@ from eval_sidecar.completeness import ABANDONED, DENIED, GONE
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.settings import differences
-
-#: The metrics that have a best, where the results hold them.
-HEADLINE = ("HR@10", "NDCG@10")
+from eval_sidecar.types import HEADLINE
 
 
 def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:

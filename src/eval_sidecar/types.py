@@ -212,6 +212,13 @@ class Job:
 Handle = dict[str, Any]
 
 
+#: The metrics of a recommender that have a best, and that the run's summary follows.
+HEADLINE = ("HR@10", "NDCG@10")
+
+#: Columns of the table of results, as the first document lists them, and its metrics.
+TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")
+TABLE_COLUMNS = ("checkpoint_step", "checkpoint_name", *TABLE_METRICS, "metrics_path")
+
 #: Names that a point's row on a tracker has for something else, whatever a metrics.json calls its numbers.
 RESERVED = frozenset({"checkpoint_step", "revision", "checkpoint_name", "metrics_path", "checkpoint_table"})
 

@@ -229,3 +229,8 @@ def test_a_row_that_does_not_fit_into_memory_is_named(tiny, tmp_path, fails, rep
 
     monkeypatch.setattr("eval_sidecar.genrec.search._search", search)
     fails(replace(tiny.arguments, output_root=tmp_path), "does not fit into the device's memory")
+
+
+def test_a_torch_that_transformers_does_not_take_is_named_with_both_versions(tiny, fails, monkeypatch):
+    monkeypatch.setattr(transformers.utils, "is_torch_available", lambda: False)
+    fails(list(tiny.arguments), transformers.__version__, torch.__version__, "install a newer torch")

@@ -15,8 +15,9 @@ from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
-from eval_sidecar.status import HEADLINE, describe, other_settings
+from eval_sidecar.status import describe, other_settings
 from eval_sidecar.store import LedgerStore
+from eval_sidecar.types import HEADLINE
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -11,22 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import RESERVED, ModelSpec, Point, digest
+from eval_sidecar.types import HEADLINE, RESERVED, TABLE_COLUMNS, TABLE_METRICS, ModelSpec, Point, digest
 
 STEP = "checkpoint_step"
 PREFIX = "eval/"
 REVISION = "eval/revision"
 TABLE = "eval/checkpoint_table"
-TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")
-TABLE_COLUMNS = (STEP, "checkpoint_name", *TABLE_METRICS, "metrics_path")
 #: Where a checkpoint stands in its training; only for models whose number of epochs is known.
 POSITION = ("checkpoint_index", "epoch_progress")
 #: Summary key that says what was delivered.
 DELIVERED = "delivered_points"
 #: Summary key that says of which model: where it lives, and what its weights are.
 HOME = "delivered_from"
-#: Metrics that the summary follows.
-SUMMARY_METRICS = ("HR@10", "NDCG@10")
 
 Scalar = Union[int, float, str]
 
@@ -81,7 +77,7 @@ def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = No
         return {}
     summary: dict[str, Scalar] = {DELIVERED: _delivered(ordered, placed)} if placed else {}
     last = ordered[-1]
-    for name in SUMMARY_METRICS:
+    for name in HEADLINE:
         scored = [point for point in ordered if math.isfinite(point.metrics.get(name, math.nan))]
         if scored:
             best = max(scored, key=lambda point: (point.metrics[name], -point.step))

@@ -6,20 +6,19 @@ file was when it was read. Without the cache everything is read again; nothing e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.checkpoints import step_of
-from eval_sidecar.errors import ResultError, StateError, UsageError
+from eval_sidecar.errors import ResultError, StateError
 from eval_sidecar.files import write_text
 from eval_sidecar.metrics import parse_metrics
+from eval_sidecar.receipt import Confirmed, Receipt
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
 from eval_sidecar.types import digest
 
@@ -29,79 +28,8 @@ CACHE_NAME = ".pack_cache.json"
 _METRICS = "metrics.json"
 _LARGEST = 1 << 30
 _CACHE_VERSION = 2
-_RECEIPT_VERSION = 1
 #: A file that was written this shortly before it was read may be written again without a change of its time.
 _RACY_NS = 2 * 10**9
-
-
-class Confirmed(NamedTuple):
-    """What a receipt says of one model.
-
-    Attributes:
-        run_id: The run that has its points; None where the receipt does not say.
-        digests: Step, as text, to the hash of its numbers.
-    """
-
-    run_id: Optional[str]
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What is known to have arrived.
-
-    Attributes:
-        identity: Names this receipt.
-        models: By model dir.
-    """
-
-    identity: str
-    models: Mapping[str, Confirmed]
-
-
-def read_receipt(path: Path) -> Receipt:
-    """Read what the uploading machine has written.
-
-    Raises:
-        UsageError: where the file is missing, damaged, or from a newer version.
-    """
-    try:
-        data = path.read_bytes()
-        value = json.loads(data)
-        if value["version"] > _RECEIPT_VERSION:
-            raise UsageError(
-                f"{path}: is of version {value['version']}, this eval-sidecar knows {_RECEIPT_VERSION};"
-                " install a newer one"
-            )
-        models = {
-            name: Confirmed(
-                model.get("run_id"),
-                {step: point["digest"] for step, point in model["confirmed"].items()},
-            )
-            for name, model in value["models"].items()
-        }
-    except OSError as error:
-        raise UsageError(f"{path}: the receipt cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: is no receipt ({type(error).__name__}: {error}); without it everything is packed"
-        ) from error
-    return Receipt(hashlib.sha256(data).hexdigest()[:12], models)
-
-
-def without_moved(receipt: Receipt, manifest: Path) -> Receipt:
-    """The receipt without models that the manifest now gives another run: that run has nothing yet."""
-    try:
-        listed = json.loads(manifest.read_bytes())["models"]
-        runs = {model["model_dir"]: model["wandb_run_id"] for model in listed}
-    except (OSError, ValueError, KeyError, TypeError):
-        return receipt  # whoever uploads will say what is wrong with it
-    models = {
-        name: model
-        for name, model in receipt.models.items()
-        if None in (model.run_id, runs.get(name)) or model.run_id == runs[name]
-    }
-    return Receipt(receipt.identity, models)
 
 
 class Digests:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
+from eval_sidecar.manifest import FILE_NAME
 from eval_sidecar.texts import printable
 from eval_sidecar.transfer.history import History, parse_history
 
@@ -24,7 +25,6 @@ from eval_sidecar.transfer.history import History, parse_history
 TOP = "results"
 OLDER_TOP = "GenRec/results"
 INDEX_NAME = ".bundle.json"
-MANIFEST_NAME = ".wandb_eval_manifest.json"
 
 FULL, INCREMENTAL = "full", "incremental"
 _VERSION = 1
@@ -75,7 +75,7 @@ class Index:
     @property
     def newest_ns(self) -> int:
         """When the newest result in it was written; the manifest counts where there is nothing else."""
-        times = [member.mtime_ns for name, member in self.members.items() if name != MANIFEST_NAME]
+        times = [member.mtime_ns for name, member in self.members.items() if name != FILE_NAME]
         return max(times or [member.mtime_ns for member in self.members.values()], default=0)
 
     def to_json(self) -> bytes:
@@ -172,7 +172,7 @@ def why_unsafe(name: str) -> Optional[str]:
 
 def is_hidden(name: str) -> bool:
     """Whether any part of the name begins with a dot; the manifest is the one such file that is carried."""
-    return name != MANIFEST_NAME and (name.startswith(".") or "/." in name)
+    return name != FILE_NAME and (name.startswith(".") or "/." in name)
 
 
 def shown(name: str) -> str:

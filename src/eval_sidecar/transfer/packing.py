@@ -13,23 +13,16 @@ from tempfile import TemporaryFile
 from typing import Callable, Optional
 
 from eval_sidecar.errors import BundleError, UsageError
+from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.receipt import Receipt, read_receipt, without_moved
 from eval_sidecar.transfer import gzips, parts, tar
-from eval_sidecar.transfer.changes import (
-    CACHE_NAME,
-    Digests,
-    Receipt,
-    is_result,
-    list_changes,
-    read_receipt,
-    without_moved,
-)
+from eval_sidecar.transfer.changes import CACHE_NAME, Digests, is_result, list_changes
 from eval_sidecar.transfer.history import keep_history, next_history
 from eval_sidecar.transfer.index import (
     FULL,
     INCREMENTAL,
     INDEX_NAME,
     LARGEST_MEMBER,
-    MANIFEST_NAME,
     TOP,
     Index,
     Member,

@@ -16,10 +16,11 @@ from typing import Optional
 
 from eval_sidecar.errors import BundleError, StateError, UsageError
 from eval_sidecar.files import held_lock
+from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
 from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
 from eval_sidecar.transfer.find import Found
-from eval_sidecar.transfer.index import FULL, MANIFEST_NAME, Index, shown
+from eval_sidecar.transfer.index import FULL, Index, shown
 from eval_sidecar.transfer.owners import refuse_other_models
 from eval_sidecar.transfer.scan import KEPT_MARK, LeftOut, Rules, list_files
 from eval_sidecar.transfer.staging import (

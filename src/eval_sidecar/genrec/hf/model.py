@@ -37,6 +37,11 @@ def load_model(checkpoint: Path, device: torch.device, trust_remote_code: bool =
         EvaluationError: The checkpoint, or the base model of its adapter, is missing, broken, no language
             model, or runs code of its own without permission.
     """
+    if not transformers.utils.is_torch_available():  # it is: imported above
+        raise EvaluationError(
+            f"transformers {transformers.__version__} does not work with torch {torch.__version__}: install a"
+            " newer torch, or an older transformers"
+        )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if (checkpoint / "config.json").is_file():
