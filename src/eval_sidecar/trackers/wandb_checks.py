@@ -19,6 +19,8 @@ from eval_sidecar.types import ModelSpec
 
 #: What the server takes in the name of a run or project, and in a run id, in characters.
 _LONGEST = 128
+#: Hosts of the cloud that show pages, and answer no client.
+_PAGES = ("wandb.ai", "www.wandb.ai", "app.wandb.ai")
 _BAD_IN_ID = ":;,#?/'\\"
 _BAD_IN_PROJECT = "/\\#?%:"
 
@@ -52,7 +54,11 @@ def check_server(environment: Mapping[str, str] = os.environ) -> None:
         parts = urlsplit(given)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        sound = False
+        parts, sound = None, False
+    if parts is not None and parts.hostname in _PAGES:
+        raise UsageError(
+            f"WANDB_BASE_URL {shown!r}: is where W&B's pages are, not its server: unset it for {CLOUD}"
+        )
     if sound and not re.search(r"\s", given):
         return
     plain = given.strip(" \t\r\n\"'")
