@@ -81,7 +81,7 @@ def test_when_it_was_evaluated_is_no_metric(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["updates", "candidates", "mandate", "eval_time", "time", "recall_at", "map_at_10"]
+    "name", ["_timestamp", "updates", "candidates", "mandate", "eval_time", "time", "recall_at", "map_at_10"]
 )
 def test_what_only_sounds_like_a_moment_is_a_metric(name):
     assert parse(json.dumps({name: 0.5})) == ({name: 0.5}, [])

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 #: When an evaluation ran: a number, and no metric. By the words of the last part of a name.
 _MOMENT = re.compile(
-    r"(.*_)?(date|datetime|timestamp)|(start|begin|end|finish|current|unix)_time|time_?stamp.*"
+    r"([^_].*_)?(date|datetime|timestamp)|(start|begin|end|finish|current|unix)_time|time_?stamp.*"
     r"|(created|updated|started|finished|completed|evaluated|ended|saved)_(at|on)"
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

@@ -44,6 +44,7 @@ def test_once_evaluates_a_checkpoint_with_the_projects_own_evaluator(tiny, tmp_p
         "final_result.json",
         "metrics.json",
         "metrics.tsv",
+        "provenance.json",
     ]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics)[:2] == ["HR@1", "NDCG@1"]
