@@ -525,6 +525,23 @@ def test_deepspeeds_shards_are_the_weights_if_no_others_are_there(tmp_path, weig
     assert "the weights are DeepSpeed's shards in global_step495" in verdict.evidence
 
 
+def without_shards() -> dict[str, bytes]:
+    return {name: content for name, content in SHARDS.items() if not name.startswith("global_step")}
+
+
+def test_shards_that_latest_names_and_are_gone_prove_a_checkpoint_without_weights(tmp_path):
+    state = {"trainer_state.json": json.dumps({"global_step": STEP}).encode(), "training_args.bin": b"x"}
+    verdict = look(written(tmp_path, {**without_shards(), **state}), LONG)
+    said = "latest names global_step495, DeepSpeed's folder of the weights, which is missing"
+    assert verdict == Verdict(PARTIAL, (said,))
+
+
+def test_shards_that_were_removed_beside_whole_weights_are_missed_by_nobody(tmp_path):
+    state = {"trainer_state.json": json.dumps({"global_step": STEP}).encode(), "training_args.bin": b"x"}
+    files = {**without_shards(), **state, "model.safetensors": safetensors(8)}
+    assert look(written(tmp_path, files)).name == COMPLETE
+
+
 BROKEN_SHARDS = {
     "no latest": ({"latest": None}, "latest, which names the folder of the shards, is missing"),
     "latest of before": ({"latest": b"global_step330"}, "latest does not name global_step495"),

@@ -19,7 +19,8 @@ CORE = ("sidecar", "origins", "model_places", "readiness", "delivery", "courier"
 LEAVES = {
     "errors": set(),
     "types": set(),
-    "texts": set(),
+    "accounts": set(),
+    "texts": {"accounts"},
     "installation": set(),
     "files": {"errors", "texts"},
     "process": {"errors"},
@@ -43,7 +44,7 @@ LEAVES = {
     "daemon": {"errors", "files", "logs", "process", "__init__"},
 }
 #: The members of a folder of adapters, and what all of them may import beside their own base.
-ADAPTER_LEAVES = {"errors", "types", "files", "logs", "process", "texts", "installation"}
+ADAPTER_LEAVES = {"errors", "types", "files", "logs", "process", "texts", "installation", "accounts"}
 
 
 def module_of(name: str) -> str:

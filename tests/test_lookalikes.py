@@ -35,6 +35,12 @@ def put(root: Path, *names: str) -> None:
         ("m/checkpoint-100/all_results.json", "/m/checkpoint-100/all_results.json", "rename it"),
         ("m/checkpoint-100/results_2024-01-01T00.json", "results_2024-01-01T00.json", "rename it"),
         ("m/checkpoint-100/eval_metrics.jsonl", "eval_metrics.jsonl", "rename it"),
+        ("m/checkpoint-100/metrics (1).json", "metrics (1).json", "rename it"),
+        ("m/checkpoint-100/metrics.json (2)", "metrics.json (2)", "rename it"),
+        ("m/checkpoint-100/metrics - Copy.json", "metrics - Copy.json", "rename it"),
+        ("m/checkpoint-100/metrics.json.gz", "metrics.json.gz", "rename it"),
+        ("m/checkpoint-100/task/metrics.json", "task/metrics.json", "/m/checkpoint-100/metrics.json"),
+        ("m/checkpoint-100/__out__m/results_2026.json", "__out__m/results_2026.json", "move it to"),
     ],
 )
 def test_a_result_in_another_place_or_under_another_name_is_named(tmp_path, name, what, advice):
@@ -48,7 +54,7 @@ def test_a_result_in_another_place_or_under_another_name_is_named(tmp_path, name
     "name",
     [
         "m/checkpoint-100/metrics.json",
-        "m/checkpoint-100/task/metrics.json",
+        "m/checkpoint-100/task/plot.json",
         "m/checkpoint-100/final_result.json",
         "m/checkpoint-100/rollout.json",
         "m/checkpoint-100/provenance.json",
@@ -66,6 +72,24 @@ def test_a_result_in_another_place_or_under_another_name_is_named(tmp_path, name
 )
 def test_what_is_a_result_or_no_one_takes_for_one_is_not_named(tmp_path, name):
     put(tmp_path, name)
+    assert lookalikes.everywhere(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["m", "m/checkpoint-1", "m/checkpoint-1/metrics.json"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("/not/there")
+    (line,) = lookalikes.everywhere(tmp_path)
+    assert f"{name}: looks like a result" in line and "/not/there, which is not there" in line
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    put(tmp_path, "m/checkpoint-1/metrics.json")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "m" / "up").symlink_to("..")
+    (tmp_path / "m" / "checkpoint-2").mkdir()
+    (tmp_path / "m" / "checkpoint-2" / "up").symlink_to("../..")
     assert lookalikes.everywhere(tmp_path) == []
 
 

@@ -68,10 +68,23 @@ def test_what_is_no_number_is_named_with_what_it_is():
     assert parse(text) == ({"HR@10": 0.25}, named)
 
 
-@pytest.mark.parametrize("name", ["date", "Date", "timestamp", "start_time", "end_time", "results/date"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("date", "Date", "timestamp", "start_time", "end_time", "results/date", "eval_date", "eval-date"),
+        *("created_at", "finishedAt", "startTime", "unix_time", "time_stamp", "timestamp_ms"),
+    ],
+)
 def test_when_it_was_evaluated_is_no_metric(name):
     text = json.dumps({"HR@10": 1, name: 1700000000.5})
     assert parse(text) == ({"HR@10": 1.0}, [f"{name} (a moment)"])
+
+
+@pytest.mark.parametrize(
+    "name", ["_timestamp", "updates", "candidates", "mandate", "eval_time", "time", "recall_at", "map_at_10"]
+)
+def test_what_only_sounds_like_a_moment_is_a_metric(name):
+    assert parse(json.dumps({name: 0.5})) == ({name: 0.5}, [])
 
 
 def test_durations_are_metrics():
@@ -94,6 +107,33 @@ def test_a_number_with_the_name_of_a_key_of_ours_is_left_out_by_name(name):
 
 def test_of_two_values_that_would_have_one_name_the_plain_one_counts():
     assert parse('{"a": {"b": 1}, "a/b": 2}') == ({"a/b": 2.0}, ["a/b (there twice)"])
+
+
+def test_one_value_that_is_there_twice_is_no_news():
+    assert parse('{"a": {"b": 1}, "a/b": 1, "c": 2, "c": 2}') == ({"a/b": 1.0, "c": 2.0}, [])
+
+
+def test_a_key_that_is_there_twice_with_two_values_is_named():
+    assert parse('{"HR@10": 0.4, "HR@10": 0.5}') == ({"HR@10": 0.5}, ["HR@10 (there twice)"])
+    assert parse('{"test": {"a": 1}, "b": 2, "test": {"a": 3}}') == (
+        {"b": 2.0, "test/a": 3.0},
+        ["test (there twice)"],
+    )
+
+
+def test_text_in_another_encoding_costs_no_number_beside_it():
+    content = '{"HR@10": 0.5, "model": "\u6a21\u578b", "\u6570": 1}'.encode("gb18030")
+    metrics, left_out = parse_metrics(content)
+    assert metrics == {"HR@10": 0.5}
+    assert left_out[0] == "model (text)"
+    assert left_out[1].endswith("(its name is not Unicode)")
+
+
+@pytest.mark.parametrize("name", ["", " ", "/"])
+def test_a_number_without_a_name_is_left_out(name):
+    assert parse(json.dumps({"HR@10": 1, name: 2}))[1] == [
+        f"{name if name == '/' else ascii(name)} (without a name)"
+    ]
 
 
 def test_a_table_of_every_user_is_no_thousand_curves():

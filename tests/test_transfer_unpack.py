@@ -54,6 +54,24 @@ def root(tmp_path) -> Path:
     return tmp_path / "home of $USER" / "results"
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "is a page of the web"),
+        (gzip.compress(b"<html>404</html>", mtime=0), "is a page of the web"),
+        (b"PK\x03\x04" + bytes(600), "is a zip file: unzip it"),
+        (b"BZh91AY" + bytes(600), "run `bzip2 -d`"),
+        (b"\xfd7zXZ\0" + bytes(600), "run `xz -d`"),
+    ],
+)
+def test_a_download_that_is_something_else_is_named_as_what_it_is(tmp_path, root, content, what):
+    path = tmp_path / "results_sync.tar.gz"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=what):
+        bring(path, root)
+    assert not root.exists() or not list(root.glob("[!.]*"))
+
+
 def test_everything_arrives_with_its_time(archive, root):
     report = bring(archive, root)
     assert read_tree(root) == TREE and set(read_times(root).values()) == {NOW}

@@ -283,7 +283,10 @@ def _inspect_weights(folder: Path, names: set[str], lost: Collection[str], findi
             finding.proved.append(f"the weights are DeepSpeed's shards in {shards}")
         return
     finding.broken.extend(hollow)
-    if not by_folder and not expected:
+    if "latest" in names and (hollow or not (by_folder or expected)):
+        named = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        finding.broken.append(f"latest names {named}, DeepSpeed's folder of the weights, which is missing")
+    elif not by_folder and not expected:
         _inspect_other_weights(folder, names, finding)
 
 

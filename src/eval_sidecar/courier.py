@@ -133,8 +133,9 @@ class Courier:
             log.error("delivery: %s; it is tried again until it succeeds", report.problem)
         elif report.sent or report.confirmed or report.already:
             log.info(
-                "delivery: %d sent, %d confirmed, %d already there, %d unconfirmed (%s)",
-                *(report.sent, report.confirmed, report.already, report.unconfirmed, report.where),
+                "delivery: %d sent, %d confirmed, %d already there, %d unconfirmed%s",
+                *(report.sent, report.confirmed, report.already, report.unconfirmed),
+                f" ({report.where})" if report.where else "",
             )
 
     def _pending(self) -> set[tuple[int, int, str]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
+from eval_sidecar.accounts import server_address
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.files import held_lock, private_folder
 from eval_sidecar.homes import home_of, why_foreign
@@ -104,7 +105,7 @@ def _run_lock(spec: ModelSpec) -> Path:
         TrackerError: where the folder for it is not this user's own.
     """
     # Without the entity: named or left to the key's default, it is the same run.
-    name = f"{os.environ.get('WANDB_BASE_URL', '')}|{spec.project}|{spec.run_id}"
+    name = f"{server_address() or ''}|{spec.project}|{spec.run_id}"
     try:
         folder = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
     except StateError as error:

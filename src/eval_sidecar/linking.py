@@ -85,6 +85,8 @@ def list_files(folder: Path) -> dict[str, File]:
             if not entry.is_symlink():
                 continue  # deleted meanwhile
             status = None
+        if status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            continue  # a pipe or socket of a process: it has no content to keep
         found[name] = File(Path(entry.path), status, entry.is_symlink())
     return found
 

@@ -15,7 +15,10 @@ _METRICS = "metrics.json"
 _CLUTTER = frozenset({"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"})
 #: Files that evaluations write under other names than ours.
 _OTHER_NAME = re.compile(
-    r"(?:\w+_)?(?:results?|metrics?|scores?)(?:[_-][\w.:-]*)?\.jsonl?(?:\.txt)?", re.IGNORECASE
+    r"(?:\w+_)?(?:results?|metrics?|scores?)(?:[_-][\w.:-]*)?{copy}\.jsonl?(?:\.(?:txt|gz|bz2|xz|zst|zip))?{copy}".replace(
+        "{copy}", r"(?: ?\(\d+\)| copy(?: \d+)?| - Copy)?"
+    ),
+    re.IGNORECASE,
 )
 #: Written beside the numbers by evaluations that do write metrics.json.
 _BESIDE = frozenset({"final_result.json", "rollout.json", "provenance.json", _METRICS})
@@ -70,7 +73,7 @@ def outside(root: Path, listed: Collection[str], manifest: Path) -> list[str]:
 
 def _model_folders(root: Path) -> list[Path]:
     names = [name for name in _names(root) if not is_clutter(name) and step_of(name) is None]
-    return [root / name for name in names if (root / name).is_dir()]
+    return [root / name for name in names if (root / name).is_dir() and not _leads_up(root / name)]
 
 
 def _at_the_top(root: Path) -> Iterator[str]:
@@ -80,6 +83,8 @@ def _at_the_top(root: Path) -> Iterator[str]:
             yield _line(root / name, "it lies directly in the results", advice)
         elif step_of(name) is not None and (root / name / _METRICS).exists():
             yield _line(root / name, "it lies in no model's folder", f"move it to {root}/<model>/")
+        elif not is_clutter(name):
+            yield from _lost(root / name)
 
 
 def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]:
@@ -96,14 +101,48 @@ def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]
             (others if step_of(name) is None else steps).append(name)
     if waiting is not None:
         steps = [f"checkpoint-{step}" for step in waiting]
+    others = [name for name in others if not _leads_up(folder / name)]
     lines = [line for name in others for line in _elsewhere(folder / name)]
     named = [
-        _line(folder / name / found, "the file is not called metrics.json", "rename it")
+        line
         for name in steps
         if not os.path.exists(f"{folder}/{name}/{_METRICS}")  # noqa: PTH110 - of every checkpoint
-        for found in names_like_results(folder / name)
+        for line in _in_checkpoint(folder / name)
     ]
     return [*_some(lines, folder), *_some(named, folder)]
+
+
+def _in_checkpoint(folder: Path) -> Iterator[str]:
+    """Lines for what may be the numbers of a checkpoint without ``metrics.json``."""
+    yield from _lost(folder)
+    yield from _lost(folder / _METRICS)
+    for found in names_like_results(folder):
+        yield _line(folder / found, "the file is not called metrics.json", "rename it")
+    waiting = [(path, 1) for path in _folders(folder)]
+    while waiting:
+        below, depth = waiting.pop()
+        for found in _names(below):
+            if found == _METRICS or found in names_like_results(below):
+                yield _line(below / found, "it lies in a folder below", f"move it to {folder}/{_METRICS}")
+        waiting += [(path, depth + 1) for path in _folders(below) if depth < _DEEPEST]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in one, but for links, which may lead anywhere."""
+    paths = [folder / name for name in _names(folder) if not is_clutter(name)]
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def _lost(path: Path) -> Iterator[str]:
+    """A line for a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        target = os.readlink(path)  # noqa: PTH115 - as text
+        yield _line(path, f"it is a link to {target}, which is not there", "restore that, or remove the link")
+
+
+def _leads_up(path: Path) -> bool:
+    """Whether a link leads to a folder that holds it."""
+    return path.is_symlink() and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
 
 
 def names_like_results(folder: Path) -> list[str]:
@@ -112,11 +151,17 @@ def names_like_results(folder: Path) -> list[str]:
 
 
 def like_checkpoints(model_dir: Path) -> list[str]:
-    """What a folder holds in place of checkpoints, if it holds none; one line."""
+    """What a folder holds in place of checkpoints, if it holds none, and links to none; one line each."""
     names = [name for name in _names(model_dir) if not is_clutter(name)]
     folders = [name for name in names if (model_dir / name).is_dir()]
-    if any(step_of(name) is not None for name in folders):
-        return []
+    lost = [
+        f"{model_dir / name}: is a link to {os.readlink(model_dir / name)}, which is not there:"  # noqa: PTH115
+        " restore that, or remove the link"
+        for name in names
+        if step_of(name) is not None and (model_dir / name).is_symlink() and name not in folders
+    ]
+    if lost or any(step_of(name) is not None for name in folders):
+        return _some(lost, model_dir)
     below = [
         name for name in folders if any(step_of(inner) is not None for inner in _names(model_dir / name))
     ]
@@ -157,7 +202,7 @@ def _elsewhere(path: Path) -> Iterator[str]:
                 folder / _METRICS, "its folder is not called checkpoint-<step>", f"rename it to {new}"
             )
         elif depth < _DEEPEST:
-            waiting += [(folder / name, depth + 1) for name in names if (folder / name).is_dir()]
+            waiting += [(inner, depth + 1) for inner in _folders(folder)]
 
 
 def _has_result(model: Path) -> bool:

@@ -16,16 +16,40 @@ from eval_sidecar.types import RESERVED
 #: ``1_000``; ``50%`` and ``0,5`` mean different things to different people.
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-#: When an evaluation ran: a number, and no metric. By the last part of a name.
-_MOMENTS = frozenset({"date", "datetime", "timestamp", "start_time", "end_time", "created_at"})
+#: When an evaluation ran: a number, and no metric. By the words of the last part of a name.
+_MOMENT = re.compile(
+    r"([^_].*_)?(date|datetime|timestamp)|(start|begin|end|finish|current|unix)_time|time_?stamp.*"
+    r"|(created|updated|started|finished|completed|evaluated|ended|saved)_(at|on)"
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 #: Objects that say how an evaluation was set up, as lm-eval and others write them beside their results.
 _SETTINGS = frozenset({"config", "configs", "versions", "n-shot", "n-samples", "higher_is_better"})
 #: An object below the top with more members is data (a row for each user, say).
 _LARGEST_OBJECT = 1000
 #: So many names of what was left out are kept.
 _MOST_NAMES = 20
+
+#: In the place of a value of which another, of the same name, is taken.
+_OTHER_VALUE = object()
+
+
+class _Repeating(dict[str, Any]):
+    """An object that has names twice, with different values: the last of each, as JSON readers take it."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    repeating.repeated = tuple({name: None for name, item in pairs if item != found[name]})
+    return repeating
+
+
 #: Whole numbers as floats: some versions refuse one of absurd length, which would cost the others.
-_decode = json.JSONDecoder(parse_int=float).decode
+_decode = json.JSONDecoder(parse_int=float, object_pairs_hook=_as_object).decode
 #: In a reason, where the number itself is the news.
 NOT_FINITE = "not finite"
 
@@ -45,15 +69,16 @@ class Reading(NamedTuple):
 def parse_metrics(content: bytes) -> Reading:
     """Read the content of a ``metrics.json``, in any Unicode encoding, with or without a byte order mark.
 
-    A number in text counts as one. Text, lists, true, false, null, numbers that are not finite, moments, and
-    names that a point's row has for something else are left out.
+    A number in text counts as one. Text, lists, true, false, null, numbers that are not finite, moments,
+    names that a point's row has for something else, and names that are no Unicode are left out.
 
     Raises:
         ResultError: where it is empty, no JSON object, or has no finite number. The text does not name the
             file.
     """
     try:
-        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+        # Text in another encoding (a Windows code page) costs no number beside it.
+        text = content.decode(json.detect_encoding(content), "surrogateescape").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ResultError(f"cannot be read ({error})") from error
     if not text.strip("\ufeff \t\r\n\0"):
@@ -78,8 +103,9 @@ def _sort_out(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str
         reason = _why_not_called_so(name) if number is not None else _what_it_is(item)
         if reason is None and number is not None and not math.isfinite(number):
             reason = f"{number}, {NOT_FINITE}"
-        if name in metrics:
-            left_out[name] = "there twice"
+        if item is _OTHER_VALUE or name in metrics:
+            if item is _OTHER_VALUE or number != metrics[name]:
+                left_out[name] = "there twice"
         elif reason is not None:
             left_out[name] = reason
         elif number is not None:
@@ -101,6 +127,7 @@ def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 waiting.append((f"{name}/", item))
             else:
                 yield name, item
+        yield from ((prefix + key, _OTHER_VALUE) for key in getattr(found, "repeated", ()))
 
 
 def _number(item: Any) -> Optional[float]:  # noqa: ANN401 - any value of JSON, its numbers as floats
@@ -122,11 +149,14 @@ def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
 @functools.lru_cache(maxsize=4096)  # every result of a model has the same names
 def _why_not_called_so(name: str) -> Optional[str]:
     """Why a number of this name is no metric; None where it is one."""
-    if not name.strip("/"):
+    if not name.strip("/ \t\r\n"):
         return "without a name"
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return "its name is not Unicode"
     if name in RESERVED:
         return "the sidecar's own name"
-    return "a moment" if name.rpartition("/")[2].lower() in _MOMENTS else None
+    words = re.sub(r"[\s.-]+", "_", _CAMEL.sub("_", name.rpartition("/")[2])).lower()
+    return "a moment" if _MOMENT.fullmatch(words) else None
 
 
 def _without_numbers(left_out: Mapping[str, str]) -> str:
@@ -138,6 +168,6 @@ def _without_numbers(left_out: Mapping[str, str]) -> str:
 def _named(left_out: Mapping[str, str]) -> list[str]:
     # What is not finite comes first: it is what somebody has to know.
     ordered = sorted(left_out.items(), key=lambda pair: not pair[1].endswith(NOT_FINITE))
-    named = [f"{name} ({reason})" for name, reason in ordered[:_MOST_NAMES]]
+    named = [f"{name if name.strip() else ascii(name)} ({reason})" for name, reason in ordered[:_MOST_NAMES]]
     more = len(ordered) - len(named)
     return [*named, f"{more} more"] if more else named

@@ -141,6 +141,9 @@ class Readiness:
         verdict = self._judge(subject, present)
         if verdict.name == PARTIAL and held is not None and present is not None:
             verdict = self._judge_anew(held, present) or verdict
+        if present is not None:  # what people are told to look at is the trainer's
+            shown = (fact.replace(str(subject.path), str(present.path)) for fact in verdict.evidence)
+            verdict = replace(verdict, evidence=tuple(shown))
         if not verdict.ready:
             if present is not None or (verdict.name == SETTLING and not self._is_unfinished(subject)):
                 # Half of a checkpoint is kept too, but that is of no use to anybody.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat as stat_bits
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
@@ -72,9 +74,12 @@ def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
 
 def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
     """A small file and what it was when it was read; a file object would take twice as long."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # A named pipe would be waited for, for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
+        if not stat_bits.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         return status, os.read(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)

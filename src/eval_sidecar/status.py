@@ -135,8 +135,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
-        elif not entry.processed and (denied := [fact for fact in entry.evidence if fact.startswith(DENIED)]):
-            lines.append(f"{entry.name}: {denied[0]}")
+        elif denied := _denied(entry):
+            lines.append(f"{entry.name}: {denied}")
     for entries, wanted, words in (
         (ledger.undelivered(), expects_delivery, "not delivered"),
         (ledger.unconfirmed(), expects_confirmation, "sent, but not confirmed"),
@@ -159,11 +159,17 @@ def waiting(ledger: Ledger) -> list[str]:
         is_abandoned = entry.verdict == ABANDONED and not entry.processed
         if entry.running:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
-        elif is_abandoned or entry.is_pending:
+        elif (is_abandoned or entry.is_pending) and not _denied(entry):
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
             busy = f"; {ledger.busy}" if ledger.busy else ""
             lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
+
+
+def _denied(entry: Entry) -> Optional[str]:
+    """What of a checkpoint without a result this user may not read; that is no waiting."""
+    denied = (fact for fact in entry.evidence if fact.startswith(DENIED))
+    return None if entry.processed else next(denied, None)
 
 
 def _running(entry: Entry) -> dict[str, Any]:

@@ -432,6 +432,27 @@ def test_once_ends_with_75_as_long_as_something_waits_that_has_not_failed(reposi
     assert repository.processed == [100, 200, 300]
 
 
+def test_once_ends_with_75_before_the_first_checkpoint(repository: Repository) -> None:
+    repository.model_dir.mkdir(parents=True, exist_ok=True)
+    done = repository.once()
+    assert done.returncode == 75
+    assert f"WAITING      {repository.model_dir}: no checkpoint is in it yet" in done.stdout
+
+
+def test_once_names_a_checkpoint_that_is_a_link_to_nothing(repository: Repository) -> None:
+    repository.checkpoint(100)
+    (repository.model_dir / "checkpoint-200").symlink_to("/not/there")
+    done = repository.once()
+    assert done.returncode == 1 and repository.processed == [100]
+    assert "checkpoint-200: is a link to /not/there, which is not there: restore" in done.stderr
+
+
+def test_a_pipe_or_a_socket_in_a_checkpoint_is_in_nobodys_way(repository: Repository) -> None:
+    os.mkfifo(repository.checkpoint(100) / "control.pipe")
+    assert repository.once().returncode == 0
+    assert repository.processed == [100]
+
+
 def test_once_ends_with_75_when_a_checkpoint_is_abandoned(repository: Repository) -> None:
     partial = repository.checkpoint(100, finished=False)
     for path in (*partial.iterdir(), partial):

@@ -232,7 +232,7 @@ def test_with_a_name_of_its_own_a_checkpoint_that_is_not_pinned_finds_its_result
     assert not (mine.manager / "evaluations/.links").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb"])
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a\nb", "名" * 86])
 def test_a_name_that_no_folder_can_have_is_refused(mine, name):
     save(mine.model_dir, 100, "0.10")
     assert_refused(once(mine, "--model-name", name), "--model-name")

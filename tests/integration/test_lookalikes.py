@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def local(tmp_path: Path) -> Iterator[Repository]:
     put(made, f"{MODEL}/checkpoint-1/metrics.json")
     yield made
     made.clean_up()
+
+
+def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(local: Repository) -> None:
+    path = put(local, f"{MODEL}/checkpoint-2/metrics.json")
+    path.unlink()
+    os.mkfifo(path)
+    prepare(local)
+    done = local.sidecar("once", "--results-root", "results", "--disable-wandb")
+    assert done.returncode == 1
+    assert "checkpoint-2/metrics.json: cannot be read (not a regular file)" in done.stdout
 
 
 def prepare(repository: Repository) -> None:

@@ -115,6 +115,37 @@ def test_paths_in_the_shell_may_be_relative_to_the_users_folder(
     assert len(server.runs) == 1
 
 
+def test_the_server_and_the_key_of_wandb_login_are_used(local: Repository, server: WandbServer) -> None:
+    login = ("python", "-m", "wandb", "login", "--host", server.url, server.key, "--no-verify")
+    local.extra.pop("WANDB_API_KEY")
+    assert local.execute(*login).returncode == 0
+    local.checkpoint(100)
+    local.extra.pop("WANDB_BASE_URL")
+    code, said = watch(local)
+    assert code == 0 and "offline" not in said, said
+    done = local.sidecar(*ONCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.runs) == 2 and server.key not in said + done.stdout + done.stderr
+
+
+def test_variables_that_are_set_to_nothing_are_not_set(local: Repository, server: WandbServer) -> None:
+    nothing = ("ENTITY", "PROJECT", "MODE", "DIR", "CONFIG_DIR", "HTTP_TIMEOUT", "INSECURE_DISABLE_SSL")
+    done = local.sidecar(*ONCE, env={f"WANDB_{name}": "" for name in nothing})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.runs) == 1
+
+
+def test_a_key_from_a_file_may_have_a_line_end(local: Repository, server: WandbServer) -> None:
+    done = local.sidecar(*ONCE, env={"WANDB_API_KEY": f"{server.key}\n"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_address_of_a_page_is_named_as_the_cause(local: Repository, server: WandbServer) -> None:
+    done = local.sidecar(*ONCE, env={"WANDB_BASE_URL": f"{server.url}/team/project"})
+    assert done.returncode == 1
+    assert "check WANDB_BASE_URL" in done.stdout + done.stderr and "--wandb-entity" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("mode", "runs"), [("offline", 0), ("disabled", 0), ("dryrun", 0), ("online", 1), ("run", 1)]
 )
@@ -167,6 +198,8 @@ def test_a_client_that_was_switched_off_in_this_folder_stays_off_until_it_is_swi
         ("//wandb.lab.org/x", "set WANDB_BASE_URL=https://wandb.lab.org/x"),
         ("ftp://wandb.lab.org", "set WANDB_BASE_URL=https://wandb.lab.org"),
         ("https://", "begins with https:// or http://"),
+        ("https://wandb.ai", "is where W&B's pages are"),
+        ('"http://127.0.0.1:8080"', "set WANDB_BASE_URL=http://127.0.0.1:8080,"),
         ("http://wandb lab", "is no address"),
         ("http://host:port", "is no address"),
     ],

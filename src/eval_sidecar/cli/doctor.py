@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional, Union
 import click
 
 import eval_sidecar
+from eval_sidecar.accounts import CLOUD, configured_key, server_address
 from eval_sidecar.checkpoints import list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import LOCAL
@@ -37,7 +38,6 @@ from eval_sidecar.diagnosis.machine import check_folder, check_slurm
 from eval_sidecar.errors import SidecarError, UsageError
 from eval_sidecar.installation import find_checkout, install_command, is_own_evaluation_script
 from eval_sidecar.space import parse_amount
-from eval_sidecar.texts import configured_key
 from eval_sidecar.trackers.base import Session
 from eval_sidecar.types import ModelSpec, Point
 
@@ -219,7 +219,7 @@ def _check_wandb(is_disabled: bool) -> list[Finding]:
         library = Finding("wandb", Mark.BROKEN, said, f"{advice} --upgrade")
     else:
         library = Finding("wandb", Mark.WORKS, version)
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    server = server_address() or CLOUD
     if not configured_key():
         said = f"none for {server}: sessions are kept offline"
         return [library, Finding("W&B key", Mark.ABSENT, said, "run `wandb login`, or set WANDB_API_KEY")]

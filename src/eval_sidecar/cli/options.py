@@ -26,6 +26,8 @@ from eval_sidecar.types import ModelSpec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: What file systems take as one name, in bytes.
+_LONGEST_NAME = 255
 #: Variables of the evaluation script, from the flags of the same name.
 _SCRIPT_VARIABLES = (
     *("category", "python_bin", "batch_size", "max_new_tokens", "num_beams", "temperature"),
@@ -199,6 +201,10 @@ def name_of_model(given: Optional[str], model_dir: Path) -> str:
     require_text(given, "--model-name")
     if not given.strip() or given.startswith(".") or not given.isprintable() or set(given) & set("/\\"):
         raise UsageError(f"--model-name {given!r}: cannot be the name of a folder in results")
+    if (size := len(given.encode("utf-8", "surrogateescape"))) > _LONGEST_NAME:
+        raise UsageError(
+            f"--model-name {given[:40]!r}…: has {size} bytes, and a folder's name at most {_LONGEST_NAME}"
+        )
     return given
 
 

@@ -181,6 +181,8 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
     left += lookalikes.in_model(plan.config.results_root / ledger.model_dir)
     left += lookalikes.like_checkpoints(plan.config.model_dir)
     waits = waiting(ledger)
+    if not ledger.steps() and not left:
+        waits = [f"{plan.config.model_dir}: no checkpoint is in it yet"]
     show.waiting(waits)
     show.problems(left)
     if not plan.flags["once"]:

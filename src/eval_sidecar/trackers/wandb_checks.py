@@ -5,7 +5,6 @@ Imports no wandb: the client words these things its own way, each only after an 
 
 from __future__ import annotations
 
-import configparser
 import hashlib
 import os
 import re
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
+from eval_sidecar.accounts import CLOUD, folder_settings
 from eval_sidecar.errors import UsageError
 from eval_sidecar.types import ModelSpec
 
-DEFAULT_SERVER = "https://api.wandb.ai"
 #: What the server takes in the name of a run or project, and in a run id, in characters.
 _LONGEST = 128
+#: Hosts of the cloud that show pages, and answer no client.
+_PAGES = ("wandb.ai", "www.wandb.ai", "app.wandb.ai")
 _BAD_IN_ID = ":;,#?/'\\"
 _BAD_IN_PROJECT = "/\\#?%:"
 
@@ -53,15 +54,20 @@ def check_server(environment: Mapping[str, str] = os.environ) -> None:
         parts = urlsplit(given)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        sound = False
+        parts, sound = None, False
+    if parts is not None and parts.hostname in _PAGES:
+        raise UsageError(
+            f"WANDB_BASE_URL {shown!r}: is where W&B's pages are, not its server: unset it for {CLOUD}"
+        )
     if sound and not re.search(r"\s", given):
         return
-    bare = given.strip().partition("://")[2] or given.strip().lstrip("/")
+    plain = given.strip(" \t\r\n\"'")
+    bare = plain.partition("://")[2] or plain.lstrip("/")
     local = re.match(r"(?:localhost|127\.|10\.|192\.168\.|[^/]*:\d+)", bare)
     advice = f"{'http' if local else 'https'}://{re.sub(r'^[^/@]*@', '', bare)}"
     raise UsageError(
         f"WANDB_BASE_URL {shown!r}: is no address of a server, which begins with https:// or http://:"
-        f" set WANDB_BASE_URL={advice}, or unset it for {DEFAULT_SERVER}"
+        f" set WANDB_BASE_URL={advice}, or unset it for {CLOUD}"
     )
 
 
@@ -152,17 +158,7 @@ def folder_mode(environment: Mapping[str, str] = os.environ) -> Optional[FolderM
 
     The client itself would not see it: its folder is one of our own.
     """
-    here = Path(environment.get("WANDB_DIR") or ".")
-    hidden = here / ".wandb"
-    config = Path(environment.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
-    for name in ((hidden if hidden.is_dir() else here / "wandb") / "settings", config / "settings"):
-        try:
-            path = name.expanduser().absolute()
-            parser = configparser.ConfigParser(interpolation=None)
-            parser.read_string(path.read_text(encoding="utf-8"))
-            section = parser["default"]
-        except (OSError, ValueError, KeyError, RuntimeError, configparser.Error):
-            continue  # no file, or none that the client would read
+    for path, section in folder_settings(environment):
         mode = section.get("mode", "").strip().lower()
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
         if section.get("disabled", "").strip().lower() in ("true", "1"):  # older clients wrote that

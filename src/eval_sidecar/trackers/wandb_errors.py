@@ -5,13 +5,12 @@ The client words one failure differently from version to version, and some serve
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
+from eval_sidecar.accounts import CLOUD, server_address
 from eval_sidecar.installation import install_command
-from eval_sidecar.trackers.wandb_checks import DEFAULT_SERVER
 
 #: How servers, and the client itself, word what has no status in its error.
 _WORDS = (
@@ -19,7 +18,9 @@ _WORDS = (
     (
         401,
         re.compile(
-            r"not logged in|invalid api key|relogin|api[ _]key not|no authentication conf|no api key", re.I
+            r"not logged in|invalid api key|relogin|api[ _]key (?:not|invalid|must|cannot)"
+            r"|no authentication conf|no api key",
+            re.I,
         ),
     ),
     (403, re.compile(r"permission denied|forbidden|not have permission", re.I)),
@@ -88,10 +89,12 @@ def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]
         advice = (
             f"{path} was deleted, and W&B does not give a run id out twice: choose another --wandb-run-id"
         )
+    server = server_address() or CLOUD
+    if status == 404 and "credentials" in text:
+        advice = f"{server} does not answer as a W&B server does: check WANDB_BASE_URL (no page's address)"
     if advice:
         return {"error": f"{advice} ({text})", "permanent": True}
     if status is None and _NO_ANSWER.search(text):
-        server = os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
         message = (
             f"{path}: no answer from {server}: check WANDB_BASE_URL, the network and the proxy, or"
             f" deliver later from a machine with internet ({type(error).__name__}: {text})"

@@ -19,9 +19,10 @@ from typing import IO, Any
 
 import psutil
 
+from eval_sidecar.accounts import CLOUD, server_address
 from eval_sidecar.logs import make_room
 from eval_sidecar.texts import without_secrets
-from eval_sidecar.trackers.wandb_checks import DEFAULT_SERVER, is_ours
+from eval_sidecar.trackers.wandb_checks import is_ours
 
 # `-m` would search the working directory first, where a folder or a module may have any name.
 _START = (
@@ -98,8 +99,17 @@ class Worker:
         threading.Thread(target=self._listen, name="wandb-worker", daemon=True).start()
 
     def _environment(self) -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if is_ours(name)}
+        # An empty variable is one that is not set, to people and not to the client.
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if is_ours(name) and (value or not name.startswith("WANDB_"))
+        }
+        if "WANDB_API_KEY" in ours:  # read from a file, with its line end
+            ours["WANDB_API_KEY"] = ours["WANDB_API_KEY"].strip()
         # The worker's folder is another one.
+        if (address := server_address()) is not None:
+            ours["WANDB_BASE_URL"] = address
         for name in _PATHS & ours.keys():
             parts = ours[name].split(os.pathsep) if name == "PYTHONPATH" else [ours[name]]
             ours[name] = os.pathsep.join(str(Path(part).expanduser().absolute()) for part in parts if part)
@@ -180,7 +190,7 @@ class Worker:
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
             self._has_said_so = True
-            where = without_secrets(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER)
+            where = without_secrets(server_address() or CLOUD)
             what = f"{request['op']} of run {request['run_id']}"
             log.info("waiting for %s (%s): no answer in %.0f s", where, what, _PATIENCE)
         answer = answers.get(timeout=max(0.0, deadline - _PATIENCE))

@@ -140,6 +140,11 @@ def _paths_of(text: str) -> list[Path]:
         found = [path for path in found if path.is_file()]
     else:
         found = _matching(path)
+    if not found and path.is_dir():
+        raise UsageError(
+            f"{shown(text)}: is a folder without an archive; if a browser or a file manager has unpacked"
+            " the archive, give the .tar.gz itself"
+        )
     if not found:
         raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins so")
     return found

@@ -19,6 +19,16 @@ from eval_sidecar.transfer.parts import Chain
 #: Small files in an archive shrink to a twentieth; nothing honest shrinks to a three-hundredth.
 _MOST_EXPANSION, _ALWAYS_ALLOWED = 300, 256 << 20
 _GZIP = b"\x1f\x8b"
+#: What else a download turns out to be, by its first bytes.
+_OTHERS = {
+    b"PK": "is a zip file: unzip it, and give the .tar.gz that is in it",
+    b"7z\xbc\xaf": "is a 7z file: unpack it, and give the .tar.gz that is in it",
+    b"Rar!": "is a rar file: unpack it, and give the .tar.gz that is in it",
+    b"BZh": "is compressed with bzip2: run `bzip2 -d` on it first",
+    b"\xfd7zXZ": "is compressed with xz: run `xz -d` on it first",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd: run `zstd -d` on it first",
+    b"<": "is a page of the web (of a login, or an error?), not an archive: load it down again",
+}
 #: A server that compresses what is compressed already adds one layer.
 _MOST_LAYERS = 2
 _BUFFER = 1 << 20
@@ -43,6 +53,10 @@ def open_archive(paths: Sequence[Path]) -> Iterator[BinaryIO]:
                 break
             unpacked = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="rb"))
             stream = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER))
+        beginning = _beginning(stream)
+        for magic, what in _OTHERS.items():
+            if beginning.startswith(magic):
+                raise BundleError(what)
         yield stream
 
 
