@@ -58,7 +58,9 @@ class Pins:
         need: Callable[[int], Need],
     ) -> None:
         self._model_dir = model_dir
-        self._places = places(model_dir, name, elsewhere)
+        self._all_places = places(model_dir, name, elsewhere)
+        self._barred: dict[Place, OSError] = {}
+        self._look_for_bars()
         self._limits = limits
         self._need = need
         self._mutex = threading.RLock()
@@ -100,6 +102,15 @@ class Pins:
             given_up, self._given_up = self._given_up, {}
             return given_up
 
+    @property
+    def _places(self) -> list[Place]:
+        return [place for place in self._all_places if place not in self._barred]
+
+    def _look_for_bars(self) -> None:
+        """See which places cannot be looked at: a folder that another user keeps closed holds no pin of ours."""
+        found = ((place, place.why_barred()) for place in self._all_places)
+        self._barred = {place: error for place, error in found if error is not None}
+
     # -- look ---------------------------------------------------------------------------------------
 
     def look(self, steps: Optional[Collection[int]] = None) -> bool:
@@ -115,6 +126,7 @@ class Pins:
             CheckpointError: if the model dir cannot be listed.
         """
         with self._mutex:
+            self._look_for_bars()
             self._adopt_old()
             present = list_steps(self._model_dir)
             self._forget_deleted(present)
@@ -181,7 +193,8 @@ class Pins:
         return True
 
     def _hold_first(self, step: int, files: dict[str, File]) -> None:
-        first_error: Optional[LinksUnsupported] = None
+        barred = [_as_unsupported(error, place) for place, error in self._barred.items()]
+        first_error: Optional[LinksUnsupported] = barred[0] if barred else None
         for place in self._places:
             target = checkpoint_in(place.held, step).path
             try:
@@ -339,27 +352,32 @@ class Pins:
         old = old_pins_folder(self._model_dir)
         if not old.parent.is_dir():
             return
-        for checkpoint in list_checkpoints(old):
-            if self._need(checkpoint.step) is Need.RUNNING:
-                continue  # a job reads it
-            if self._need(checkpoint.step) is Need.NOTHING or checkpoint.step in self.held():
-                remove_tree(checkpoint.path)
-                continue
-            for place in self._places:
-                try:
-                    place.make()
-                    checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
-                    break
-                except OSError as error:
-                    place.clear()
-                    self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
-        if not list_checkpoints(old):
-            shutil.rmtree(old, ignore_errors=True)
-            (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)
-            try:
+        try:
+            for checkpoint in list_checkpoints(old):
+                self._adopt(checkpoint)
+            if not list_checkpoints(old):
+                shutil.rmtree(old, ignore_errors=True)
+                (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)
                 (self._model_dir / OWN_FOLDER).rmdir()
+        except (CheckpointError, OSError) as error:  # another user's, say
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._notice = f"{old.parent}: left there by an earlier version, and cannot be removed ({reason})"
+
+    def _adopt(self, checkpoint: Checkpoint) -> None:
+        need = self._need(checkpoint.step)
+        if need is Need.RUNNING:
+            return  # a job reads it
+        if need is Need.NOTHING or checkpoint.step in self.held():
+            remove_tree(checkpoint.path)
+            return
+        for place in self._places:
+            try:
+                place.make()
+                checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
+                break
             except OSError as error:
-                log.debug("%s: stays (%s)", old.parent, error.strerror)
+                place.clear()
+                self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
 
 
 def _as_unsupported(error: Exception, place: Place) -> LinksUnsupported:

@@ -244,6 +244,45 @@ def test_weights_of_another_user_are_denied_and_not_deleted(repository: Reposito
         assert other.once(env={"PYTHON_BIN": "python3"}).returncode == 0
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o711, 0o755])
+def test_a_folder_of_pins_that_another_user_keeps_closed_bars_nobody(
+    repository: Repository, mode: int
+) -> None:
+    with as_nobody(repository) as other:
+        closed = other.model_dir.parent / ".eval-sidecar"
+        closed.mkdir()
+        (closed / "place").write_text("0123456789abcdef")
+        closed.chmod(mode)
+        path = other.checkpoint(100)
+        for part in (path, *path.rglob("*")):
+            os.chown(part, NOBODY, NOBODY)
+        done = other.once(env={"PYTHON_BIN": "python3"})
+        assert done.returncode == 0, done.stderr
+        assert f"pins are kept in {closed}-{NOBODY}" in done.stderr
+        assert names(closed) == {"place"}
+        assert not Path(f"{closed}-{NOBODY}").exists()
+        told = other.execute(
+            *("python3", "eval_wandb_sidecar.py", "explain", "--sft-root", str(other.model_dir), "100")
+        )
+        assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_what_an_earlier_version_of_another_user_left_in_the_model_dir_bars_nobody(
+    repository: Repository, mode: int
+) -> None:
+    with as_nobody(repository) as other:
+        left = other.model_dir / ".eval-sidecar"
+        (left / other.model).mkdir(parents=True)
+        (left / "lock").touch(0o600)
+        left.chmod(mode)
+        other.checkpoint(100)
+        done = other.once(env={"PYTHON_BIN": "python3"})
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert str(left) in done.stderr
+
+
 # -- the disk --------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,8 @@ def _explain_folder(
     """Judge the folder, and its pin, as they are now; False where there is neither."""
     folders = [("folder", model_dir / f"checkpoint-{step}", model_dir / f"checkpoint-{step}")]
     for place in places(model_dir, model, state_dir):
+        if place.why_barred() is not None:
+            continue
         held, used = (checkpoint_in(folder, step).path for folder in (place.held, place.used))
         folders.append(("pinned", used if used.is_dir() else held, held if held.is_dir() else used))
     found = False

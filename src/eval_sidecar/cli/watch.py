@@ -212,7 +212,12 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
     old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
         if old.parent.is_dir():  # a sidecar of an earlier version may be at work
-            stack.enter_context(held_lock(old, busy))
+            try:
+                stack.enter_context(held_lock(old, busy))
+            except LockedError:
+                raise
+            except StateError as error:
+                log.warning("%s: nothing keeps a sidecar of an earlier version off", error)
         try:
             if not beside.parent.parent.is_dir():
                 raise StateError(f"{beside.parent.parent}: is not there yet")
