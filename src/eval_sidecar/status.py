@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.completeness import ABANDONED, DENIED, GONE
-from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.ledger import CONFIRMED, Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.settings import differences
 
@@ -80,11 +80,29 @@ def settings_line(ledger: Ledger, *, force: bool = False) -> Optional[str]:
     )
 
 
-def origin_lines(ledger: Ledger, entry: Entry) -> list[str]:
-    """What a result was made of, for a person."""
+def delivery_state(entry: Entry) -> str:
+    """How far the point of an entry's result has come, in words."""
+    if (due := entry.due()) is not None:
+        return due.status
+    return "not sent" if entry.is_withheld else CONFIRMED
+
+
+def origin_lines(ledger: Ledger, entry: Entry, there: Optional[str] = None) -> list[str]:
+    """What a result was made of, for a person.
+
+    Args:
+        ledger: What is known of the model.
+        entry: The checkpoint.
+        there: The identity of what its folder holds at this moment, if that was read.
+    """
     origin = entry.origin
     when = f", evaluated {origin.at}" if origin.at else ""
-    of = "weights that were there before: it is evaluated again" if entry.is_superseded else "these weights"
+    if entry.is_superseded:
+        of = "weights that were there before: it is evaluated again"
+    elif there not in (None, origin.identity):
+        of = "other weights than the folder holds now"
+    else:
+        of = "these weights"
     lines = [f"of {origin.identity}, {of}{when}" if origin.identity else f"of weights that are unknown{when}"]
     settings = ledger.settings.get(origin.settings or "")
     if settings is None:

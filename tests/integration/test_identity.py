@@ -157,6 +157,26 @@ def test_explain_and_status_say_that_a_result_is_of_other_weights(mine):
     assert number(mine, mine.model, 100) == 0.9
 
 
+def test_a_result_that_is_not_sent_any_more_is_not_shown_as_confirmed(mine):
+    save(mine.model_dir, 100, "0.10")
+    done(once(mine))
+    save(mine.model_dir, 100, "0.90")
+    mine.script.write_text("exit 1\n")
+    shown = once(mine).stdout
+    assert "not sent" in shown and "confirmed" not in shown
+    assert "delivery     not sent" in explained(mine, 100)
+
+
+def test_explain_says_that_the_folder_holds_other_weights_before_any_pass_has_seen_them(mine):
+    save(mine.model_dir, 100, "0.10")
+    done(once(mine))
+    assert "these weights" in explained(mine, 100)
+    save(mine.model_dir, 100, "0.90")
+    told = explained(mine, 100)
+    assert "the folder holds others now" in told
+    assert "other weights than the folder holds now" in told and "these weights" not in told
+
+
 def test_a_lost_state_and_other_weights_do_not_take_the_old_numbers(mine):
     save(mine.model_dir, 100, "0.10")
     done(once(mine))
