@@ -107,7 +107,7 @@ class Pins:
         return [place for place in self._all_places if place not in self._barred]
 
     def _look_for_bars(self) -> None:
-        """See which places cannot be looked at: a folder that another user keeps closed holds no pin of ours."""
+        """See which places cannot be looked at: what another user keeps closed holds no pin of ours."""
         found = ((place, place.why_barred()) for place in self._all_places)
         self._barred = {place: error for place, error in found if error is not None}
 
