@@ -50,6 +50,17 @@ def test_nothing_of_ours_lies_in_the_model_dir_at_any_time(repository: Repositor
     assert names(repository.model_dir) == {"checkpoint-100", "checkpoint-200"}
 
 
+def test_what_a_start_from_inside_the_model_dir_puts_there_is_said(repository: Repository) -> None:
+    repository.checkpoint(100)
+    assert "output folder" not in repository.once().stderr
+    inside = repository.model_dir / "log"
+    done = repository.once("--state-dir", str(inside), env={"MANAGER_DIR": str(inside / "eval_sidecar")})
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "lies in the training's output folder" in line]
+    assert len(said) == 2
+    assert "--state-dir" in said[0] and "MANAGER_DIR" in said[1]
+
+
 def test_a_script_sees_the_models_name_and_its_other_files_above_its_checkpoint(
     repository: Repository,
 ) -> None:
