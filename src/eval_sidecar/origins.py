@@ -17,7 +17,14 @@ from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.identity import FolderStamp, folder_stamp, look_at_weights, read_content, read_identity
 from eval_sidecar.ledger import PENDING, Entry, Failure, Ledger
 from eval_sidecar.model_places import place_of, second_model
-from eval_sidecar.provenance import Provenance, are_one, read_provenance, write_provenance
+from eval_sidecar.provenance import (
+    Provenance,
+    are_one,
+    read_begun,
+    read_provenance,
+    write_begun,
+    write_provenance,
+)
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.settings import key_of
@@ -117,13 +124,22 @@ class Origins:
             identity = None
         return Origin(identity, key, now_text())
 
-    def write_down(self, entry: Entry, origin: Origin, metrics: Path) -> None:
-        """Leave beside a result what it is of."""
+    def begin(self, step: int, origin: Origin, metrics: Path) -> None:
+        """Write down what an evaluation that is about to start will have read."""
+        try:
+            write_begun(metrics, self._provenance(step, origin))
+        except StateError as error:
+            self._warn_once(f"{error}: numbers that outlive this sidecar and its state belong to nothing")
+
+    def _provenance(self, step: int, origin: Origin) -> Provenance:
         ledger = self._store.ledger
         settings = ledger.settings.get(origin.settings or "", {})
-        found = Provenance(ledger.model_dir, entry.step, origin, ledger.places, settings)
+        return Provenance(ledger.model_dir, step, origin, ledger.places, settings)
+
+    def write_down(self, entry: Entry, origin: Origin, metrics: Path) -> None:
+        """Leave beside a result what it is of."""
         try:
-            write_provenance(metrics, found)
+            write_provenance(metrics, self._provenance(entry.step, origin))
         except (OSError, StateError) as error:
             self._warn_once(f"{error}: machines that get the results alone cannot tell what they are of")
 
@@ -217,15 +233,14 @@ class Origins:
 
         A result that nobody has written anything down of is this checkpoint's: it was there before.
         """
-        written = read_provenance(result.path)
+        path = Path(result.path)
+        written = read_provenance(path) or read_begun(path)
         if written is None:
             if entry.is_superseded and entry.result is not None and entry.result.digest == result.digest:
                 return None  # as before: of the weights that were there before
             return Origin(self._identity(entry, checkpoint))  # now: the next pass may find other weights
         if (reason := self._why_foreign(entry, written, checkpoint)) is not None:
-            self._warn_once(
-                f"{entry.name}: its result in {Path(result.path).parent} is of {reason}; not taken"
-            )
+            self._warn_once(f"{entry.name}: its result in {path.parent} is of {reason}; not taken")
             return None
         key, settings = written.origin.settings, written.settings
         self._store.update(lambda ledger: ledger.with_settings(key, settings))
