@@ -510,6 +510,19 @@ def test_numbers_of_an_evaluation_that_outlived_its_sidecar_are_not_those_of_oth
     assert numbers(world, 100) == NEW
 
 
+def test_they_stay_those_of_their_weights_when_the_next_sidecar_and_its_state_are_lost_too(world):
+    save(world, 100, 1)
+    world.tick()
+    lose_everything(world)
+    world.report(100, OLD)
+    save(world, 100, 2)
+    world.tick()
+    world.sidecar.leave()
+    lose_everything(world)
+    assert world.tick() == 1
+    assert numbers(world, 100) is None
+
+
 def test_numbers_of_an_evaluation_that_outlived_its_sidecar_are_taken_with_what_they_are_of(world):
     save(world, 100, 1)
     world.tick()

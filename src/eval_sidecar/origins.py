@@ -20,14 +20,14 @@ from eval_sidecar.model_places import place_of, second_model
 from eval_sidecar.provenance import (
     Provenance,
     are_one,
-    read_begun,
-    read_provenance,
+    find_provenance,
     write_begun,
     write_provenance,
 )
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.settings import key_of
+from eval_sidecar.status import settings_line
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Content, Origin, Result
 
@@ -114,15 +114,23 @@ class Origins:
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
         """What an evaluation that begins now is made of; its settings are in the ledger then."""
-        settings = self._config.settings.now()
-        key = key_of(settings)
-        self._store.update(lambda ledger: ledger.with_settings(key, settings))
+        key = self._settings_now()
         try:
             identity: Optional[str] = read_identity(checkpoint.path)
         except OSError as error:
             self._warn_once(f"{checkpoint.name}: {error.strerror}: its weights cannot be told from others")
             identity = None
         return Origin(identity, key, now_text())
+
+    def _settings_now(self) -> Optional[str]:
+        """The key of the settings as they are now; says what has changed since the last evaluation."""
+        settings = self._config.settings.now()
+        key = key_of(settings)
+        before = (self._store.ledger.writer or {}).get("settings")
+        ledger = self._store.update(lambda known: known.with_settings(key, settings).written_with(key))
+        if before not in (None, key) and (changed := settings_line(ledger, force=self._config.force)):
+            log.warning("%s: %s", ledger.model_dir, changed)
+        return key
 
     def begin(self, step: int, origin: Origin, metrics: Path) -> None:
         """Write down what an evaluation that is about to start will have read."""
@@ -234,7 +242,7 @@ class Origins:
         A result that nobody has written anything down of is this checkpoint's: it was there before.
         """
         path = Path(result.path)
-        written = read_provenance(path) or read_begun(path)
+        written = find_provenance(path)
         if written is None:
             if entry.is_superseded and entry.result is not None and entry.result.digest == result.digest:
                 return None  # as before: of the weights that were there before

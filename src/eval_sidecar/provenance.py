@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from eval_sidecar.checkpoints import OWN_FOLDER
+from eval_sidecar.errors import StateError
 from eval_sidecar.files import write_json
 from eval_sidecar.settings import key_of
 from eval_sidecar.types import Origin, Place
@@ -124,17 +125,27 @@ def write_begun(metrics: Path, found: Provenance) -> None:
     Raises:
         StateError: where it cannot be written.
     """
+    find_provenance(metrics)  # what is written down of an earlier one is overwritten
     write_json(_begun_path(metrics), _as_json(found, ""))
 
 
-def read_begun(metrics: Path) -> Optional[Provenance]:
-    """What is written down of the evaluation that has left a ``metrics.json`` and was never seen to end.
+def find_provenance(metrics: Path) -> Optional[Provenance]:
+    """What the numbers in a ``metrics.json`` are of, by what is written down of them or of their evaluation.
 
-    None where there was none, or where the numbers were there before it.
+    What an evaluation has left that nobody saw end is written down beside the numbers then.
     """
+    found = read_provenance(metrics)
+    if found is None and (found := _read_begun(metrics)) is not None:
+        with contextlib.suppress(OSError, StateError):
+            write_provenance(metrics, found)
+    return found
+
+
+def _read_begun(metrics: Path) -> Optional[Provenance]:
     path = _begun_path(metrics)
     try:
         found = parse_provenance(path.read_bytes())
+        # Numbers that were there before it are not its own.
         return found if metrics.stat().st_mtime_ns >= path.stat().st_mtime_ns else None
     except OSError:
         return None

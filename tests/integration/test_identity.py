@@ -473,6 +473,24 @@ def test_another_content_of_a_file_that_bears_on_the_numbers_is_a_change(mine, w
     assert "settings changed: the content of " in said and str(path) in said
 
 
+def test_a_script_that_is_edited_while_it_is_used_is_a_change_from_then_on(mine):
+    save(mine.model_dir, 100, "0.10")
+    running = mine.spawn(
+        *("bash", "eval_wandb_sidecar.sh", "run", *flags_of(mine, mine.model_dir)),
+        *("--poll-interval-seconds", "0.1"),
+    )
+    wait_until(lambda: "HR@10 0.1" in running.output, "the first result")
+    mine.script.write_text(_SCRIPT + "# edited\n")
+    save(mine.model_dir, 200, "0.20")
+    wait_until(lambda: "HR@10 0.2" in running.output, "the second result")
+    running.press_ctrl_c()
+    running.wait()
+    assert running.output.count("settings changed: the content of eval_script") == 1
+    assert "1 earlier result was made with the old ones" in running.output
+    assert "settings now" in explained(mine, 100)
+    assert "settings now" not in explained(mine, 200)
+
+
 def test_a_result_that_was_put_there_has_unknown_settings(mine):
     save(mine.model_dir, 100, "0.10")
     mine.metrics(100).parent.mkdir(parents=True)
