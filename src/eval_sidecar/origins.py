@@ -16,7 +16,7 @@ from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.identity import FolderStamp, folder_stamp, look_at_weights, read_content, read_identity
 from eval_sidecar.ledger import PENDING, Entry, Failure, Ledger
-from eval_sidecar.model_places import place_of, second_model
+from eval_sidecar.model_places import place_of, second_model, settle_place
 from eval_sidecar.provenance import (
     Provenance,
     are_one,
@@ -162,12 +162,16 @@ class Origins:
 
         Raises:
             CheckpointError: naming both places.
+            UsageError: as of `settle_place`, if the folder was not there before.
         """
-        places, model_dir = self._store.ledger.places, self._config.model_dir
-        stamp = folder_stamp(model_dir)
+        ledger, model_dir = self._store.ledger, self._config.model_dir
+        places, stamp = ledger.places, folder_stamp(model_dir)
         if not places or stamp is None or stamp[0] == self._inode:
             return
         if os.path.realpath(model_dir) != places[0].path:
+            if not ledger.entries:  # it has just appeared
+                settle_place(self._store, model_dir, self._config.results_root, moved=ledger.moved)
+                return
             place = place_of(model_dir)
             raise CheckpointError(second_model(self._config.model, places[0], place))
         self._inode = stamp[0]

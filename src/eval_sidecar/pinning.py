@@ -46,6 +46,7 @@ class Pins:
         elsewhere: A folder to fall back on, if none beside the model dir can be used.
         limits: How much disk space pins may keep in use.
         need: What is still to be done with a step's checkpoint.
+        source: Where the trainer's files are read; `model_dir` may be a link that is turned meanwhile.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Pins:
         elsewhere: Optional[Path],
         limits: Limits,
         need: Callable[[int], Need],
+        source: Optional[Callable[[], Path]] = None,
     ) -> None:
-        self._model_dir = model_dir
+        self._source = source or (lambda: model_dir)
         self._all_places = places(model_dir, name, elsewhere)
         self._barred: dict[Place, OSError] = {}
         self._look_for_bars()
@@ -101,6 +103,10 @@ class Pins:
         with self._mutex:
             given_up, self._given_up = self._given_up, {}
             return given_up
+
+    @property
+    def _model_dir(self) -> Path:
+        return self._source()
 
     @property
     def _places(self) -> list[Place]:

@@ -76,10 +76,10 @@ class Sidecar:
             elsewhere=store.path.parent,
             limits=config.limits,
             need=self._need,
+            source=lambda: self._origins.folder,
         )
         self._readiness = Readiness(
-            store,
-            self.pins,
+            *(store, self.pins),
             ready_seconds=config.ready_seconds,
             clock=clock,
             monotonic=monotonic,

@@ -125,6 +125,19 @@ def test_start_waits_for_a_folder_says_so_and_does_not_make_it(repository: Repos
     repository.wait_for_result(100)
 
 
+def test_a_folder_that_appears_behind_a_link_is_evaluated(repository: Repository) -> None:
+    shutil.rmtree(repository.model_dir)
+    link = repository.model_dir.with_name("latest")
+    command = watching(repository, "--sft-root", str(link))
+    repository.checkpoint(100)
+    link.symlink_to(repository.model_dir.name)
+    wait_until((repository.root / "results/latest/checkpoint-100/metrics.json").exists, "the result")
+    command.press_ctrl_c()
+    command.wait()
+    assert "another model" not in command.output
+    assert repository.once("--sft-root", str(link)).returncode == 0
+
+
 def test_a_folder_that_is_deleted_and_made_anew_is_watched_again(repository: Repository) -> None:
     repository.checkpoint(100)
     watching(repository)
