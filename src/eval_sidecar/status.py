@@ -155,8 +155,8 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
-        elif not entry.processed and (denied := [fact for fact in entry.evidence if fact.startswith(DENIED)]):
-            lines.append(f"{entry.name}: {denied[0]}")
+        elif denied := _why_denied(entry):
+            lines.append(f"{entry.name}: {denied}")
     for entries, wanted, words in (
         (ledger.undelivered(), expects_delivery, "not delivered"),
         (ledger.unconfirmed(), expects_confirmation, "sent, but not confirmed"),
@@ -176,6 +176,8 @@ def waiting(ledger: Ledger) -> list[str]:
     """What has not failed and has no result yet, each with what it waits for, one line each."""
     lines = []
     for entry in ledger.steps():
+        if _why_denied(entry):
+            continue  # `unfinished` says so: waiting alone does not help
         is_abandoned = entry.verdict == ABANDONED and not entry.processed
         if entry.running:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
@@ -184,6 +186,13 @@ def waiting(ledger: Ledger) -> list[str]:
             busy = f"; {ledger.busy}" if ledger.busy else ""
             lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
+
+
+def _why_denied(entry: Entry) -> Optional[str]:
+    """Why a checkpoint may not be read that is still to be evaluated; None if nobody forbids it."""
+    if entry.processed or entry.failure:
+        return None
+    return next((fact for fact in entry.evidence if fact.startswith(DENIED)), None)
 
 
 def _running(entry: Entry) -> dict[str, Any]:

@@ -262,6 +262,7 @@ def test_weights_of_another_user_are_denied_and_not_deleted(repository: Reposito
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("NOT DONE")]
         assert f"permission denied: {WEIGHTS} (mode 0600, user id 0) cannot be read by this user" in line
         assert f"chmod -R a+rX {path}" in line
+        assert "WAITING" not in done.stdout  # one cause is one line
         assert "deleted" not in done.stderr
         assert done.returncode == 1
         (path / WEIGHTS).chmod(0o644)
