@@ -37,7 +37,7 @@ LEAVES = {
     "pinning": {"errors", "types", "checkpoints", "holding", "linking", "places", "space"},
     "identity": {"types"},
     "settings": {"identity"},
-    "provenance": {"errors", "files", "settings", "types"},
+    "provenance": {"checkpoints", "errors", "files", "settings", "types"},
     "entry": {"errors", "types"},
     "ledger": {"errors", "types", "entry"},
     "logs": set(),

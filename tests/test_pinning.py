@@ -462,6 +462,17 @@ def test_a_folder_that_belongs_to_another_user_is_left_to_him_with_a_word(model,
     assert "Permission denied" in notice and str(own) in notice
 
 
+def test_what_lies_in_the_place_of_our_folder_is_left_alone_and_keeps_no_pin_for_ever(model):
+    model.own.write_text("somebody's file")
+    model.write()
+    own = model.folder.parent / f".eval-sidecar-{os.getuid()}"
+    assert model.use() == own / "my-model" / "checkpoint-495"
+    assert str(own) in model.pins.take_notice()
+    model.pins.release(STEP)
+    assert not own.exists()
+    assert model.own.read_text() == "somebody's file"
+
+
 def test_a_model_dir_that_is_a_link_is_pinned_beside_its_target_if_it_cannot_be_beside_the_link(
     tmp_path, monkeypatch
 ):

@@ -487,3 +487,73 @@ def test_force_after_a_start_without_it_begins_again(tmp_path):
         if force:
             world.finish(10)
             world.tick()
+
+
+# -- what outlives its sidecar and its state -----------------------------------------------------------------
+
+
+def lose_everything(world: World) -> None:
+    """The sidecar is killed, and its state deleted; what it has started goes on."""
+    world.state_file.unlink()
+    world.restart()
+
+
+def test_numbers_of_an_evaluation_that_outlived_its_sidecar_are_not_those_of_other_weights(world):
+    save(world, 100, 1)
+    world.tick()
+    lose_everything(world)
+    world.report(100, OLD)
+    save(world, 100, 2)
+    assert world.tick() == 1
+    world.finish(100, NEW)
+    world.tick()
+    assert numbers(world, 100) == NEW
+
+
+def test_they_stay_those_of_their_weights_when_the_next_sidecar_and_its_state_are_lost_too(world):
+    save(world, 100, 1)
+    world.tick()
+    lose_everything(world)
+    world.report(100, OLD)
+    save(world, 100, 2)
+    world.tick()
+    world.sidecar.leave()
+    lose_everything(world)
+    assert world.tick() == 1
+    assert numbers(world, 100) is None
+
+
+def test_numbers_of_an_evaluation_that_outlived_its_sidecar_are_taken_with_what_they_are_of(world):
+    save(world, 100, 1)
+    world.tick()
+    identity = world.entry(100).running.origin.identity
+    lose_everything(world)
+    world.report(100, OLD)
+    assert world.tick() == 0
+    assert numbers(world, 100) == OLD
+    assert world.entry(100).origin.identity == identity is not None
+
+
+def test_numbers_that_were_there_before_an_evaluation_that_never_ended_are_not_its_own(world):
+    save(world, 100, 1)
+    world.launcher.slots = 0
+    world.tick()
+    world.launcher.slots = 1
+    world.tick()
+    lose_everything(world)
+    world.report(100, OLD)
+    os.utime(world.metrics_file(100), (1, 1))
+    save(world, 100, 2)
+    assert world.tick() == 0
+    assert numbers(world, 100) == OLD
+
+
+@pytest.mark.parametrize("end", ["good", "failed"])
+def test_nothing_is_left_of_an_evaluation_that_is_over(world, end):
+    save(world, 100, 1)
+    for _ in range(1 if end == "good" else 2):
+        world.tick()
+        world.finish(100, OLD) if end == "good" else world.fail(100)
+    world.tick()
+    left = world.metrics_file(100).parent.parent.parent / ".eval-sidecar"
+    assert [path for path in left.rglob("*") if path.is_file()] == []

@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
 from checkpoint_files import safetensors, torch_zip, trainer_files, trainer_state, write_files
+from eval_sidecar.errors import CheckpointError
 from eval_sidecar.space import Limits
+from eval_sidecar.types import Place
 from watching import METRICS, READY_SECONDS, World
 
 
@@ -306,6 +309,25 @@ def test_one_that_waits_and_is_given_up_is_gone_and_says_why(world):
 
 
 # -- no folder yet ---------------------------------------------------------------------------------------
+
+
+def test_of_a_link_that_is_turned_to_another_training_nothing_is_pinned_or_evaluated(tmp_path):
+    world = World(tmp_path)
+    first, second = world.model_dir.with_name("run1"), world.model_dir.with_name("run2")
+    world.model_dir.rmdir()
+    first.mkdir()
+    second.mkdir()
+    world.model_dir.symlink_to(first)
+    world.store.update(lambda ledger: ledger.placed(Place(socket.gethostname(), str(first))))
+    world.write(100)
+    world.evaluate(100)
+    world.model_dir.unlink()
+    world.model_dir.symlink_to(second)
+    world.write(200)
+    world.sidecar.pins.look()
+    assert world.sidecar.pins.held() == {}
+    with pytest.raises(CheckpointError, match="run1"):
+        world.tick()
 
 
 def test_a_model_dir_that_is_not_there_yet_is_waited_for_and_not_made(world):

@@ -36,7 +36,7 @@ def why_foreign(ledger: Ledger, home: Optional[str]) -> Optional[str]:
     if are_one(ledger.places, places) or share_weights(ours, weights):
         return None
     return (
-        f"holds the points of another model of this name, {places[0]}, and this is {ledger.places[0]};"
-        " nothing was sent. Give one of them a name of its own with --model-name, or, if it is the same"
-        " training, say so with --moved"
+        f"holds the points of another model, {places[0]}, and this is {ledger.places[0]}; nothing was sent."
+        " Give this one a run of its own (another --model-name, or --wandb-run-id if you give one), or, if it"
+        " is the same training, say so with --moved"
     )

@@ -116,6 +116,10 @@ class Ledger:
             else replace(self, settings={**self.settings, key: values})
         )
 
+    def written_with(self, key: Optional[str]) -> Ledger:
+        """The process that works on this ledger evaluates with these settings from now on."""
+        return self if self.writer is None else replace(self, writer={**self.writer, "settings": key})
+
     def holding(self, step: int, content: Content) -> Ledger:
         """What a step's weights are now was looked at."""
         return self.with_entries([self.entry(step).holding(content)])

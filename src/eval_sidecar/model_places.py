@@ -71,6 +71,8 @@ def settle_place(store: LedgerStore, model_dir: Path, results_root: Path, *, mov
     if known and not place.is_same(known[0]):
         if moved:
             why = "as --moved says"
+        elif not ledger.entries and not weights:
+            why = "nothing was found there"  # where a link leads shows only when the training has made it
         elif _is_renamed(known[0], place):
             why = "the folder that holds it has another path"
         elif share_weights(weights, _weights_there(model_dir, weights)):

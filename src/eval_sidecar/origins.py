@@ -16,11 +16,18 @@ from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.identity import FolderStamp, folder_stamp, look_at_weights, read_content, read_identity
 from eval_sidecar.ledger import PENDING, Entry, Failure, Ledger
-from eval_sidecar.model_places import place_of, second_model
-from eval_sidecar.provenance import Provenance, are_one, read_provenance, write_provenance
+from eval_sidecar.model_places import place_of, second_model, settle_place
+from eval_sidecar.provenance import (
+    Provenance,
+    are_one,
+    find_provenance,
+    write_begun,
+    write_provenance,
+)
 from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.results import read_result, stamp
 from eval_sidecar.settings import key_of
+from eval_sidecar.status import settings_line
 from eval_sidecar.store import LedgerStore, now_text
 from eval_sidecar.types import Checkpoint, Content, Origin, Result
 
@@ -107,9 +114,7 @@ class Origins:
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
         """What an evaluation that begins now is made of; its settings are in the ledger then."""
-        settings = self._config.settings.now()
-        key = key_of(settings)
-        self._store.update(lambda ledger: ledger.with_settings(key, settings))
+        key = self._settings_now()
         try:
             identity: Optional[str] = read_identity(checkpoint.path)
         except OSError as error:
@@ -117,13 +122,32 @@ class Origins:
             identity = None
         return Origin(identity, key, now_text())
 
-    def write_down(self, entry: Entry, origin: Origin, metrics: Path) -> None:
-        """Leave beside a result what it is of."""
+    def _settings_now(self) -> Optional[str]:
+        """The key of the settings as they are now; says what has changed since the last evaluation."""
+        settings = self._config.settings.now()
+        key = key_of(settings)
+        before = (self._store.ledger.writer or {}).get("settings")
+        ledger = self._store.update(lambda known: known.with_settings(key, settings).written_with(key))
+        if before not in (None, key) and (changed := settings_line(ledger, force=self._config.force)):
+            log.warning("%s: %s", ledger.model_dir, changed)
+        return key
+
+    def begin(self, step: int, origin: Origin, metrics: Path) -> None:
+        """Write down what an evaluation that is about to start will have read."""
+        try:
+            write_begun(metrics, self._provenance(step, origin))
+        except StateError as error:
+            self._warn_once(f"{error}: numbers that outlive this sidecar and its state belong to nothing")
+
+    def _provenance(self, step: int, origin: Origin) -> Provenance:
         ledger = self._store.ledger
         settings = ledger.settings.get(origin.settings or "", {})
-        found = Provenance(ledger.model_dir, entry.step, origin, ledger.places, settings)
+        return Provenance(ledger.model_dir, step, origin, ledger.places, settings)
+
+    def write_down(self, entry: Entry, origin: Origin, metrics: Path) -> None:
+        """Leave beside a result what it is of."""
         try:
-            write_provenance(metrics, found)
+            write_provenance(metrics, self._provenance(entry.step, origin))
         except (OSError, StateError) as error:
             self._warn_once(f"{error}: machines that get the results alone cannot tell what they are of")
 
@@ -138,12 +162,16 @@ class Origins:
 
         Raises:
             CheckpointError: naming both places.
+            UsageError: as of `settle_place`, if the folder was not there before.
         """
-        places, model_dir = self._store.ledger.places, self._config.model_dir
-        stamp = folder_stamp(model_dir)
+        ledger, model_dir = self._store.ledger, self._config.model_dir
+        places, stamp = ledger.places, folder_stamp(model_dir)
         if not places or stamp is None or stamp[0] == self._inode:
             return
         if os.path.realpath(model_dir) != places[0].path:
+            if not ledger.entries:  # it has just appeared
+                settle_place(self._store, model_dir, self._config.results_root, moved=ledger.moved)
+                return
             place = place_of(model_dir)
             raise CheckpointError(second_model(self._config.model, places[0], place))
         self._inode = stamp[0]
@@ -217,15 +245,14 @@ class Origins:
 
         A result that nobody has written anything down of is this checkpoint's: it was there before.
         """
-        written = read_provenance(result.path)
+        path = Path(result.path)
+        written = find_provenance(path)
         if written is None:
             if entry.is_superseded and entry.result is not None and entry.result.digest == result.digest:
                 return None  # as before: of the weights that were there before
             return Origin(self._identity(entry, checkpoint))  # now: the next pass may find other weights
         if (reason := self._why_foreign(entry, written, checkpoint)) is not None:
-            self._warn_once(
-                f"{entry.name}: its result in {Path(result.path).parent} is of {reason}; not taken"
-            )
+            self._warn_once(f"{entry.name}: its result in {path.parent} is of {reason}; not taken")
             return None
         key, settings = written.origin.settings, written.settings
         self._store.update(lambda ledger: ledger.with_settings(key, settings))

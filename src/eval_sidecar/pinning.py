@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Collection, Iterator
@@ -47,6 +46,7 @@ class Pins:
         elsewhere: A folder to fall back on, if none beside the model dir can be used.
         limits: How much disk space pins may keep in use.
         need: What is still to be done with a step's checkpoint.
+        source: Where the trainer's files are read; `model_dir` may be a link that is turned meanwhile.
     """
 
     def __init__(
@@ -57,10 +57,12 @@ class Pins:
         elsewhere: Optional[Path],
         limits: Limits,
         need: Callable[[int], Need],
+        source: Optional[Callable[[], Path]] = None,
     ) -> None:
-        self._model_dir = model_dir
-        self._resolved: Optional[Path] = None
-        self._places = places(model_dir, name, elsewhere)
+        self._source = source or (lambda: model_dir)
+        self._all_places = places(model_dir, name, elsewhere)
+        self._barred: dict[Place, OSError] = {}
+        self._look_for_bars()
         self._limits = limits
         self._need = need
         self._mutex = threading.RLock()
@@ -76,16 +78,9 @@ class Pins:
 
     # -- what is there ------------------------------------------------------------------------------
 
-    @property
-    def _source(self) -> Path:
-        """The trainer's folder, its links resolved once: one that is turned later leads elsewhere."""
-        if self._resolved is None and self._model_dir.is_dir():
-            self._resolved = Path(os.path.realpath(self._model_dir))
-        return self._resolved or self._model_dir
-
     def original(self, step: int) -> Checkpoint:
         """The trainer's folder of a step, whether it is there or not."""
-        return checkpoint_in(self._source, step)
+        return checkpoint_in(self._model_dir, step)
 
     def held(self) -> dict[int, Checkpoint]:
         """The checkpoints that links keep alive, whole or not, by step."""
@@ -109,6 +104,19 @@ class Pins:
             given_up, self._given_up = self._given_up, {}
             return given_up
 
+    @property
+    def _model_dir(self) -> Path:
+        return self._source()
+
+    @property
+    def _places(self) -> list[Place]:
+        return [place for place in self._all_places if place not in self._barred]
+
+    def _look_for_bars(self) -> None:
+        """See which places cannot be looked at: what another user keeps closed holds no pin of ours."""
+        found = ((place, place.why_barred()) for place in self._all_places)
+        self._barred = {place: error for place, error in found if error is not None}
+
     # -- look ---------------------------------------------------------------------------------------
 
     def look(self, steps: Optional[Collection[int]] = None) -> bool:
@@ -124,8 +132,9 @@ class Pins:
             CheckpointError: if the model dir cannot be listed.
         """
         with self._mutex:
+            self._look_for_bars()
             self._adopt_old()
-            present = list_steps(self._source)
+            present = list_steps(self._model_dir)
             self._forget_deleted(present)
             self._keep_room(set(present))
             chosen = [step for step in present if steps is None or step in steps]
@@ -190,7 +199,8 @@ class Pins:
         return True
 
     def _hold_first(self, step: int, files: dict[str, File]) -> None:
-        first_error: Optional[LinksUnsupported] = None
+        barred = [_as_unsupported(error, place) for place, error in self._barred.items()]
+        first_error: Optional[LinksUnsupported] = barred[0] if barred else None
         for place in self._places:
             target = checkpoint_in(place.held, step).path
             try:
@@ -294,14 +304,14 @@ class Pins:
     def release_failed(self, steps: Collection[int]) -> list[int]:
         """Give up those of these that the trainer has deleted; return them."""
         with self._mutex:
-            orphans = sorted(self.held().keys() & set(steps) - set(list_steps(self._source)))
+            orphans = sorted(self.held().keys() & set(steps) - set(list_steps(self._model_dir)))
             for step in orphans:
                 self.release(step)
             return orphans
 
     def _keep_room(self, present: Collection[int]) -> None:
         """Give up pins whose original is gone while there are too many or the disk is nearly full."""
-        folder = self._source if self._source.is_dir() else self._source.parent
+        folder = self._model_dir if self._model_dir.is_dir() else self._model_dir.parent
         if not folder.is_dir():
             return
         room, held = Room.on_disk_of(folder), self.held()
@@ -348,27 +358,32 @@ class Pins:
         old = old_pins_folder(self._model_dir)
         if not old.parent.is_dir():
             return
-        for checkpoint in list_checkpoints(old):
-            if self._need(checkpoint.step) is Need.RUNNING:
-                continue  # a job reads it
-            if self._need(checkpoint.step) is Need.NOTHING or checkpoint.step in self.held():
-                remove_tree(checkpoint.path)
-                continue
-            for place in self._places:
-                try:
-                    place.make()
-                    checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
-                    break
-                except OSError as error:
-                    place.clear()
-                    self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
-        if not list_checkpoints(old):
-            shutil.rmtree(old, ignore_errors=True)
-            (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)
-            try:
+        try:
+            for checkpoint in list_checkpoints(old):
+                self._adopt(checkpoint)
+            if not list_checkpoints(old):
+                shutil.rmtree(old, ignore_errors=True)
+                (self._model_dir / OWN_FOLDER / "lock").unlink(missing_ok=True)
                 (self._model_dir / OWN_FOLDER).rmdir()
+        except (CheckpointError, OSError) as error:  # another user's, say
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._notice = f"{old.parent}: left there by an earlier version, and cannot be removed ({reason})"
+
+    def _adopt(self, checkpoint: Checkpoint) -> None:
+        need = self._need(checkpoint.step)
+        if need is Need.RUNNING:
+            return  # a job reads it
+        if need is Need.NOTHING or checkpoint.step in self.held():
+            remove_tree(checkpoint.path)
+            return
+        for place in self._places:
+            try:
+                place.make()
+                checkpoint.path.rename(checkpoint_in(place.held, checkpoint.step).path)
+                break
             except OSError as error:
-                log.debug("%s: stays (%s)", old.parent, error.strerror)
+                place.clear()
+                self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
 
 
 def _as_unsupported(error: Exception, place: Place) -> LinksUnsupported:

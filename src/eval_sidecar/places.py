@@ -35,6 +35,17 @@ class Place:
         """Where evaluations get their checkpoints; its name is the model's."""
         return self.folder / self.name
 
+    def why_barred(self) -> Optional[OSError]:
+        """Return why what is here cannot even be looked at (another user's folder, say); None if it can."""
+        for folder in (self.held, self.used):
+            try:
+                os.listdir(folder)  # noqa: PTH208 - nothing is done with the names
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                return error
+        return None
+
     def make(self) -> None:
         """Make the folders.
 

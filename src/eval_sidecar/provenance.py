@@ -6,6 +6,7 @@ nothing but results can tell two models of one name apart.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from eval_sidecar.checkpoints import OWN_FOLDER
+from eval_sidecar.errors import StateError
 from eval_sidecar.files import write_json
 from eval_sidecar.settings import key_of
 from eval_sidecar.types import Origin, Place
@@ -50,19 +53,21 @@ def write_provenance(metrics: Path, found: Provenance) -> None:
         StateError: where it cannot be written.
         OSError: where the numbers cannot be read.
     """
-    write_json(
-        metrics.with_name(FILE_NAME),
-        {
-            "version": VERSION,
-            "model": found.model,
-            "step": found.step,
-            "identity": found.origin.identity,
-            "evaluated_at": found.origin.at,
-            "places": [vars(place) for place in found.places],
-            "settings": dict(found.settings),
-            "metrics_sha256": hashlib.sha256(metrics.read_bytes()).hexdigest(),
-        },
-    )
+    digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
+    write_json(metrics.with_name(FILE_NAME), _as_json(found, digest))
+
+
+def _as_json(found: Provenance, digest: str) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "model": found.model,
+        "step": found.step,
+        "identity": found.origin.identity,
+        "evaluated_at": found.origin.at,
+        "places": [vars(place) for place in found.places],
+        "settings": dict(found.settings),
+        "metrics_sha256": digest,
+    }
 
 
 def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
@@ -101,6 +106,57 @@ def parse_provenance(data: bytes) -> Optional[Provenance]:
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
+
+
+# -- of an evaluation that is under way --------------------------------------------------------------
+
+
+def _begun_path(metrics: Path) -> Path:
+    # Not beside the numbers: a script may want to make that folder itself.
+    checkpoint = metrics.parent
+    return checkpoint.parent.parent / OWN_FOLDER / checkpoint.parent.name / f"{checkpoint.name}.json"
+
+
+def write_begun(metrics: Path, found: Provenance) -> None:
+    """Write down what the numbers will be of that an evaluation is to leave in a ``metrics.json``.
+
+    If the sidecar dies and its state is lost, nothing else would tell.
+
+    Raises:
+        StateError: where it cannot be written.
+    """
+    find_provenance(metrics)  # what is written down of an earlier one is overwritten
+    write_json(_begun_path(metrics), _as_json(found, ""))
+
+
+def find_provenance(metrics: Path) -> Optional[Provenance]:
+    """What the numbers in a ``metrics.json`` are of, by what is written down of them or of their evaluation.
+
+    What an evaluation has left that nobody saw end is written down beside the numbers then.
+    """
+    found = read_provenance(metrics)
+    if found is None and (found := _read_begun(metrics)) is not None:
+        with contextlib.suppress(OSError, StateError):
+            write_provenance(metrics, found)
+    return found
+
+
+def _read_begun(metrics: Path) -> Optional[Provenance]:
+    path = _begun_path(metrics)
+    try:
+        found = parse_provenance(path.read_bytes())
+        # Numbers that were there before it are not its own.
+        return found if metrics.stat().st_mtime_ns >= path.stat().st_mtime_ns else None
+    except OSError:
+        return None
+
+
+def remove_begun(metrics: Path) -> None:
+    """Forget what was written down of an evaluation that is over."""
+    path = _begun_path(metrics)
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()
 
 
 # -- one model or two --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from eval_sidecar.launchers.base import (
 from eval_sidecar.ledger import Entry, Failure, Running
 from eval_sidecar.origins import Origins
 from eval_sidecar.pinning import Need, Pins
+from eval_sidecar.provenance import remove_begun
 from eval_sidecar.readiness import Readiness, WarnOnce, need_of
 from eval_sidecar.results import headline, left_out_of, metrics_path
 from eval_sidecar.seen import CloseLooks
@@ -75,10 +76,10 @@ class Sidecar:
             elsewhere=store.path.parent,
             limits=config.limits,
             need=self._need,
+            source=lambda: self._origins.folder,
         )
         self._readiness = Readiness(
-            store,
-            self.pins,
+            *(store, self.pins),
             ready_seconds=config.ready_seconds,
             clock=clock,
             monotonic=monotonic,
@@ -140,6 +141,7 @@ class Sidecar:
                 else:
                     log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
                     outcome.interrupt(self.store, entry)
+                    remove_begun(self._metrics_path(entry.step))
             except LaunchError as error:
                 log.error("%s: %s; the next start looks again", entry.name, error)
         self._readiness.release_failed()
@@ -226,6 +228,7 @@ class Sidecar:
         else:
             log.warning("%s: evaluation lost (%s), it is started again", entry.name, state.reason)
             outcome.interrupt(self.store, entry)
+        remove_begun(self._metrics_path(entry.step))
 
     def _is_overdue(self, entry: Entry, running: Running, state: JobState) -> bool:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
@@ -372,6 +375,7 @@ class Sidecar:
             )
             # It is on disk before the job exists: however this ends, the job is found again.
             self.store.update(lambda ledger: ledger.started(entry.step, running))
+            self._origins.begin(entry.step, running.origin, path)
         try:
             handle = self.launcher.submit(job, handles)
         except (BusyError, UsageError):
@@ -379,6 +383,7 @@ class Sidecar:
             raise
         except LaunchError as error:
             self._fail(entry, str(error).replace(f"{entry.name}: ", "", 1), running)
+            remove_begun(path)
             return
         self._phases.pop(entry.step, None)
         self._running_since[entry.step] = self._monotonic()

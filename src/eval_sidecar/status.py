@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.completeness import ABANDONED, DENIED, GONE
-from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.ledger import CONFIRMED, Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.settings import differences
 from eval_sidecar.types import HEADLINE
@@ -78,11 +78,29 @@ def settings_line(ledger: Ledger, *, force: bool = False) -> Optional[str]:
     )
 
 
-def origin_lines(ledger: Ledger, entry: Entry) -> list[str]:
-    """What a result was made of, for a person."""
+def delivery_state(entry: Entry) -> str:
+    """How far the point of an entry's result has come, in words."""
+    if (due := entry.due()) is not None:
+        return due.status
+    return "not sent" if entry.is_withheld else CONFIRMED
+
+
+def origin_lines(ledger: Ledger, entry: Entry, there: Optional[str] = None) -> list[str]:
+    """What a result was made of, for a person.
+
+    Args:
+        ledger: What is known of the model.
+        entry: The checkpoint.
+        there: The identity of what its folder holds at this moment, if that was read.
+    """
     origin = entry.origin
     when = f", evaluated {origin.at}" if origin.at else ""
-    of = "weights that were there before: it is evaluated again" if entry.is_superseded else "these weights"
+    if entry.is_superseded:
+        of = "weights that were there before: it is evaluated again"
+    elif there not in (None, origin.identity):
+        of = "other weights than the folder holds now"
+    else:
+        of = "these weights"
     lines = [f"of {origin.identity}, {of}{when}" if origin.identity else f"of weights that are unknown{when}"]
     settings = ledger.settings.get(origin.settings or "")
     if settings is None:
@@ -135,7 +153,7 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
-        elif denied := _denied(entry):
+        elif denied := _why_denied(entry):
             lines.append(f"{entry.name}: {denied}")
     for entries, wanted, words in (
         (ledger.undelivered(), expects_delivery, "not delivered"),
@@ -156,20 +174,23 @@ def waiting(ledger: Ledger) -> list[str]:
     """What has not failed and has no result yet, each with what it waits for, one line each."""
     lines = []
     for entry in ledger.steps():
+        if _why_denied(entry):
+            continue  # `unfinished` says so: waiting alone does not help
         is_abandoned = entry.verdict == ABANDONED and not entry.processed
         if entry.running:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
-        elif (is_abandoned or entry.is_pending) and not _denied(entry):
+        elif is_abandoned or entry.is_pending:
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
             busy = f"; {ledger.busy}" if ledger.busy else ""
             lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
 
 
-def _denied(entry: Entry) -> Optional[str]:
-    """What of a checkpoint without a result this user may not read; that is no waiting."""
-    denied = (fact for fact in entry.evidence if fact.startswith(DENIED))
-    return None if entry.processed else next(denied, None)
+def _why_denied(entry: Entry) -> Optional[str]:
+    """Why a checkpoint may not be read that is still to be evaluated; None if nobody forbids it."""
+    if entry.processed or entry.failure:
+        return None
+    return next((fact for fact in entry.evidence if fact.startswith(DENIED)), None)
 
 
 def _running(entry: Entry) -> dict[str, Any]:

@@ -157,6 +157,26 @@ def test_explain_and_status_say_that_a_result_is_of_other_weights(mine):
     assert number(mine, mine.model, 100) == 0.9
 
 
+def test_a_result_that_is_not_sent_any_more_is_not_shown_as_confirmed(mine):
+    save(mine.model_dir, 100, "0.10")
+    done(once(mine))
+    save(mine.model_dir, 100, "0.90")
+    mine.script.write_text("exit 1\n")
+    shown = once(mine).stdout
+    assert "not sent" in shown and "confirmed" not in shown
+    assert "delivery     not sent" in explained(mine, 100)
+
+
+def test_explain_says_that_the_folder_holds_other_weights_before_any_pass_has_seen_them(mine):
+    save(mine.model_dir, 100, "0.10")
+    done(once(mine))
+    assert "these weights" in explained(mine, 100)
+    save(mine.model_dir, 100, "0.90")
+    told = explained(mine, 100)
+    assert "the folder holds others now" in told
+    assert "other weights than the folder holds now" in told and "these weights" not in told
+
+
 def test_a_lost_state_and_other_weights_do_not_take_the_old_numbers(mine):
     save(mine.model_dir, 100, "0.10")
     done(once(mine))
@@ -451,6 +471,24 @@ def test_another_content_of_a_file_that_bears_on_the_numbers_is_a_change(mine, w
     path.write_text(path.read_text() + "\n# other\n" if what == "script" else '["other"]')
     said = done(once(mine))
     assert "settings changed: the content of " in said and str(path) in said
+
+
+def test_a_script_that_is_edited_while_it_is_used_is_a_change_from_then_on(mine):
+    save(mine.model_dir, 100, "0.10")
+    running = mine.spawn(
+        *("bash", "eval_wandb_sidecar.sh", "run", *flags_of(mine, mine.model_dir)),
+        *("--poll-interval-seconds", "0.1"),
+    )
+    wait_until(lambda: "HR@10 0.1" in running.output, "the first result")
+    mine.script.write_text(_SCRIPT + "# edited\n")
+    save(mine.model_dir, 200, "0.20")
+    wait_until(lambda: "HR@10 0.2" in running.output, "the second result")
+    running.press_ctrl_c()
+    running.wait()
+    assert running.output.count("settings changed: the content of eval_script") == 1
+    assert "1 earlier result was made with the old ones" in running.output
+    assert "settings now" in explained(mine, 100)
+    assert "settings now" not in explained(mine, 200)
 
 
 def test_a_result_that_was_put_there_has_unknown_settings(mine):

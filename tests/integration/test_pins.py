@@ -50,6 +50,17 @@ def test_nothing_of_ours_lies_in_the_model_dir_at_any_time(repository: Repositor
     assert names(repository.model_dir) == {"checkpoint-100", "checkpoint-200"}
 
 
+def test_what_a_start_from_inside_the_model_dir_puts_there_is_said(repository: Repository) -> None:
+    repository.checkpoint(100)
+    assert "output folder" not in repository.once().stderr
+    inside = repository.model_dir / "log"
+    done = repository.once("--state-dir", str(inside), env={"MANAGER_DIR": str(inside / "eval_sidecar")})
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "lies in the training's output folder" in line]
+    assert len(said) == 2
+    assert "--state-dir" in said[0] and "MANAGER_DIR" in said[1]
+
+
 def test_a_script_sees_the_models_name_and_its_other_files_above_its_checkpoint(
     repository: Repository,
 ) -> None:
@@ -112,6 +123,19 @@ def test_start_waits_for_a_folder_says_so_and_does_not_make_it(repository: Repos
     assert repository.model_dir.parent.exists() == (parent == "is there")
     repository.checkpoint(100)
     repository.wait_for_result(100)
+
+
+def test_a_folder_that_appears_behind_a_link_is_evaluated(repository: Repository) -> None:
+    shutil.rmtree(repository.model_dir)
+    link = repository.model_dir.with_name("latest")
+    command = watching(repository, "--sft-root", str(link))
+    repository.checkpoint(100)
+    link.symlink_to(repository.model_dir.name)
+    wait_until((repository.root / "results/latest/checkpoint-100/metrics.json").exists, "the result")
+    command.press_ctrl_c()
+    command.wait()
+    assert "another model" not in command.output
+    assert repository.once("--sft-root", str(link)).returncode == 0
 
 
 def test_a_folder_that_is_deleted_and_made_anew_is_watched_again(repository: Repository) -> None:
@@ -243,6 +267,45 @@ def test_weights_of_another_user_are_denied_and_not_deleted(repository: Reposito
         assert done.returncode == 1
         (path / WEIGHTS).chmod(0o644)
         assert other.once(env={"PYTHON_BIN": "python3"}).returncode == 0
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o711, 0o755])
+def test_a_folder_of_pins_that_another_user_keeps_closed_bars_nobody(
+    repository: Repository, mode: int
+) -> None:
+    with as_nobody(repository) as other:
+        closed = other.model_dir.parent / ".eval-sidecar"
+        closed.mkdir()
+        (closed / "place").write_text("0123456789abcdef")
+        closed.chmod(mode)
+        path = other.checkpoint(100)
+        for part in (path, *path.rglob("*")):
+            os.chown(part, NOBODY, NOBODY)
+        done = other.once(env={"PYTHON_BIN": "python3"})
+        assert done.returncode == 0, done.stderr
+        assert f"pins are kept in {closed}-{NOBODY}" in done.stderr
+        assert names(closed) == {"place"}
+        assert not Path(f"{closed}-{NOBODY}").exists()
+        told = other.execute(
+            *("python3", "eval_wandb_sidecar.py", "explain", "--sft-root", str(other.model_dir), "100")
+        )
+        assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_what_an_earlier_version_of_another_user_left_in_the_model_dir_bars_nobody(
+    repository: Repository, mode: int
+) -> None:
+    with as_nobody(repository) as other:
+        left = other.model_dir / ".eval-sidecar"
+        (left / other.model).mkdir(parents=True)
+        (left / "lock").touch(0o600)
+        left.chmod(mode)
+        other.checkpoint(100)
+        done = other.once(env={"PYTHON_BIN": "python3"})
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert str(left) in done.stderr
 
 
 # -- the disk --------------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from eval_sidecar.cli.terminal import say
 from eval_sidecar.completeness import changed_at, judge, usual_names
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.files import leave_request
+from eval_sidecar.identity import read_identity
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
 from eval_sidecar.places import checkpoint_in, places
-from eval_sidecar.status import origin_lines
+from eval_sidecar.status import delivery_state, origin_lines
 from eval_sidecar.store import load, name_in_files, open_store
 from eval_sidecar.types import Checkpoint
 
@@ -81,7 +82,7 @@ def explain(
     for path, ledger in ledgers:
         if number in ledger.entries:
             known = True
-            _explain_entry(ledger, ledger.entries[number], path)
+            _explain_entry(ledger, ledger.entries[number], path, _weights_there(model_dir, number))
             if ledger.places and os.path.realpath(model_dir) != ledger.places[0].path:
                 say("             which is not this folder: two models of one name? (--model-name)")
     if not known:
@@ -98,6 +99,8 @@ def _explain_folder(
     """Judge the folder, and its pin, as they are now; False where there is neither."""
     folders = [("folder", model_dir / f"checkpoint-{step}", model_dir / f"checkpoint-{step}")]
     for place in places(model_dir, model, state_dir):
+        if place.why_barred() is not None:
+            continue
         held, used = (checkpoint_in(folder, step).path for folder in (place.held, place.used))
         folders.append(("pinned", used if used.is_dir() else held, held if held.is_dir() else used))
     found = False
@@ -126,7 +129,14 @@ def _unchanged(folder: Path) -> float:
         return 0.0  # the verdict says what cannot be read
 
 
-def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
+def _weights_there(model_dir: Path, step: int) -> Optional[str]:
+    try:
+        return read_identity(checkpoint_in(model_dir, step).path)
+    except OSError:
+        return None  # deleted, or not to be read, which the verdict says
+
+
+def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str]) -> None:
     where = f", of {ledger.places[0]}" if ledger.places else ""
     say(f"ledger       {path}{where}")
     if entry.first_seen:
@@ -148,16 +158,17 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path) -> None:
             say(f"             log: {entry.failure.log}")
     if entry.content:
         say(f"weights      {entry.content.identity}, saved {entry.content.since}")
+        if there not in (None, entry.content.identity):
+            say(f"             the folder holds others now: {there}")
     if entry.result:
         say(f"result       {entry.result.path}")
-        for line in origin_lines(ledger, entry):
+        for line in origin_lines(ledger, entry, there):
             say(f"             {line}")
         say("             " + ", ".join(f"{key} {value:g}" for key, value in entry.result.metrics.items()))
         for name in entry.result.left_out:
             say(f"left out     {name}")
     if entry.delivery:
-        due = entry.due()
-        status = due.status if due else entry.delivery.status
+        status = delivery_state(entry) if entry.result else entry.delivery.status
         row = f", row {entry.delivery.index}" if entry.delivery.index is not None else ""
         how = f" ({entry.delivery.via})" if entry.delivery.via else ""
         say(f"delivery     {status}, revision {entry.delivery.revision}{row}, run {ledger.run_id}{how}")

@@ -260,7 +260,7 @@ def _require_folder(path: Path, flag: str) -> None:
     if not path.is_dir():
         raise UsageError(f"{flag} {path}: is a file, not a folder")
     if not os.access(path, os.R_OK | os.X_OK):
-        raise UsageError(f"{flag} {path}: may not be read by this user")
+        raise UsageError(f"{flag} {path}: permission denied")
 
 
 def _require_file(path: Path, flag: str, what: str) -> None:
@@ -269,7 +269,7 @@ def _require_file(path: Path, flag: str, what: str) -> None:
     if not path.is_file():
         raise UsageError(f"{flag} {path}: is no file ({what})")
     if not os.access(path, os.R_OK):
-        raise UsageError(f"{flag} {path}: may not be read by this user ({what})")
+        raise UsageError(f"{flag} {path}: permission denied ({what})")
 
 
 def _require_writable(results: Path) -> None:

@@ -15,7 +15,7 @@ from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
 from eval_sidecar.results import best_step
-from eval_sidecar.status import describe, other_settings
+from eval_sidecar.status import delivery_state, describe, other_settings
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.types import HEADLINE
 
@@ -155,18 +155,13 @@ def results_table(ledger: Ledger) -> None:
         numbers = [f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in shown]
         mark = f"{marks[step]} {'<- best' if is_best else ''}".strip()
         table.add_row(
-            *(str(step), *numbers, _delivered(ledger.entry(step)), mark),
+            *(str(step), *numbers, delivery_state(ledger.entry(step)), mark),
             style="bold green" if is_best else None,
         )
     Console().print(table)
     for mark, meaning in _LEGEND.items():
         if mark in marks.values():
             say(f"{mark} {meaning}")
-
-
-def _delivered(entry: Entry) -> str:
-    due = entry.due()
-    return due.status if due else "confirmed"
 
 
 def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Optional[str]) -> None:

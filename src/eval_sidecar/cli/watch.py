@@ -85,6 +85,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
             )
         )
         log.info("%s", _greeting(plan.config.model_dir))
+        for line in _ours_in_model_dir(plan):
+            log.warning("%s", line)
         if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
             log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
         if (changed := settings_line(store.ledger, force=flags["force_eval"])) is not None:
@@ -125,6 +127,22 @@ def _greeting(model_dir: Path) -> str:
     found = len(list_checkpoints(model_dir))
     names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
     return f"watching {model_dir}: {names}"
+
+
+def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
+    """What of ours lies in the folder that the trainer writes, because that is where a person has put it."""
+    places = (
+        (plan.config.results_root, "give another --repo-root"),
+        (plan.state_dir, "give another --state-dir"),
+        (plan.config.log_dir, "start from another folder, or set MANAGER_DIR"),
+    )
+    model_dir = os.path.realpath(plan.config.model_dir)
+    return [
+        f"{path}: lies in the training's output folder, where a push to the Hub takes it along and the next"
+        f" start of the training may find its folder not empty; {advice}"
+        for path, advice in places
+        if os.path.commonpath([model_dir, os.path.realpath(path)]) == model_dir
+    ]
 
 
 def _run(
@@ -214,7 +232,12 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
     old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
         if old.parent.is_dir():  # a sidecar of an earlier version may be at work
-            stack.enter_context(held_lock(old, busy))
+            try:
+                stack.enter_context(held_lock(old, busy))
+            except LockedError:
+                raise
+            except StateError as error:
+                log.warning("%s: nothing keeps a sidecar of an earlier version off", error)
         try:
             if not beside.parent.parent.is_dir():
                 raise StateError(f"{beside.parent.parent}: is not there yet")
