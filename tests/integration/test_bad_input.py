@@ -89,7 +89,7 @@ def test_a_file_that_may_not_be_read_is_named(
     repository.checkpoint(100)
     (repository.root / "secret").touch(mode=0o000)
     for flag in ("--eval-script", "--test-data-path", "--index-path"):
-        assert_refused(without_privileges(flag, "secret"), flag, "may not be read")
+        assert_refused(without_privileges(flag, "secret"), flag, "permission denied")
     assert repository.calls == []
 
 
