@@ -130,22 +130,9 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
     """
     repo_root = Path(os.path.abspath(flags["repo_root"]))
     _require_folder(repo_root, "--repo-root")
-    if not flags["sft_root"]:
-        raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
-    model_dir = find_path(flags["sft_root"], repo_root)
-    if model_dir.exists():  # else it is waited for
-        _require_folder(model_dir, "--sft-root")
-    if step_of(model_dir.name) is not None:
-        raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
+    model_dir = _find_model_dir(flags["sft_root"], repo_root)
     model = name_of_model(flags["model_name"], model_dir)
-    eval_script = find_script(flags["eval_script"], repo_root)
-    _require_file(
-        eval_script,
-        "--eval-script",
-        f"--repo-root is {repo_root}; without --eval-script, the one that comes with eval-sidecar is run",
-    )
-    if problem := why_no_shell_script(eval_script):
-        raise UsageError(f"--eval-script {eval_script}: {problem}")
+    eval_script = _find_runnable_script(flags["eval_script"], repo_root)
     data = Path("data") / flags["category"]
     test_data = find_path(flags["test_data_path"] or data / "sft" / "test.json", repo_root)
     _require_file(test_data, "--test-data-path", "the test set")
@@ -187,6 +174,26 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         launcher=choose_launcher(flags),
         flags=flags,
     )
+
+
+def _find_model_dir(given: Optional[str], repo_root: Path) -> Path:
+    if not given:
+        raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
+    model_dir = find_path(given, repo_root)
+    if model_dir.exists():  # else it is waited for
+        _require_folder(model_dir, "--sft-root")
+    if step_of(model_dir.name) is not None:
+        raise UsageError(f"--sft-root {model_dir}: is itself a checkpoint; name the folder that holds it")
+    return model_dir
+
+
+def _find_runnable_script(given: Optional[str], repo_root: Path) -> Path:
+    script = find_script(given, repo_root)
+    hint = f"--repo-root is {repo_root}; without --eval-script, the one that comes with eval-sidecar is run"
+    _require_file(script, "--eval-script", hint)
+    if problem := why_no_shell_script(script):
+        raise UsageError(f"--eval-script {script}: {problem}")
+    return script
 
 
 def name_of_model(given: Optional[str], model_dir: Path) -> str:
