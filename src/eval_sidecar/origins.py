@@ -176,11 +176,11 @@ class Origins:
             raise CheckpointError(second_model(self._config.model, places[0], place))
         self._inode = stamp[0]
 
-    def begin_round(self, there: set[int]) -> None:
+    def begin_round(self, list_steps: Callable[[], set[int]]) -> None:
         """At the first pass: have everything evaluated once more, where that is asked for.
 
         Args:
-            there: The steps that can be.
+            list_steps: Returns the steps that can be; called once at most.
         """
         if self._has_begun:
             return
@@ -189,7 +189,7 @@ class Origins:
         if not config.force:
             self._store.update(Ledger.not_forcing)
             return
-        is_through = all(ledger.entry(step).round >= ledger.forced.round for step in there)
+        is_through = all(ledger.entry(step).round >= ledger.forced.round for step in list_steps())
         anew = config.force_anew and is_through
         key = key_of(config.settings.now())
         now = self._store.update(lambda known: known.forcing(key, anew=anew))

@@ -297,7 +297,7 @@ class Sidecar:
         """Bring ledger and pins up to date with the folders; afterwards `_ready` says what may start."""
         config = self.config
         present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._origins.folder)}
-        self._origins.begin_round({*present, *self.pins.held()})
+        self._origins.begin_round(lambda: {*present, *self.pins.held()})
         for step, checkpoint in present.items():
             entry = self.store.ledger.entry(step)
             if entry.running is None and (entry.result or entry.listed or entry.failure):
