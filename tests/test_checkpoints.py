@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder, step_of
+from eval_sidecar.checkpoints import list_checkpoints, pins_folder
 from eval_sidecar.errors import CheckpointError
-from eval_sidecar.types import Checkpoint
+from eval_sidecar.types import Checkpoint, step_of
 
 
 @given(st.integers(min_value=0, max_value=10**12))

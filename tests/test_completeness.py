@@ -25,21 +25,8 @@ from checkpoint_files import (
     write_checkpoint,
     write_files,
 )
-from eval_sidecar.completeness import (
-    ABANDONED,
-    ABANDONED_SECONDS,
-    COMPLETE,
-    GONE,
-    PARTIAL,
-    QUIET,
-    SETTLING,
-    Verdict,
-    changed_at,
-    companions,
-    fingerprint,
-    judge,
-)
-from eval_sidecar.types import Checkpoint
+from eval_sidecar.completeness import ABANDONED_SECONDS, Verdict, changed_at, companions, fingerprint, judge
+from eval_sidecar.types import ABANDONED, COMPLETE, GONE, PARTIAL, QUIET, SETTLING, Checkpoint
 
 QUIET_SECONDS = 120.0
 #: Long enough for everything that only needs patience, too short to be given up.

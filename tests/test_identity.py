@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import CONFIG, safetensors, torch_zip, trainer_files, write_files
-from eval_sidecar.identity import folder_stamp, look_at_weights, read_content, read_identity
+from eval_sidecar.identity import look_at_weights, read_content, read_identity
+from eval_sidecar.stamps import folder_stamp
 
 LARGE = 12 << 20
 

@@ -12,8 +12,8 @@ import pytest
 
 from checkpoint_files import safetensors
 from eval_sidecar.errors import StateError, UsageError
-from eval_sidecar.files import leave_request
 from eval_sidecar.loop import run_loop
+from eval_sidecar.requests import leave_request
 from watching import READY_SECONDS, World
 
 POLL_SECONDS = 60.0

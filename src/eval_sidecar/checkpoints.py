@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional, Union
 
 from eval_sidecar.errors import CheckpointError
-from eval_sidecar.types import Checkpoint
-
-_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
-
-#: Where the sidecar keeps its own things, beside the model dirs.
-OWN_FOLDER = ".eval-sidecar"
-#: Folder, beside the logs of evaluations, of links to checkpoints whose parent has not the model's name.
-LINKS = ".links"
-
-
-@functools.lru_cache(maxsize=65_536)  # the same names in every model's folder
-def step_of(name: str) -> Optional[int]:
-    """The step in a folder name of the form ``checkpoint-<digits>``, else None.
-
-    ``checkpoint-007`` is not a name that a trainer writes, and would be taken for step 7 twice.
-    """
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match and name == f"checkpoint-{int(match[1])}" else None
+from eval_sidecar.paths import OWN_FOLDER
+from eval_sidecar.types import Checkpoint, step_of
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:

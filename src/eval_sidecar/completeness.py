@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar import weights
-from eval_sidecar.types import Checkpoint
-
-COMPLETE = "complete"  # proved
-SETTLING = "settling"  # not proved, still inside the quiet period
-QUIET = "quiet"  # not provable, quiet long enough
-PARTIAL = "partial"  # proved incomplete
-ABANDONED = "abandoned"  # partial, and untouched for long
-GONE = "gone"  # rotated away before it could be evaluated
+from eval_sidecar.types import ABANDONED, COMPLETE, DENIED, GONE, PARTIAL, QUIET, SETTLING, Checkpoint
 
 #: A partial checkpoint that nothing has touched for this long has no writer any more, in seconds.
 ABANDONED_SECONDS = 6 * 3600.0
@@ -34,8 +27,6 @@ ABANDONED_SECONDS = 6 * 3600.0
 #: tokenizer after the weights, or the trainer_state.json that its other checkpoints have.
 _UNFINISHED_PATIENCE = 10
 
-#: In each fact about what this user may not read.
-DENIED = "permission denied"
 #: There while Trainer saves a checkpoint before it is ended by a signal; it comes first and goes last.
 INCOMPLETE_MARKER = "checkpoint-is-incomplete.txt"
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval_sidecar.checkpoints import LINKS, folder_of_links
+from eval_sidecar.checkpoints import folder_of_links
+from eval_sidecar.paths import LINKS
 from eval_sidecar.settings import Settings
 from eval_sidecar.space import Limits
 from eval_sidecar.types import Checkpoint, Job

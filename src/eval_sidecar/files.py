@@ -9,12 +9,11 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import filelock
 
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.texts import without_secrets
 
 #: A line for each value. Indenting them too would be done in Python, and six times as slow.
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",\n ", ": ")).encode
@@ -131,34 +130,3 @@ def private_folder(path: Path) -> Path:
     except OSError as error:
         raise StateError(f"{path}: cannot be used ({error.strerror})") from error
     return path
-
-
-def leave_request(path: Path, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
-    """Leave a request for the process that holds a ledger."""
-    write_json(path, value)
-
-
-def read_request(path: Path) -> Optional[Any]:  # noqa: ANN401 - what `leave_request` was given
-    """Take a request, if there is one; None where there is none, or where it cannot be read."""
-    try:
-        value = json.loads(path.read_bytes())
-        path.unlink()
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        set_aside(path, "unreadable")
-        return None
-    return value
-
-
-def last_line(path: Path, limit: int = 200) -> str:
-    """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
-    except OSError:
-        return ""
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return without_secrets(said)[:limit]  # in this order: half a key is a secret too

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, TextIO, Union
 
+from eval_sidecar.texts import without_secrets
+
 log = logging.getLogger(__name__)
 
 #: Size in bytes at which a log is full.
@@ -164,3 +166,29 @@ def _older(path: Path) -> list[Path]:
 
 def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8", errors="replace")
+
+
+class WarnOnce:
+    """Says each thing once in its life, however often it is noticed."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Log a warning, unless it was logged before."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
+
+
+def last_line(path: Path, limit: int = 200) -> str:
+    """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+    except OSError:
+        return ""
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return without_secrets(said)[:limit]  # in this order: half a key is a secret too

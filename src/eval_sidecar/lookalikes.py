@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.checkpoints import step_of
+from eval_sidecar.types import step_of
 
 _METRICS = "metrics.json"
 #: What Macs, Windows, NAS boxes and file systems put into any folder.

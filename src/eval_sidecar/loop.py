@@ -9,12 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.checkpoints import step_of
 from eval_sidecar.courier import Courier
 from eval_sidecar.errors import CheckpointError, UsageError
-from eval_sidecar.files import read_request
 from eval_sidecar.pinning import Pins
+from eval_sidecar.requests import read_request
 from eval_sidecar.sidecar import Sidecar
+from eval_sidecar.types import step_of
 
 log = logging.getLogger(__name__)
 

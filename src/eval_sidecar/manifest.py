@@ -16,8 +16,8 @@ from typing import Any, Optional
 from eval_sidecar.errors import UsageError
 from eval_sidecar.files import write_text
 from eval_sidecar.lookalikes import is_clutter, is_model
-from eval_sidecar.store import now_text, stable_hash
-from eval_sidecar.types import ModelSpec
+from eval_sidecar.texts import now_text
+from eval_sidecar.types import ModelSpec, stable_hash
 
 VERSION = 1
 FILE_NAME = ".wandb_eval_manifest.json"

@@ -14,8 +14,9 @@ from typing import Callable, Optional
 
 from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
-from eval_sidecar.identity import FolderStamp, folder_stamp, look_at_weights, read_content, read_identity
+from eval_sidecar.identity import look_at_weights, read_content, read_identity
 from eval_sidecar.ledger import PENDING, Entry, Failure, Ledger
+from eval_sidecar.logs import WarnOnce
 from eval_sidecar.model_places import place_of, second_model, settle_place
 from eval_sidecar.provenance import (
     Provenance,
@@ -24,11 +25,12 @@ from eval_sidecar.provenance import (
     write_begun,
     write_provenance,
 )
-from eval_sidecar.readiness import WarnOnce
-from eval_sidecar.results import read_result, stamp
+from eval_sidecar.results import read_result
 from eval_sidecar.settings import key_of
+from eval_sidecar.stamps import FolderStamp, folder_stamp, stamp
 from eval_sidecar.status import settings_line
-from eval_sidecar.store import LedgerStore, now_text
+from eval_sidecar.store import LedgerStore
+from eval_sidecar.texts import now_text
 from eval_sidecar.types import Checkpoint, Content, Origin, Result
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.files import last_line, set_aside
+from eval_sidecar.files import set_aside
 from eval_sidecar.launchers.base import ELSEWHERE, JobState, Launcher
 from eval_sidecar.ledger import Entry, Ledger, Running
+from eval_sidecar.logs import last_line
 from eval_sidecar.lookalikes import names_like_results
 from eval_sidecar.process import describe_exit
-from eval_sidecar.results import read_result, stamp
+from eval_sidecar.results import read_result
+from eval_sidecar.stamps import stamp
 from eval_sidecar.store import LedgerStore
 from eval_sidecar.types import Result
 

@@ -17,10 +17,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints, list_steps, old_pins_folder
+from eval_sidecar.checkpoints import list_checkpoints, list_steps, old_pins_folder
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.holding import is_needed, is_whole_by_itself, make_slim, show, size_of
 from eval_sidecar.linking import File, LinksUnsupported, link, list_files, remove, remove_tree
+from eval_sidecar.paths import OWN_FOLDER
 from eval_sidecar.places import Place, checkpoint_in, places
 from eval_sidecar.space import Limits, Room
 from eval_sidecar.types import Checkpoint

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints, own_folder
+from eval_sidecar.checkpoints import list_checkpoints, own_folder
+from eval_sidecar.paths import OWN_FOLDER
 from eval_sidecar.types import Checkpoint
 
 _HELD = ".held"

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from eval_sidecar.checkpoints import OWN_FOLDER
 from eval_sidecar.errors import StateError
 from eval_sidecar.files import write_json
+from eval_sidecar.paths import OWN_FOLDER
 from eval_sidecar.settings import key_of
 from eval_sidecar.types import Origin, Place
 

@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.completeness import (
-    ABANDONED,
-    COMPLETE,
-    GONE,
     INCOMPLETE,
     INCOMPLETE_MARKER,
-    PARTIAL,
-    SETTLING,
     Verdict,
     awaits_more,
     changed_at,
@@ -28,9 +23,11 @@ from eval_sidecar.completeness import (
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.ledger import Entry, Ledger, Running
 from eval_sidecar.linking import list_files
+from eval_sidecar.logs import WarnOnce
 from eval_sidecar.pinning import Need, Pins
-from eval_sidecar.store import LedgerStore, now_text
-from eval_sidecar.types import Checkpoint
+from eval_sidecar.store import LedgerStore
+from eval_sidecar.texts import now_text
+from eval_sidecar.types import ABANDONED, COMPLETE, GONE, PARTIAL, SETTLING, Checkpoint
 from eval_sidecar.weights import CONTAINERS
 
 log = logging.getLogger(__name__)
@@ -40,19 +37,6 @@ _SAMPLE, _MOST_NAMES = 3, 16
 
 
 _DELETED = "the folder has been deleted"
-
-
-class WarnOnce:
-    """Says each thing once in its life, however often it is noticed."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def __call__(self, text: str) -> None:
-        """Log a warning, unless it was logged before."""
-        if text not in self._said:
-            self._said.add(text)
-            log.warning("%s", text)
 
 
 def need_of(entry: Entry, *, force: bool) -> Need:

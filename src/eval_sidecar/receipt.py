@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 from eval_sidecar.errors import UsageError
 from eval_sidecar.files import write_json
 from eval_sidecar.ledger import CONFIRMED, Ledger
-from eval_sidecar.store import now_text
+from eval_sidecar.texts import now_text
 
 VERSION = 1
 FILE_NAME = ".wandb_eval_receipt.json"

@@ -11,31 +11,13 @@ from typing import Optional, Union
 
 from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.metrics import NOT_FINITE, parse_metrics
-from eval_sidecar.types import HEADLINE, Result, Stamp, digest
+from eval_sidecar.stamps import _stamp_of
+from eval_sidecar.types import HEADLINE, Result, digest
 
 
 def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
     """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
     return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
-
-
-def stamp(path: Union[str, Path]) -> Optional[Stamp]:
-    """The stamp of a file, or None where it is missing.
-
-    Raises:
-        ResultError: where the file system does not say.
-    """
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a Path costs more than the look, and there are many
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be looked at ({error.strerror})") from error
-    return _stamp_of(status)
-
-
-def _stamp_of(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_result(path: Union[str, Path]) -> Result:

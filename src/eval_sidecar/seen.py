@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import queue
 import time
 from collections.abc import Iterable
@@ -16,10 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.checkpoints import step_of
-from eval_sidecar.errors import CheckpointError, ResultError, SidecarError, StateError
+from eval_sidecar.errors import SidecarError, StateError
 from eval_sidecar.files import write_json
-from eval_sidecar.results import stamp
+from eval_sidecar.stamps import OwnStamp, _own_stamp, _settled_mtime, list_stamps, stamp
 from eval_sidecar.types import Stamp
 
 log = logging.getLogger(__name__)
@@ -29,13 +27,6 @@ FILE_NAME = ".seen"
 #: A pass looks at every metrics.json this often, in seconds. One that is written anew in place changes no
 #: folder; a result of a new checkpoint does.
 _CLOSE_LOOK_SECONDS = 600.0
-#: A folder that changed so recently may change once more without its time changing, in ns.
-_TOO_FRESH = 2 * 10**9
-
-#: Of a file that the file system says nothing about, whatever the reason; no file has it.
-UNKNOWN: Stamp = (-1, -1, -1)
-#: Inode, size and mtime (ns) of a file of our own.
-OwnStamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -225,50 +216,6 @@ class Seen:
         ledger = _own_stamp(str(state_file))
         self._standings[state_file.name] = Standing(look, ledger, undelivered, unconfirmed, table_due)
         self._has_changed = True
-
-
-def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
-    """What can be seen of a model's results without opening one.
-
-    Args:
-        folder: The results of one model; it may be missing.
-
-    Returns:
-        By step, for every checkpoint that has a folder there: the stamp of its ``metrics.json``, None
-        where there is none yet, `UNKNOWN` where only reading it can say what is wrong.
-
-    Raises:
-        CheckpointError: where the folder cannot be listed.
-    """
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
-    prefix, found = f"{folder}/", {}
-    for name in names:
-        step = step_of(name)
-        if step is not None:
-            try:
-                found[step] = stamp(f"{prefix}{name}/metrics.json")
-            except ResultError:
-                found[step] = UNKNOWN
-    return dict(sorted(found.items()))
-
-
-def _own_stamp(path: str) -> Optional[OwnStamp]:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - thousands a pass
-    except OSError:
-        return None  # whoever opens it says what is wrong
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _settled_mtime(folder: str, now: int) -> Optional[int]:
-    """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
-    found = _own_stamp(folder)
-    return found[2] if found and found[2] <= now - _TOO_FRESH else None
 
 
 def _load(path: Path) -> tuple[dict[str, Standing], Optional[OwnStamp]]:

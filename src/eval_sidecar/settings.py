@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.identity import FolderStamp, digest_file, folder_stamp
+from eval_sidecar.digests import digest_file
+from eval_sidecar.stamps import FolderStamp, folder_stamp
 
 #: Ends the name of the hash of a file that is a setting.
 _SHA = "_sha256"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar import outcome
-from eval_sidecar.checkpoints import LINKS, list_checkpoints, remove_links
+from eval_sidecar.checkpoints import list_checkpoints, remove_links
 from eval_sidecar.config import WatchConfig, job_of
 from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
 from eval_sidecar.launchers.base import (
@@ -28,13 +28,16 @@ from eval_sidecar.launchers.base import (
     Launcher,
 )
 from eval_sidecar.ledger import Entry, Failure, Running
+from eval_sidecar.logs import WarnOnce
 from eval_sidecar.origins import Origins
+from eval_sidecar.paths import LINKS
 from eval_sidecar.pinning import Need, Pins
 from eval_sidecar.provenance import remove_begun
-from eval_sidecar.readiness import Readiness, WarnOnce, need_of
+from eval_sidecar.readiness import Readiness, need_of
 from eval_sidecar.results import headline, left_out_of, metrics_path
 from eval_sidecar.seen import CloseLooks
-from eval_sidecar.store import LedgerStore, now_text
+from eval_sidecar.store import LedgerStore
+from eval_sidecar.texts import now_text
 from eval_sidecar.types import Checkpoint, Handle, Origin, Result
 
 log = logging.getLogger(__name__)

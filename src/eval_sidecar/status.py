@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.completeness import ABANDONED, DENIED, GONE
 from eval_sidecar.ledger import CONFIRMED, Entry, Ledger
 from eval_sidecar.results import best_step
 from eval_sidecar.settings import differences
-from eval_sidecar.types import HEADLINE
+from eval_sidecar.types import ABANDONED, DENIED, GONE, HEADLINE
 
 
 def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:

@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from eval_sidecar.codec import VERSION, Encoded, from_json, to_text
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.files import held_lock, set_aside, write_text
 from eval_sidecar.ledger import Ledger
+from eval_sidecar.texts import now_text
+from eval_sidecar.types import stable_hash
 
 #: Bytes of a model's name in names of files, which have 255 with all that is added to it.
 _LONGEST_NAME = 223
-
-
-def stable_hash(value: Mapping[str, Any]) -> str:
-    """SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
-    text = json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
 
 
 @functools.lru_cache(maxsize=16_384)  # a pass asks for each model's several times
@@ -48,11 +42,6 @@ def name_in_files(model_dir: str) -> str:
     if len(encoded) <= _LONGEST_NAME:
         return model_dir
     return encoded[:_LONGEST_NAME].decode("utf-8", "ignore")
-
-
-def now_text() -> str:
-    """The time now, ISO 8601 in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class LedgerStore:

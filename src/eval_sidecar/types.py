@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,3 +230,34 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 def digest(metrics: Mapping[str, float]) -> str:
     """A hash of the numbers of a result alone, independent of their order and of how a file writes them."""
     return hashlib.sha256(_canonical(dict(metrics)).encode()).hexdigest()[:16]
+
+
+_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
+
+
+@functools.lru_cache(maxsize=65_536)  # the same names in every model's folder
+def step_of(name: str) -> Optional[int]:
+    """The step in a folder name of the form ``checkpoint-<digits>``, else None.
+
+    ``checkpoint-007`` is not a name that a trainer writes, and would be taken for step 7 twice.
+    """
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match and name == f"checkpoint-{int(match[1])}" else None
+
+
+#: Verdicts on whether a checkpoint is completely written.
+COMPLETE = "complete"  # proved
+SETTLING = "settling"  # not proved, still inside the quiet period
+QUIET = "quiet"  # not provable, quiet long enough
+PARTIAL = "partial"  # proved incomplete
+ABANDONED = "abandoned"  # partial, and untouched for long
+GONE = "gone"  # rotated away before it could be evaluated
+
+#: In each fact about what this user may not read.
+DENIED = "permission denied"
+
+
+def stable_hash(value: Mapping[str, Any]) -> str:
+    """SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
+    text = json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()

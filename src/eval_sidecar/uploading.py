@@ -21,15 +21,17 @@ from eval_sidecar import lookalikes
 from eval_sidecar.delivery import Report, deliver
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import Entry, Failure
+from eval_sidecar.logs import WarnOnce
 from eval_sidecar.model_places import admit
 from eval_sidecar.provenance import read_provenance
-from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import part_of
 from eval_sidecar.reconcile import Comparison, compare, mark_for_repair
 from eval_sidecar.results import left_out_of, read_result
-from eval_sidecar.seen import FILE_NAME, Seen, list_stamps
+from eval_sidecar.seen import FILE_NAME, Seen
+from eval_sidecar.stamps import list_stamps
 from eval_sidecar.status import unfinished
-from eval_sidecar.store import LedgerStore, now_text, open_store, state_path
+from eval_sidecar.store import LedgerStore, open_store, state_path
+from eval_sidecar.texts import now_text
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.types import UNKNOWN, ModelSpec, Stamp
 

@@ -11,7 +11,6 @@ from typing import Any, Callable, Optional, TypeVar
 
 import click
 
-from eval_sidecar.checkpoints import step_of
 from eval_sidecar.cli.launching import choose_launcher
 from eval_sidecar.cli.reporting import MODE_METAVAR, parse_mode
 from eval_sidecar.config import WatchConfig
@@ -22,7 +21,7 @@ from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, requir
 from eval_sidecar.scripts import why_no_shell_script
 from eval_sidecar.settings import Settings
 from eval_sidecar.space import Limits, parse_amount
-from eval_sidecar.types import ModelSpec
+from eval_sidecar.types import ModelSpec, step_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.diagnosis.base import Finding, Mark
-from eval_sidecar.files import last_line
 from eval_sidecar.ledger import Entry, Ledger
+from eval_sidecar.logs import last_line
 from eval_sidecar.results import best_step
 from eval_sidecar.status import delivery_state, describe, other_settings
 from eval_sidecar.store import LedgerStore

@@ -20,13 +20,13 @@ from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
 from eval_sidecar.ledger import Ledger
+from eval_sidecar.logs import WarnOnce
 from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
 from eval_sidecar.notices import watch_folders
-from eval_sidecar.readiness import WarnOnce
 from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
 from eval_sidecar.receipt import part_of, read_parts, write_parts
 from eval_sidecar.reconcile import Comparison
-from eval_sidecar.results import stamp
+from eval_sidecar.stamps import stamp
 from eval_sidecar.store import load
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.trackers.wandb_checks import check_runs

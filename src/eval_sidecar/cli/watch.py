@@ -16,7 +16,7 @@ from typing import Any, Optional
 import click
 
 from eval_sidecar import lookalikes
-from eval_sidecar.checkpoints import OWN_FOLDER, list_checkpoints
+from eval_sidecar.checkpoints import list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
@@ -33,12 +33,14 @@ from eval_sidecar.ledger import Ledger
 from eval_sidecar.loop import Waker, run_loop
 from eval_sidecar.model_places import place_of, second_model, settle_place
 from eval_sidecar.notices import watch_folders
+from eval_sidecar.paths import OWN_FOLDER
 from eval_sidecar.places import lock_path, short_key
 from eval_sidecar.settings import key_of
 from eval_sidecar.sidecar import Sidecar
 from eval_sidecar.status import settings_line, unfinished, waiting
-from eval_sidecar.store import LedgerStore, load, open_store, stable_hash, state_path
+from eval_sidecar.store import LedgerStore, load, open_store, state_path
 from eval_sidecar.trackers.wandb_checks import check_runs
+from eval_sidecar.types import stable_hash
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.diagnosis.base import Finding, Mark, unmet
-from eval_sidecar.files import last_line
 from eval_sidecar.installation import PACKAGE, install_command
+from eval_sidecar.logs import last_line
 
 #: On a network disk, the first import of torch may take minutes.
 _SECONDS = 600.0

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
-from eval_sidecar.files import last_line
 from eval_sidecar.installation import install_command
 from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
 from eval_sidecar.launchers.slurm_queue import (
@@ -29,6 +28,7 @@ from eval_sidecar.launchers.slurm_queue import (
     refusal,
     state_from_output,
 )
+from eval_sidecar.logs import last_line
 from eval_sidecar.types import Handle, Job
 
 if TYPE_CHECKING:

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from eval_sidecar.checkpoints import step_of
 from eval_sidecar.errors import ResultError, StateError
 from eval_sidecar.files import write_text
 from eval_sidecar.metrics import parse_metrics
 from eval_sidecar.receipt import Confirmed, Receipt
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
-from eval_sidecar.types import digest
+from eval_sidecar.types import digest, step_of
 
 log = logging.getLogger(__name__)
 
