@@ -31,7 +31,7 @@ tar -czf staged.tar.gz staged
 
 def confirm_everything(results: Path) -> None:
     """Write the receipt of the other machine, as if all of it had been uploaded there."""
-    from eval_sidecar.manifest import load_manifest
+    from eval_sidecar.manifest.manifest import load_manifest
     from eval_sidecar.types import digest
 
     models = {}

@@ -94,8 +94,8 @@ def measure() -> list[Row]:
 
 
 def _inside_the_loop(folder: Path) -> float:
-    from eval_sidecar.manifest import load_manifest
-    from eval_sidecar.uploading import Uploader
+    from eval_sidecar.delivery.uploading import Uploader
+    from eval_sidecar.manifest.manifest import load_manifest
 
     models = load_manifest(folder / "results" / ".wandb_eval_manifest.json")
     uploader = Uploader(folder / "results", folder / "state" / "wandb_eval_uploader", None, confirms=False)

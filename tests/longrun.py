@@ -26,16 +26,16 @@ from typing import Optional
 import psutil
 
 from checkpoint_files import write_checkpoint
-from eval_sidecar import logs
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.cli import show
-from eval_sidecar.config import WatchConfig
-from eval_sidecar.courier import Courier
+from eval_sidecar.delivery.background import Courier
+from eval_sidecar.evaluation.config import WatchConfig
+from eval_sidecar.evaluation.loop import run_loop
+from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.launchers.local import LocalLauncher
-from eval_sidecar.loop import run_loop
-from eval_sidecar.sidecar import Sidecar
-from eval_sidecar.space import Limits
-from eval_sidecar.store import open_store
+from eval_sidecar.ledger.store import open_store
+from eval_sidecar.system import logs
 from tracking import Server, spec_of, wandb_on
 
 MODEL, RUN = "Instruments-grec-sft-qwen4B-4-256-dsz0", "eval-0123456789abcdef0123"
@@ -251,7 +251,7 @@ def train(root: Path, checkpoints: int, slots: int, samples: int) -> list[Sample
         training.on_wait = look
         courier.start()
         run_loop(
-            *(Sidecar(config, store, launcher, **clock), courier),
+            *(Sidecar(config, store, launcher, **clock), courier.notify),
             once=False,
             poll_seconds=60.0,
             retry_request=root / "retry",

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eval_sidecar.process import ProcessIdentity, end_family
+from eval_sidecar.system.process import ProcessIdentity, end_family
 from toolbox import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")

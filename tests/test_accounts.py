@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.accounts import configured_key, server_address, server_hosts
+from eval_sidecar.system.accounts import configured_key, server_address, server_hosts
 
 KEY = "k" * 40
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.types import Checkpoint, step_of
 

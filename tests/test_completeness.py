@@ -25,7 +25,14 @@ from checkpoint_files import (
     write_checkpoint,
     write_files,
 )
-from eval_sidecar.completeness import ABANDONED_SECONDS, Verdict, changed_at, companions, fingerprint, judge
+from eval_sidecar.checkpoints.completeness import (
+    ABANDONED_SECONDS,
+    Verdict,
+    changed_at,
+    companions,
+    fingerprint,
+    judge,
+)
 from eval_sidecar.types import ABANDONED, COMPLETE, GONE, PARTIAL, QUIET, SETTLING, Checkpoint
 
 QUIET_SECONDS = 120.0

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_sidecar.delivery import Report, deliver
+from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.errors import ReadBackUnsupported, StateError, TrackerError
-from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
-from eval_sidecar.status import unfinished
-from eval_sidecar.store import LedgerStore, load, open_store
+from eval_sidecar.ledger.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
+from eval_sidecar.ledger.status import unfinished
+from eval_sidecar.ledger.store import LedgerStore, load, open_store
 from eval_sidecar.trackers.base import ServerRow
 from eval_sidecar.types import ModelSpec, Result, digest
 from fakes import FakeTracker
@@ -125,7 +125,7 @@ def test_nothing_is_sent_where_the_intent_cannot_be_saved(
     def full(*_: object) -> None:
         raise StateError("no space left on device")
 
-    monkeypatch.setattr("eval_sidecar.store.write_text", full)
+    monkeypatch.setattr("eval_sidecar.ledger.store.write_text", full)
     with pytest.raises(StateError, match="no space"):
         world.deliver()
     assert world.tracker.sessions == []

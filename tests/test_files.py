@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.files import held_lock, set_aside, write_json, write_text
-from eval_sidecar.requests import leave_request, read_request
+from eval_sidecar.ledger.requests import leave_request, read_request
+from eval_sidecar.system.files import held_lock, set_aside, write_json, write_text
 
 
 def test_text_is_written_in_folders_that_were_not_there(tmp_path):

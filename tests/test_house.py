@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "src" / "eval_sidecar"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "eval_sidecar"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-#: What knows contracts only.
-CORE = ("sidecar", "origins", "model_places", "readiness", "delivery", "courier", "loop")
-#: What each leaf may import of ours.
-LEAVES = {
-    "errors": set(),
-    "types": set(),
-    "accounts": set(),
-    "texts": {"accounts"},
-    "installation": set(),
-    "files": {"errors", "texts"},
-    "process": {"errors"},
-    "checkpoints": {"errors", "types"},
-    "lookalikes": {"checkpoints"},
-    "metrics": {"errors", "types"},
-    "results": {"errors", "types", "metrics"},
-    "weights": {"checkpoints"},
-    "space": {"errors"},
-    "completeness": {"__init__", "errors", "types", "weights"},
-    "places": {"types", "checkpoints"},
-    "linking": {"errors", "checkpoints", "weights", "completeness"},
-    "holding": {"__init__", "errors", "types", "weights", "linking", "places"},
-    "pinning": {"errors", "types", "checkpoints", "holding", "linking", "places", "space"},
-    "identity": {"types"},
-    "settings": {"identity"},
-    "provenance": {"checkpoints", "errors", "files", "settings", "types"},
-    "entry": {"errors", "types"},
-    "ledger": {"errors", "types", "entry"},
-    "logs": set(),
-    "daemon": {"errors", "files", "logs", "process", "__init__"},
+#: The order of everything, as CONTRIBUTING shows it: a module imports only what stands above it.
+LAYERS = re.search(
+    r"## Where things go\n.*?```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S
+)
+#: What a room may import of other rooms; errors, types, paths and installation are for all but genrec.
+ROOMS = {
+    "genrec": set(),
+    "system": set(),
+    "ledger": {"system"},
+    "checkpoints": {"system", "ledger"},
+    "manifest": {"system", "ledger", "checkpoints"},
+    "launchers": {"system"},
+    "trackers": {"system"},
+    "evaluation": {"system", "ledger", "checkpoints", "manifest", "launchers"},
+    "delivery": {"system", "ledger", "manifest", "trackers"},
+    "transfer": {"system", "ledger", "manifest"},
+    "diagnosis": {"system", "checkpoints"},
 }
-#: The members of a folder of adapters, and what all of them may import beside their own base.
-ADAPTER_LEAVES = {"errors", "types", "files", "logs", "process", "texts", "installation", "accounts"}
 
 
 def module_of(name: str) -> str:
@@ -91,24 +79,54 @@ def importers(folder: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize(("module", "allowed"), LEAVES.items(), ids=LEAVES)
-def test_leaves_import_only_the_leaves_below_them(module, allowed):
-    assert IMPORTS[module] <= allowed
+def layers() -> list[str]:
+    """Every module in the order in which CONTRIBUTING names it."""
+    assert LAYERS, "CONTRIBUTING.md shows no layers"
+    room, found = "", []
+    for line in LAYERS[1].splitlines():
+        room = line[:13].strip() or room
+        found += [f"{room}.{name}".lstrip(".") for name in line[13:].split()]
+    return found
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_knows_contracts_and_no_adapter(module):
-    adapters = {name for name in IMPORTS[module] if name.startswith(("launchers.", "trackers."))}
-    assert adapters <= {"launchers.base", "trackers.base"}
+ORDER = layers()
+
+
+def test_contributing_names_every_module_once():
+    named = {module for module in MODULES if not module.endswith(("__init__", "__main__"))}
+    assert sorted(ORDER) == sorted(named | {"genrec.__main__"})
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_what_stands_above_it(module):
+    above = {*ORDER[: ORDER.index(module)], "__init__"}
+    above |= {f"{name.rpartition('.')[0]}.__init__" for name in ORDER}
+    assert IMPORTS[module] <= above
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_that_it_may(room):
+    imported = {
+        name.partition(".")[0] for module in in_folder(room) for name in IMPORTS[module] if "." in name
+    }
+    assert imported - {room} == ROOMS[room]
+
+
+@pytest.mark.parametrize("room", ["evaluation", "delivery", "diagnosis"])
+def test_who_decides_knows_contracts_and_no_adapter(room):
+    for module in in_folder(room):
+        adapters = {name for name in IMPORTS[module] if name.startswith(("launchers.", "trackers."))}
+        assert adapters <= {"launchers.base", "trackers.base"}, module
 
 
 @pytest.mark.parametrize("folder", ["launchers", "trackers"])
-def test_adapters_import_their_own_base_and_the_leaves(folder):
+def test_adapters_import_no_other_adapter(folder):
     for module in in_folder(folder):
         family = module.partition("_")[0]  # trackers.wandb and its trackers.wandb_*
-        own = {name for name in IMPORTS[module] if name.partition("_")[0] == family}
-        package = {f"{folder}.__init__", f"{folder}.base", *ADAPTER_LEAVES}
-        assert IMPORTS[module] - own <= package, module
+        others = {
+            name for name in IMPORTS[module] if is_in(name, folder) and name.partition("_")[0] != family
+        }
+        assert others <= {f"{folder}.__init__", f"{folder}.base"}, module
 
 
 @pytest.mark.parametrize("folder", ["launchers", "trackers"])

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import CONFIG, safetensors, torch_zip, trainer_files, write_files
-from eval_sidecar.identity import look_at_weights, read_content, read_identity
-from eval_sidecar.stamps import folder_stamp
+from eval_sidecar.checkpoints.identity import look_at_weights, read_content, read_identity
+from eval_sidecar.ledger.stamps import folder_stamp
 
 LARGE = 12 << 20
 
@@ -255,5 +255,5 @@ def test_nothing_is_said_of_weights_that_change_while_they_are_read(checkpoint, 
         (folder / "model.safetensors").write_bytes(safetensors(64, 8))
         return "0" * 16
 
-    monkeypatch.setattr("eval_sidecar.identity.read_identity", read_and_write)
+    monkeypatch.setattr("eval_sidecar.checkpoints.identity.read_identity", read_and_write)
     assert read_content(checkpoint) is None

@@ -16,7 +16,7 @@ import pytest
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
 from eval_sidecar.launchers.local import LocalLauncher, split_devices
-from eval_sidecar.process import end_family, family, wait_for_end
+from eval_sidecar.system.process import end_family, family, wait_for_end
 from eval_sidecar.types import Handle, Job
 
 MARKER = "EVAL_SIDECAR_JOB"
@@ -249,7 +249,7 @@ def test_a_job_that_goes_on_after_all_signals_is_an_error_that_names_the_process
                 raise why(process.pid)
 
         patched.setattr(psutil.Process, "send_signal", refuse)
-        patched.setattr("eval_sidecar.process.wait_for_end", lambda members, seconds: False)
+        patched.setattr("eval_sidecar.system.process.wait_for_end", lambda members, seconds: False)
         with pytest.raises(LaunchError, match=f"pid .*{handle['pid']}.* goes on"):
             launcher.cancel(handle)
     assert launcher.poll(handle) == JobState(RUNNING)

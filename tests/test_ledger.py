@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from eval_sidecar.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.ledger import (
+    CARRIED,
+    CONFIRMED,
+    PENDING,
+    SENT,
+    Delivery,
+    Entry,
+    Failure,
+    Ledger,
+    Running,
+)
 from eval_sidecar.types import Result, digest
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")

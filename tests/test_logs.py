@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar import logs
-from eval_sidecar.logs import FULL, KEPT, LogReader, is_full, shift
+from eval_sidecar.system import logs
+from eval_sidecar.system.logs import FULL, KEPT, LogReader, is_full, shift
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar import lookalikes
+from eval_sidecar.ledger import lookalikes
 
 
 def put(root: Path, *names: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from checkpoint_files import safetensors
 from eval_sidecar.errors import StateError, UsageError
-from eval_sidecar.loop import run_loop
-from eval_sidecar.requests import leave_request
+from eval_sidecar.evaluation.loop import run_loop
+from eval_sidecar.ledger.requests import leave_request
 from watching import READY_SECONDS, World
 
 POLL_SECONDS = 60.0
@@ -73,7 +73,7 @@ def run(world: World, *script: Callable[[], object], once: bool = False, **optio
     stop = options.pop("stop", None) or threading.Event()
     wake = Wake(world, list(script), stop)
     run_loop(
-        *(world.sidecar, options.pop("courier", None)),
+        *(world.sidecar, options.pop("notify", lambda: None)),
         once=once,
         poll_seconds=POLL_SECONDS,
         retry_request=request_file(world),
@@ -163,7 +163,7 @@ def test_a_cycle_starts_no_more_than_its_budget_and_the_next_goes_on(tmp_path):
 
 def test_the_courier_is_told_after_every_pass(world):
     courier = Courier()
-    run(world, nothing, nothing, courier=courier)
+    run(world, nothing, nothing, notify=courier.notify)
     assert courier.told == 3
 
 
@@ -171,7 +171,7 @@ def test_a_courier_that_is_broken_ends_the_loop_with_its_error(world):
     courier = Courier()
     courier.broken = StateError("the disk is full")
     with pytest.raises(StateError, match="the disk is full"):
-        run(world, nothing, courier=courier)
+        run(world, nothing, notify=courier.notify)
 
 
 def test_every_pass_is_announced(world):
@@ -245,7 +245,7 @@ def test_a_stop_just_before_the_loop_forgets_who_woke_it_is_not_lost(world):
     stop = threading.Event()
     wake = StoppedWhileClearing(world, [], stop)
     options = {"once": False, "poll_seconds": POLL_SECONDS, "retry_request": request_file(world)}
-    run_loop(world.sidecar, None, **options, wake=wake, stop=stop, monotonic=lambda: world.now)
+    run_loop(world.sidecar, lambda: None, **options, wake=wake, stop=stop, monotonic=lambda: world.now)
     assert wake.waits == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.manifest import (
+from eval_sidecar.manifest.manifest import (
     Defaults,
     dataset_of_test_data,
     infer_cb_setting,

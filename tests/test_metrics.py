@@ -8,8 +8,8 @@ import json
 import pytest
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.metrics import parse_metrics
-from eval_sidecar.results import read_result
+from eval_sidecar.ledger.metrics import parse_metrics
+from eval_sidecar.ledger.results import read_result
 from eval_sidecar.transfer.changes import digest_of
 from eval_sidecar.types import RESERVED
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, trainer_files, write_checkpoint, write_files
-from eval_sidecar import linking
-from eval_sidecar.checkpoints import list_checkpoints, old_pins_folder, pins_folder
+from eval_sidecar.checkpoints import linking
+from eval_sidecar.checkpoints.listing import list_checkpoints, old_pins_folder, pins_folder
+from eval_sidecar.checkpoints.pinning import Need, Pins
+from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.errors import CheckpointError
-from eval_sidecar.pinning import Need, Pins
-from eval_sidecar.space import Limits
 from eval_sidecar.types import Checkpoint
 
 STEP = 495

@@ -14,7 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from eval_sidecar.process import ProcessIdentity, end_family, family, wait_for_end
+from eval_sidecar.system.process import ProcessIdentity, end_family, family, wait_for_end
 
 MARKER = "EVAL_SIDECAR_TEST"
 

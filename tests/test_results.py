@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.results import best_step, digest, metrics_path, read_result
-from eval_sidecar.stamps import stamp
+from eval_sidecar.ledger.results import best_step, digest, metrics_path, read_result
+from eval_sidecar.ledger.stamps import stamp
 
 METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 

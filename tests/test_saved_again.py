@@ -12,10 +12,11 @@ from typing import Optional
 import pytest
 
 from checkpoint_files import safetensors, torch_zip, trainer_files
-from eval_sidecar.identity import read_identity
-from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery
-from eval_sidecar.provenance import read_provenance
-from eval_sidecar.settings import Settings
+from eval_sidecar.checkpoints.identity import read_identity
+from eval_sidecar.evaluation import origins
+from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, Delivery
+from eval_sidecar.ledger.provenance import read_provenance
+from eval_sidecar.ledger.settings import Settings
 from watching import METRICS, MODEL, RUN, World
 
 OLD, NEW = {"HR@10": 0.1}, {"HR@10": 0.9}
@@ -402,7 +403,7 @@ def test_an_unchanged_folder_is_not_read_again_not_even_by_the_next_sidecar(done
     settled = {"clock": lambda: done.checkpoint(100).stat().st_ctime_ns + 10**10}
     monkeypatch.setattr(done.sidecar._origins, "_clock", settled["clock"])
     done.tick()
-    monkeypatch.setattr("eval_sidecar.origins.read_content", lambda folder: pytest.fail(f"{folder} was read"))
+    monkeypatch.setattr(origins, "read_content", lambda folder: pytest.fail(f"{folder} was read"))
     for _ in range(3):
         done.tick(after=60.0)
     done.restart()
@@ -418,7 +419,7 @@ def test_the_next_sidecar_reads_no_weights_whose_result_was_found_in_results(wor
     world.restart()  # sees the files' own change time, which the links of the pin had moved, as it stays
     monkeypatch.setattr(world.sidecar._origins, "_clock", lambda: later)
     world.tick()
-    monkeypatch.setattr("eval_sidecar.origins.read_content", lambda folder: pytest.fail(f"{folder} was read"))
+    monkeypatch.setattr(origins, "read_content", lambda folder: pytest.fail(f"{folder} was read"))
     world.restart()
     world.tick()
     assert world.entry(100).processed

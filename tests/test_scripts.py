@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval_sidecar.scripts import why_no_shell_script
+from eval_sidecar.system.scripts import why_no_shell_script
 
 
 @pytest.mark.parametrize(

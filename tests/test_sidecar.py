@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from eval_sidecar.checkpoints import pins_folder
-from eval_sidecar.ledger import CONFIRMED, PENDING, Delivery
+from eval_sidecar.checkpoints.listing import pins_folder
+from eval_sidecar.evaluation import origins
+from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, Delivery
 from watching import METRICS, MODEL, World
 
 
@@ -197,7 +198,7 @@ def settled(world):
 
 
 def test_a_pass_looks_at_no_result_of_a_folder_that_has_not_changed(settled, monkeypatch):
-    monkeypatch.setattr("eval_sidecar.origins.stamp", lambda path: pytest.fail(f"{path} was looked at"))
+    monkeypatch.setattr(origins, "stamp", lambda path: pytest.fail(f"{path} was looked at"))
     settled.tick()
     settled.tick(after=60.0)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.status import describe
+from eval_sidecar.ledger.status import describe
 from watching import METRICS, World
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, torch_zip, trainer_files, trainer_state, write_files
+from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.errors import CheckpointError
-from eval_sidecar.space import Limits
 from eval_sidecar.types import Place
 from watching import METRICS, READY_SECONDS, World
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from eval_sidecar.ledger import Running
-from eval_sidecar.status import unfinished, waiting
+from eval_sidecar.ledger.ledger import Running
+from eval_sidecar.ledger.status import unfinished, waiting
 from watching import METRICS, World
 
 

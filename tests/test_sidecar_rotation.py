@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, trainer_files, trainer_state
-from eval_sidecar.checkpoints import pins_folder
-from eval_sidecar.space import Room
+from eval_sidecar.checkpoints.listing import pins_folder
+from eval_sidecar.checkpoints.space import Room
 from watching import METRICS, READY_SECONDS, World
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from eval_sidecar.checkpoints.space import Limits, Room, as_text, parse_amount
 from eval_sidecar.errors import UsageError
-from eval_sidecar.space import Limits, Room, as_text, parse_amount
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eval_sidecar.ledger import CONFIRMED, SENT, Delivery, Failure, Ledger, Running
-from eval_sidecar.status import describe, last_error, unfinished
+from eval_sidecar.ledger.ledger import CONFIRMED, SENT, Delivery, Failure, Ledger, Running
+from eval_sidecar.ledger.status import describe, last_error, unfinished
 from eval_sidecar.types import Result, digest
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")

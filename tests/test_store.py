@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.codec import from_json, to_text
 from eval_sidecar.errors import StateError
-from eval_sidecar.ledger import CONFIRMED, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.ledger.codec import from_json, to_text
+from eval_sidecar.ledger.ledger import CONFIRMED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
 from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_sidecar.codec import from_json, to_text
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.ledger.codec import from_json, to_text
+from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
 from eval_sidecar.types import Result, digest
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"

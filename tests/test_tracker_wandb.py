@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.logs import FULL
+from eval_sidecar.system.logs import FULL
 from eval_sidecar.trackers import wandb_worker
 from eval_sidecar.trackers.base import ServerView
 from eval_sidecar.trackers.wandb import WandbTracker

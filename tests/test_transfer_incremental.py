@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import ResultError, UsageError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
-from eval_sidecar.results import read_result
+from eval_sidecar.ledger.results import read_result
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import changes
 from eval_sidecar.transfer.changes import CACHE_NAME, Digests, digest_of
 from transfer_files import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import arriving, staging
 from eval_sidecar.transfer.staging import STAGING_NAME
 from transfer_files import NOW, TREE, bring, bundle, make, metrics, read_tree, result, write_tree

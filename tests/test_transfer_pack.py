@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import BundleError, UsageError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import PackPlan, Rules, pack, scan
 from eval_sidecar.transfer.index import parse_size
 from transfer_files import (

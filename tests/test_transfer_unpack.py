@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import BundleError, LockedError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
-from eval_sidecar.stamps import list_stamps
+from eval_sidecar.ledger.stamps import list_stamps
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import Rules, arriving, scan
 from eval_sidecar.transfer.changes import digest_of
 from eval_sidecar.transfer.staging import STAGING_NAME

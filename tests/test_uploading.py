@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from eval_sidecar.delivery.uploading import Outcome, Uploader, choose_models
 from eval_sidecar.errors import TrackerError, UsageError
-from eval_sidecar.store import load, open_store, state_path
+from eval_sidecar.ledger.store import load, open_store, state_path
 from eval_sidecar.types import ModelSpec, digest
-from eval_sidecar.uploading import Outcome, Uploader, choose_models
 from fakes import FakeTracker
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.manifest import Defaults
-from eval_sidecar.store import name_in_files, state_path
+from eval_sidecar.ledger.store import name_in_files, state_path
+from eval_sidecar.manifest.manifest import Defaults
 from eval_sidecar.trackers.wandb_checks import check_runs, check_server, display_name, folder_mode, is_ours
 from eval_sidecar.trackers.wandb_errors import describe
 from tracking import spec_of

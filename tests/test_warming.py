@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.cli.warming import warm_processes
-from eval_sidecar.config import WatchConfig
+from eval_sidecar.evaluation.config import WatchConfig
 
 #: Ends a little later than its owner lets go of the lock, as a process with a GPU does.
 KEPT = (

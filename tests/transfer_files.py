@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import Found, PackPlan, PackReport, UnpackReport, pack, unpack
 from eval_sidecar.transfer.index import INDEX_NAME, TOP
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from checkpoint_files import trainer_files, write_files
-from eval_sidecar.checkpoints import list_checkpoints, pins_folder
-from eval_sidecar.config import WatchConfig
-from eval_sidecar.ledger import Entry, Ledger
-from eval_sidecar.sidecar import Sidecar
-from eval_sidecar.space import Limits
-from eval_sidecar.store import LedgerStore, load
+from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.space import Limits
+from eval_sidecar.evaluation.config import WatchConfig
+from eval_sidecar.evaluation.sidecar import Sidecar
+from eval_sidecar.ledger.ledger import Entry, Ledger
+from eval_sidecar.ledger.store import LedgerStore, load
 from fake_launcher import FakeLauncher
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from eval_sidecar.process import wait_for_end
+from eval_sidecar.system.process import wait_for_end
 from toolbox import wait_until
 
 SOURCES = Path(__file__).parents[2] / "src"

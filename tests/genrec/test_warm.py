@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 
 import genrec_oracle as oracle
 from eval_sidecar.genrec.cli import main
-from eval_sidecar.process import wait_for_end
+from eval_sidecar.system.process import wait_for_end
 from toolbox import wait_until
 
 # In one group, for tests in several processes: importing torch takes longer than most of these tests.

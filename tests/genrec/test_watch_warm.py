@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from eval_sidecar.process import wait_for_end
+from eval_sidecar.system.process import wait_for_end
 from toolbox import CHECKOUT, MODEL, Repository, assert_refused, finish_checkpoint, wait_until
 
 pytestmark = pytest.mark.genrec

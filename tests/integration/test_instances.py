@@ -19,8 +19,8 @@ from typing import Optional
 import psutil
 import pytest
 
-from eval_sidecar.daemon import Instance, find_process, list_instances, stop
-from eval_sidecar.logs import FULL
+from eval_sidecar.system.instances import Instance, find_process, list_instances, stop
+from eval_sidecar.system.logs import FULL
 from toolbox import Repository, assert_refused, finish_checkpoint, wait_until
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.delivery import Report
+from eval_sidecar.delivery.delivery import Report
+from eval_sidecar.delivery.uploading import Uploader
 from eval_sidecar.errors import ReadBackUnsupported
-from eval_sidecar.uploading import Uploader
 from tracking import points_of, session_of, spec_of, wandb_on
 
 pytest.importorskip("wandb")

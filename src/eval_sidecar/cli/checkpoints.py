@@ -13,19 +13,19 @@ from typing import Optional
 
 import click
 
-from eval_sidecar.checkpoints import list_checkpoints
+from eval_sidecar.checkpoints.completeness import changed_at, judge, usual_names
+from eval_sidecar.checkpoints.identity import read_identity
+from eval_sidecar.checkpoints.listing import list_checkpoints
+from eval_sidecar.checkpoints.places import checkpoint_in, places
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.options import find_path, state_folder
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.completeness import changed_at, judge, usual_names
 from eval_sidecar.errors import LockedError, UsageError
-from eval_sidecar.identity import read_identity
-from eval_sidecar.ledger import Entry, Ledger
-from eval_sidecar.outcome import give_up_elsewhere, is_elsewhere
-from eval_sidecar.places import checkpoint_in, places
-from eval_sidecar.requests import leave_request
-from eval_sidecar.status import delivery_state, origin_lines
-from eval_sidecar.store import load, name_in_files, open_store
+from eval_sidecar.evaluation.attempt import give_up_elsewhere, is_elsewhere
+from eval_sidecar.ledger.ledger import Entry, Ledger
+from eval_sidecar.ledger.requests import leave_request
+from eval_sidecar.ledger.status import delivery_state, origin_lines
+from eval_sidecar.ledger.store import load, name_in_files, open_store
 from eval_sidecar.types import Checkpoint, step_of
 
 _common = (

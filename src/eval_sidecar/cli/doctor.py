@@ -18,8 +18,8 @@ from typing import Any, Callable, Optional, Union
 import click
 
 import eval_sidecar
-from eval_sidecar.accounts import CLOUD, configured_key, server_address
-from eval_sidecar.checkpoints import list_checkpoints
+from eval_sidecar.checkpoints.listing import list_checkpoints
+from eval_sidecar.checkpoints.space import parse_amount
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import LOCAL
 from eval_sidecar.cli.options import find_path, find_script, plan_watch, state_folder, watch_options
@@ -37,7 +37,7 @@ from eval_sidecar.diagnosis.evaluation import (
 from eval_sidecar.diagnosis.machine import check_folder, check_slurm
 from eval_sidecar.errors import SidecarError, UsageError
 from eval_sidecar.installation import find_checkout, install_command, is_own_evaluation_script
-from eval_sidecar.space import parse_amount
+from eval_sidecar.system.accounts import CLOUD, configured_key, server_address
 from eval_sidecar.trackers.base import Session
 from eval_sidecar.types import ModelSpec, Point
 

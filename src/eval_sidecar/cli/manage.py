@@ -10,18 +10,18 @@ from typing import Any, Optional
 
 import click
 
-from eval_sidecar import daemon
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import say, say_json, say_lines
-from eval_sidecar.daemon import Instance
 from eval_sidecar.errors import LaunchError, LockedError, StateError
+from eval_sidecar.evaluation.attempt import interrupt
 from eval_sidecar.launchers.base import ENDED
-from eval_sidecar.outcome import interrupt
-from eval_sidecar.process import machine_elsewhere
-from eval_sidecar.status import describe, list_origins, settings_line
-from eval_sidecar.store import load, open_store
+from eval_sidecar.ledger.status import describe, list_origins, settings_line
+from eval_sidecar.ledger.store import load, open_store
+from eval_sidecar.system import instances
+from eval_sidecar.system.instances import Instance
+from eval_sidecar.system.process import machine_elsewhere
 
 _instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
 #: Flags that commands of the first scripts were given and that mean nothing to these. Without -h: the value
@@ -46,7 +46,7 @@ class _Lenient(click.Command):
 def start(instance: str, arguments: Sequence[str]) -> None:
     """Run in the background, with the flags of `run`; returns after the first pass."""
     chosen = Instance(instance, manager_folder())
-    pid = daemon.start(chosen, ["run", "--instance", instance, *arguments])
+    pid = instances.start(chosen, ["run", "--instance", instance, *arguments])
     say(f"started {instance} (pid {pid}), log: {chosen.log_file}")
     for model in _state(chosen)["models"]:
         if model.get("busy"):
@@ -58,7 +58,7 @@ def start(instance: str, arguments: Sequence[str]) -> None:
 def stop(instance: str) -> None:
     """End an instance with its local evaluations, whose checkpoints stay pending; Slurm jobs go on."""
     chosen = Instance(instance, manager_folder())
-    pid = daemon.stop(chosen)
+    pid = instances.stop(chosen)
     say(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
     for sentence in _settle_left(chosen):
         say(sentence)
@@ -97,7 +97,7 @@ def _settle_left(instance: Instance) -> list[str]:
 
 
 def _state_files(instance: Instance) -> list[Path]:
-    return [Path(path) for path in daemon.read_record(instance).get("state_files", [])]
+    return [Path(path) for path in instances.read_record(instance).get("state_files", [])]
 
 
 @click.command(cls=_Lenient, context_settings=_LENIENT)
@@ -106,8 +106,8 @@ def _state_files(instance: Instance) -> list[Path]:
 def status(instance: Optional[str], as_json: bool) -> int:
     """Say what an instance does. Exit code 0 where one runs, 3 where none does."""
     folder = manager_folder()
-    instances = [Instance(instance, folder)] if instance else daemon.list_instances(folder)
-    states = [_state(chosen) for chosen in instances]
+    found = [Instance(instance, folder)] if instance else instances.list_instances(folder)
+    states = [_state(chosen) for chosen in found]
     if as_json:
         shown = (states[0] if states else {}) if instance else states
         say_json(shown)
@@ -120,8 +120,8 @@ def status(instance: Optional[str], as_json: bool) -> int:
 
 
 def _state(instance: Instance) -> dict[str, Any]:
-    process = daemon.find_process(instance)
-    record = daemon.read_record(instance)
+    process = instances.find_process(instance)
+    record = instances.read_record(instance)
     models: list[dict[str, Any]] = []
     for path in _state_files(instance):
         try:
@@ -209,5 +209,5 @@ def _job_line(job: dict[str, Any], *, alone: bool) -> str:
 )
 def tail(instance: str, lines: int) -> None:
     """Follow an instance's log for as long as it runs."""
-    for text in daemon.follow_log(Instance(instance, manager_folder()), lines):
+    for text in instances.follow_log(Instance(instance, manager_folder()), lines):
         say_lines(text)

@@ -11,16 +11,16 @@ from typing import Any, Callable, Optional, TypeVar
 
 import click
 
+from eval_sidecar.checkpoints.space import Limits, parse_amount
 from eval_sidecar.cli.launching import choose_launcher
 from eval_sidecar.cli.reporting import MODE_METAVAR, parse_mode
-from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import UsageError
+from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
-from eval_sidecar.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
-from eval_sidecar.scripts import why_no_shell_script
-from eval_sidecar.settings import Settings
-from eval_sidecar.space import Limits, parse_amount
+from eval_sidecar.ledger.settings import Settings
+from eval_sidecar.manifest.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
+from eval_sidecar.system.scripts import why_no_shell_script
 from eval_sidecar.types import ModelSpec, step_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -10,9 +10,9 @@ from typing import Any, Optional
 
 import click
 
-from eval_sidecar.accounts import configured_key
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import install_command
+from eval_sidecar.system.accounts import configured_key
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.trackers.wandb_checks import check_server, folder_mode
 

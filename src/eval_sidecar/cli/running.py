@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.daemon import Instance, register, unregister
-from eval_sidecar.logs import rotate_output
+from eval_sidecar.system.instances import Instance, register, unregister
+from eval_sidecar.system.logs import rotate_output
 
 log = logging.getLogger(__name__)
 

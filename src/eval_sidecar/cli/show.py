@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.diagnosis.base import Finding, Mark
-from eval_sidecar.ledger import Entry, Ledger
-from eval_sidecar.logs import last_line
-from eval_sidecar.results import best_step
-from eval_sidecar.status import delivery_state, describe, other_settings
-from eval_sidecar.store import LedgerStore
+from eval_sidecar.ledger.ledger import Entry, Ledger
+from eval_sidecar.ledger.results import best_step
+from eval_sidecar.ledger.status import delivery_state, describe, other_settings
+from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.system.logs import last_line
 from eval_sidecar.types import HEADLINE
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from eval_sidecar.uploading import Outcome
+    from eval_sidecar.delivery.uploading import Outcome
 
 
 def set_up_logging() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 
 import click
 
-from eval_sidecar.texts import printable, without_secrets
+from eval_sidecar.system.text import printable, without_secrets
 
 _LINES = "\n\t"
 

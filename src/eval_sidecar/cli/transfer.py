@@ -12,14 +12,14 @@ from typing import Any, Callable, Optional
 
 import click
 
-from eval_sidecar import lookalikes
 from eval_sidecar.cli import show
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
-from eval_sidecar.manifest import Defaults, write_manifest
-from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.ledger import lookalikes
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import Defaults, write_manifest
+from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
 from eval_sidecar.transfer import (
     PackPlan,
     PackReport,

@@ -13,25 +13,25 @@ from typing import Any, Callable, Optional, TypeVar
 
 import click
 
-from eval_sidecar import lookalikes
 from eval_sidecar.cli import show
 from eval_sidecar.cli.reporting import MODE_METAVAR, choose_mode, open_tracker, parse_mode
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
+from eval_sidecar.delivery.reconcile import Comparison
+from eval_sidecar.delivery.uploading import Outcome, Uploader, choose_models
 from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
-from eval_sidecar.ledger import Ledger
-from eval_sidecar.logs import WarnOnce
-from eval_sidecar.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
-from eval_sidecar.notices import watch_folders
-from eval_sidecar.receipt import FILE_NAME as RECEIPT_NAME
-from eval_sidecar.receipt import part_of, read_parts, write_parts
-from eval_sidecar.reconcile import Comparison
-from eval_sidecar.stamps import stamp
-from eval_sidecar.store import load
+from eval_sidecar.ledger import lookalikes
+from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.ledger.stamps import stamp
+from eval_sidecar.ledger.store import load
+from eval_sidecar.manifest.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
+from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.manifest.receipt import part_of, read_parts, write_parts
+from eval_sidecar.system.file_notifications import watch_folders
+from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.trackers.wandb_checks import check_runs
 from eval_sidecar.types import ModelSpec
-from eval_sidecar.uploading import Outcome, Uploader, choose_models
 
 log = logging.getLogger(__name__)
 _F = TypeVar("_F", bound=Callable[..., Any])

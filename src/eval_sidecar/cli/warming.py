@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from eval_sidecar.config import WatchConfig
 from eval_sidecar.errors import StateError
-from eval_sidecar.files import held_lock
-from eval_sidecar.process import wait_for_end
+from eval_sidecar.evaluation.config import WatchConfig
+from eval_sidecar.system.files import held_lock
+from eval_sidecar.system.process import wait_for_end
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, Optional
 
 import click
 
-from eval_sidecar import lookalikes
-from eval_sidecar.checkpoints import list_checkpoints
+from eval_sidecar.checkpoints.listing import list_checkpoints
+from eval_sidecar.checkpoints.places import lock_path, short_key
 from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
@@ -24,21 +24,21 @@ from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
-from eval_sidecar.config import WatchConfig
-from eval_sidecar.courier import Courier
+from eval_sidecar.delivery.background import Courier
 from eval_sidecar.errors import LockedError, StateError
-from eval_sidecar.files import held_lock, private_folder
+from eval_sidecar.evaluation.config import WatchConfig
+from eval_sidecar.evaluation.loop import Waker, run_loop
+from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.installation import own_evaluation_script
-from eval_sidecar.ledger import Ledger
-from eval_sidecar.loop import Waker, run_loop
-from eval_sidecar.model_places import place_of, second_model, settle_place
-from eval_sidecar.notices import watch_folders
+from eval_sidecar.ledger import lookalikes
+from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.ledger.settings import key_of
+from eval_sidecar.ledger.status import settings_line, unfinished, waiting
+from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
 from eval_sidecar.paths import OWN_FOLDER
-from eval_sidecar.places import lock_path, short_key
-from eval_sidecar.settings import key_of
-from eval_sidecar.sidecar import Sidecar
-from eval_sidecar.status import settings_line, unfinished, waiting
-from eval_sidecar.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.system.file_notifications import watch_folders
+from eval_sidecar.system.files import held_lock, private_folder
 from eval_sidecar.trackers.wandb_checks import check_runs
 from eval_sidecar.types import stable_hash
 
@@ -172,7 +172,7 @@ def _run(
             courier.start()
         try:
             run_loop(
-                *(sidecar, courier),
+                *(sidecar, courier.notify if courier is not None else lambda: None),
                 once=once,
                 poll_seconds=plan.flags["poll_interval_seconds"],
                 retry_request=request,

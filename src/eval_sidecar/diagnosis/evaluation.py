@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 from eval_sidecar.diagnosis.base import Finding, Mark, unmet
 from eval_sidecar.installation import PACKAGE, install_command
-from eval_sidecar.logs import last_line
+from eval_sidecar.system.logs import last_line
 
 #: On a network disk, the first import of torch may take minutes.
 _SECONDS = 600.0

@@ -11,7 +11,7 @@ from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
-from eval_sidecar.process import (
+from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
     end_family,

@@ -28,7 +28,7 @@ from eval_sidecar.launchers.slurm_queue import (
     refusal,
     state_from_output,
 )
-from eval_sidecar.logs import last_line
+from eval_sidecar.system.logs import last_line
 from eval_sidecar.types import Handle, Job
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The contract between delivery and a tracker: read what the server holds, send rows, close.
 
-A tracker never decides what has to be sent; `eval_sidecar.delivery` does, from the ledger and from
+A tracker never decides what has to be sent; `eval_sidecar.delivery.delivery` does, from the ledger and from
 what `Tracker.read` shows. A tracker never says that something arrived: only a later `read` does.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.logs import is_full
+from eval_sidecar.system.logs import is_full
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
 from eval_sidecar.trackers.wandb_checks import display_name, why_bad_id

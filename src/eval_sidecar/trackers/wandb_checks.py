@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
-from eval_sidecar.accounts import CLOUD, folder_settings
 from eval_sidecar.errors import UsageError
+from eval_sidecar.system.accounts import CLOUD, folder_settings
 from eval_sidecar.types import ModelSpec
 
 #: What the server takes in the name of a run or project, and in a run id, in characters.

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
-from eval_sidecar.accounts import CLOUD, server_address
 from eval_sidecar.installation import install_command
+from eval_sidecar.system.accounts import CLOUD, server_address
 
 #: How servers, and the client itself, word what has no status in its error.
 _WORDS = (

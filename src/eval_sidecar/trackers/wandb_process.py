@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import psutil
 
-from eval_sidecar.accounts import CLOUD, server_address
-from eval_sidecar.logs import make_room
-from eval_sidecar.texts import without_secrets
+from eval_sidecar.system.accounts import CLOUD, server_address
+from eval_sidecar.system.logs import make_room
+from eval_sidecar.system.text import without_secrets
 from eval_sidecar.trackers.wandb_checks import is_ours
 
 # `-m` would search the working directory first, where a folder or a module may have any name.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer import tar
 from eval_sidecar.transfer.brought import Origin
 from eval_sidecar.transfer.index import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.files import set_aside, sync_folder, write_text
+from eval_sidecar.system.files import set_aside, sync_folder, write_text
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import ResultError, StateError
-from eval_sidecar.files import write_text
-from eval_sidecar.metrics import parse_metrics
-from eval_sidecar.receipt import Confirmed, Receipt
+from eval_sidecar.ledger.metrics import parse_metrics
+from eval_sidecar.manifest.receipt import Confirmed, Receipt
+from eval_sidecar.system.files import write_text
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
 from eval_sidecar.types import digest, step_of
 

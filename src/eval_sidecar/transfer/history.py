@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval_sidecar.errors import BundleError, StateError
-from eval_sidecar.files import set_aside, write_text
+from eval_sidecar.system.files import set_aside, write_text
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest import FILE_NAME
-from eval_sidecar.texts import printable
+from eval_sidecar.manifest.manifest import FILE_NAME
+from eval_sidecar.system.text import printable
 from eval_sidecar.transfer.history import History, parse_history
 
 #: The folder in an archive that stands for the results root, and the older layout's.

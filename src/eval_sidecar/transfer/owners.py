@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval_sidecar.model_places import require_same_models
-from eval_sidecar.provenance import FILE_NAME, Provenance, parse_provenance
+from eval_sidecar.ledger.provenance import FILE_NAME, Provenance, parse_provenance
+from eval_sidecar.manifest.model_places import require_same_models
 from eval_sidecar.transfer.staging import Staged
 
 

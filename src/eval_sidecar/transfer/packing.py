@@ -13,8 +13,8 @@ from tempfile import TemporaryFile
 from typing import Callable, Optional
 
 from eval_sidecar.errors import BundleError, UsageError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
-from eval_sidecar.receipt import Receipt, read_receipt, without_moved
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.receipt import Receipt, read_receipt, without_moved
 from eval_sidecar.transfer import gzips, parts, tar
 from eval_sidecar.transfer.changes import CACHE_NAME, Digests, is_result, list_changes
 from eval_sidecar.transfer.history import keep_history, next_history

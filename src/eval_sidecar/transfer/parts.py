@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.files import sync_folder
+from eval_sidecar.system.files import sync_folder
 from eval_sidecar.transfer import gzips
 from eval_sidecar.transfer.index import shown
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.transfer.index import shown
 
 #: In the results root: hidden, so that nobody takes it for a model, and on the same file system.

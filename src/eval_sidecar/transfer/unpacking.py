@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import BundleError, StateError, UsageError
-from eval_sidecar.files import held_lock
-from eval_sidecar.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.system.files import held_lock
 from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
 from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
 from eval_sidecar.transfer.find import Found

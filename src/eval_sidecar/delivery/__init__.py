@@ -1,0 +1,1 @@
+"""Brings the ledger's due points to trackers, each exactly once."""

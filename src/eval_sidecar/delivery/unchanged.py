@@ -1,0 +1,211 @@
+"""What each model looked like when all of it was in order, so that a pass opens only what has changed since.
+
+A cache: where its file is missing, old or unreadable, ledgers and results are opened, and it is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.errors import SidecarError, StateError
+from eval_sidecar.ledger.stamps import (
+    CLOSE_LOOK_SECONDS,
+    OwnStamp,
+    list_stamps,
+    own_stamp,
+    settled_mtime,
+    stamp,
+)
+from eval_sidecar.system.files import write_json
+from eval_sidecar.types import Stamp
+
+log = logging.getLogger(__name__)
+
+VERSION = 2
+FILE_NAME = ".seen"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What can be seen of a model's results without opening one.
+
+    Attributes:
+        folder: Mtime (ns) of the folder with its results; None where it is missing, or too fresh to be
+            relied on.
+        results: A hash over every checkpoint's step, and over the stamp of its ``metrics.json``.
+        waiting: Steps of checkpoints that have none yet.
+    """
+
+    folder: Optional[int]
+    results: str
+    waiting: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model that had nothing wrong with it.
+
+    Attributes:
+        look: What its results looked like, before they were read.
+        ledger: Its state file; None where there is none.
+        undelivered: Points that have not been sent, since nothing was to be.
+        unconfirmed: Points that were sent where nothing can be read back.
+        table_due: As in `Ledger`.
+    """
+
+    look: Look
+    ledger: Optional[OwnStamp]
+    undelivered: int = 0
+    unconfirmed: int = 0
+    table_due: bool = False
+
+
+class Seen:
+    """The standing of every model, by the name of its state file.
+
+    Args:
+        path: The file that keeps it from one process to the next.
+        monotonic: Seconds since some moment.
+        clock: Nanoseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._path = path
+        self._monotonic = monotonic
+        self._clock = clock
+        self._standings, self._receipt = _load(path)
+        self._looked_closely: Optional[float] = None
+        self._is_close = True
+        self._touched: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._touched_before: set[str] = set()
+        self._has_changed = False
+
+    def begin_pass(self) -> None:
+        """Decide whether this pass looks at every result: the first one does, and one every ten minutes."""
+        now = self._monotonic()
+        self._is_close = self._looked_closely is None or now - self._looked_closely >= CLOSE_LOOK_SECONDS
+        if self._is_close:
+            self._looked_closely = now
+        self._touched_before = {self._touched.get() for _ in range(self._touched.qsize())}
+
+    def touch(self, model_dir: str) -> None:
+        """Look closely at a model in the next pass: something in it was reported to have changed."""
+        self._touched.put(model_dir)
+
+    def knows_receipt(self, path: Path) -> bool:
+        """Whether a receipt is the one that was written after the last pass that was saved."""
+        return self._receipt is not None and self._receipt == own_stamp(str(path))
+
+    def save(self, receipt: Optional[Path]) -> None:
+        """Keep what was remembered, after a pass and after its receipt was written, if it could be."""
+        written = own_stamp(str(receipt)) if receipt else None
+        if self._has_changed or written != self._receipt:
+            models = {name: asdict(standing) for name, standing in self._standings.items()}
+            try:
+                write_json(self._path, {"version": VERSION, "receipt": written, "models": models})
+                self._has_changed, self._receipt = False, written
+            except StateError as error:
+                log.warning("%s; the next upload looks at everything again", error)
+
+    def unchanged(self, state_file: Path, folder: Path) -> Optional[Standing]:
+        """The standing of a model that looks as it did; None where it has to be opened."""
+        standing = self._standings.get(state_file.name)
+        if standing is None:
+            return None
+        then = standing.look
+        try:
+            if own_stamp(str(state_file)) != standing.ledger:
+                is_same = False
+            elif self._is_close or then.folder is None or folder.name in self._touched_before:
+                now, _ = self.look(folder)
+                is_same = now.results == then.results
+                if is_same and now.folder != then.folder:
+                    self._standings[state_file.name] = standing = replace(standing, look=now)
+                    self._has_changed = True
+            else:
+                is_same = folder.stat().st_mtime_ns == then.folder and not any(
+                    stamp(f"{folder}/checkpoint-{step}/metrics.json") for step in then.waiting
+                )
+        except (OSError, SidecarError):
+            is_same = False  # whoever opens it says what is wrong
+        if not is_same:
+            self._forget(state_file)
+            return None
+        return standing
+
+    def look(self, folder: Path) -> tuple[Look, dict[int, Optional[Stamp]]]:
+        """Look at every result of a model; the second is as `list_stamps` gives it.
+
+        Raises:
+            CheckpointError: where the folder cannot be listed.
+        """
+        changed = settled_mtime(str(folder), self._clock())
+        stamps = list_stamps(folder)
+        digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
+        waiting = tuple(step for step, found in stamps.items() if found is None)
+        return Look(changed, digest, waiting), stamps
+
+    def waiting(self, state_file: Path, folder: Path) -> Iterable[int]:
+        """Steps of a model's checkpoints without a result, as far as the last pass has found them.
+
+        Raises:
+            CheckpointError: where the folder cannot be listed.
+        """
+        standing = self._standings.get(state_file.name)
+        if standing is not None:
+            return standing.look.waiting
+        return [step for step, found in list_stamps(folder).items() if found is None]
+
+    @property
+    def is_close(self) -> bool:
+        """Whether this pass looks at every result."""
+        return self._is_close
+
+    def _forget(self, state_file: Path) -> None:
+        # What was in order once is not remembered again before it was opened without a fault: a pass that
+        # fails changes neither ledger nor results, and the next one would find both as they were.
+        if self._standings.pop(state_file.name, None):
+            self._has_changed = True
+
+    def remember(
+        self, state_file: Path, look: Look, undelivered: int, unconfirmed: int, table_due: bool
+    ) -> None:
+        """Remember a model that has nothing wrong with it; whoever calls has just closed its ledger."""
+        ledger = own_stamp(str(state_file))
+        self._standings[state_file.name] = Standing(look, ledger, undelivered, unconfirmed, table_due)
+        self._has_changed = True
+
+
+def _load(path: Path) -> tuple[dict[str, Standing], Optional[OwnStamp]]:
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != VERSION:
+            return {}, None
+        receipt = value["receipt"]
+        standings = {name: _standing(record) for name, record in value["models"].items()}
+        return standings, tuple(receipt) if receipt else None
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        log.warning("%s: cannot be used (%s); everything is looked at again", path, error)
+        return {}, None
+
+
+def _standing(record: dict) -> Standing:  # type: ignore[type-arg]
+    look, ledger = record["look"], record["ledger"]
+    seen = Look(look["folder"], look["results"], tuple(look["waiting"]))
+    return Standing(**{**record, "look": seen, "ledger": tuple(ledger) if ledger else None})

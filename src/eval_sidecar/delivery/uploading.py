@@ -1,0 +1,318 @@
+"""Results that were evaluated elsewhere, brought to the tracker: the models of a manifest, in parallel.
+
+Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delivery.delivery` does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from eval_sidecar.delivery.delivery import Report, deliver
+from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
+from eval_sidecar.delivery.unchanged import FILE_NAME, Seen
+from eval_sidecar.errors import MissingResultError, ResultError, SidecarError, UsageError
+from eval_sidecar.ledger import lookalikes
+from eval_sidecar.ledger.ledger import Entry, Failure
+from eval_sidecar.ledger.provenance import read_provenance
+from eval_sidecar.ledger.results import left_out_of, read_result
+from eval_sidecar.ledger.stamps import list_stamps
+from eval_sidecar.ledger.status import unfinished
+from eval_sidecar.ledger.store import LedgerStore, open_store, state_path
+from eval_sidecar.manifest.model_places import admit
+from eval_sidecar.manifest.receipt import part_of
+from eval_sidecar.system.logs import WarnOnce
+from eval_sidecar.system.text import now_text
+from eval_sidecar.trackers.base import Tracker
+from eval_sidecar.types import UNKNOWN, ModelSpec, Stamp
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model in a pass.
+
+    Attributes:
+        spec: The model and its run.
+        report: What delivery did.
+        left: What should have been done and is not, one line each.
+        taken: Results that were new or had changed.
+        was_opened: Whether there was anything to look into; False where nothing has changed.
+        receipt: What the receipt is to say of the model; None where its ledger was not opened.
+    """
+
+    spec: ModelSpec
+    report: Report
+    left: tuple[str, ...] = ()
+    taken: int = 0
+    was_opened: bool = True
+    receipt: Optional[Mapping[str, Any]] = None
+
+
+@dataclass(frozen=True)
+class Uploader:
+    """Everything that a pass needs.
+
+    Attributes:
+        results_root: Where the results are.
+        state_dir: Where the ledgers are.
+        tracker: Where points go, or None to take results into the ledgers only.
+        confirms: Whether the tracker can be read back.
+        settle_seconds: How long a server may take to show a row that it has.
+        workers: Models at a time.
+        moved: Whether results of one name are of one training wherever they come from, as a person says.
+    """
+
+    results_root: Path
+    state_dir: Path
+    tracker: Optional[Tracker]
+    confirms: bool
+    settle_seconds: float = 60.0
+    workers: int = 8
+    moved: bool = False
+
+    def state_file(self, spec: ModelSpec) -> Path:
+        """A model's ledger."""
+        return state_path(self.state_dir, spec.model_dir, spec.run_id)
+
+    def run_pass(
+        self,
+        models: Sequence[ModelSpec],
+        stop: threading.Event,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> list[Outcome]:
+        """Deliver what is new or changed of every model; one model's failure does not stop the others.
+
+        Returns:
+            An outcome for each model, in the order of the models.
+        """
+        self._seen.begin_pass()
+        done = {spec.model_dir: outcome for spec in models if (outcome := self._unchanged(spec))}
+        for outcome in done.values():
+            on_outcome(outcome)
+        rest = [spec for spec in models if spec.model_dir not in done]
+        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_outcome)
+        done.update({outcome.spec.model_dir: outcome for outcome in opened})
+        return [done[spec.model_dir] for spec in models]
+
+    @property
+    def looks_closely(self) -> bool:
+        """Whether the last pass has looked at every result."""
+        return self._seen.is_close
+
+    def overlooked(self, models: Sequence[ModelSpec]) -> list[str]:
+        """What looks like a result of these models and is not taken, one line each."""
+        lines = []
+        for spec in models:
+            folder = self.results_root / spec.model_dir
+            # Whoever opens a folder that cannot be listed says what is wrong.
+            with contextlib.suppress(SidecarError):
+                lines += lookalikes.in_model(folder, self._seen.waiting(self.state_file(spec), folder))
+        return lines
+
+    def notice(self, path: Path) -> None:
+        """Take a report that something below the results root has changed."""
+        for model in path.relative_to(self.results_root).parts[:1]:
+            self._seen.touch(model)
+
+    def knows_receipt(self, path: Path) -> bool:
+        """Whether a receipt is as `remember` found it, in this process or in one before."""
+        return self._seen.knows_receipt(path)
+
+    def remember(self, receipt: Optional[Path]) -> None:
+        """Keep for the next process what was in order in this pass, and its receipt where there is one."""
+        self._seen.save(receipt)
+
+    @functools.cached_property
+    def _seen(self) -> Seen:
+        return Seen(self.state_dir / FILE_NAME)
+
+    @functools.cached_property
+    def _warn_once(self) -> WarnOnce:
+        return WarnOnce()
+
+    def _unchanged(self, spec: ModelSpec) -> Optional[Outcome]:
+        """The outcome for a model in which nothing has changed and nothing is left to do."""
+        standing = self._seen.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
+        if standing is None:
+            return None
+        if self.tracker is None:
+            return Outcome(spec, Report(), was_opened=False)
+        if standing.undelivered or (self.confirms and (standing.unconfirmed or standing.table_due)):
+            return None
+        return Outcome(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
+
+    def _for_each(
+        self,
+        models: Sequence[ModelSpec],
+        work: Callable[[ModelSpec], Outcome],
+        on_outcome: Callable[[Outcome], None],
+    ) -> list[Outcome]:
+        # Each saved ledger waits for the disk twice: side by side, then, even without a server.
+        workers = max(1, min(self.workers, len(models)))
+        outcomes: dict[str, Outcome] = {}
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            for future in as_completed([pool.submit(_guarded, work, spec) for spec in models]):
+                outcome = future.result()
+                outcomes[outcome.spec.model_dir] = outcome
+                on_outcome(outcome)
+        return [outcomes[spec.model_dir] for spec in models]
+
+    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
+        look, stamps = self._seen.look(self.results_root / spec.model_dir)
+        with self._open(spec) as store:
+            taken, foreign = self._take_results(store, stamps)
+            report = Report(where=store.ledger.where)
+            if self.tracker is not None and not stop.is_set():
+                report = deliver(
+                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                )
+            left = (*foreign, *self._left(store))
+            if not left:
+                ledger = store.ledger
+                counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
+                self._seen.remember(store.path, look, *counts, ledger.table_due)
+            saved = store.path.exists()  # a model without results has no ledger yet
+            return Outcome(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
+
+    def _take_results(
+        self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]
+    ) -> tuple[int, tuple[str, ...]]:
+        """Take every result that is new or has changed into the ledger of its model.
+
+        One that cannot be read becomes a failure with its reason, until it can be or is no longer there; what
+        was known before is kept.
+
+        Returns:
+            How many are new, and a line if some were not taken because they are another model's.
+        """
+        model = store.ledger.model_dir
+        # An evaluation's failure has a log, and is not the uploader's to forget.
+        unread = [entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.log is None]
+        gone = [step for step in unread if stamps.get(step) is None]
+        changed, taken = [], 0
+        news_of = [step for step, found in stamps.items() if _is_news(store.ledger.entry(step), found)]
+        # A Path would cost as much as reading the file.
+        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/metrics.json" for step in news_of}
+        written = {step: one for step, path in paths.items() if (one := read_provenance(path)) is not None}
+        admission = admit(store.ledger, written, moved=self.moved)
+        for step, path in paths.items():
+            if step in admission.foreign:
+                continue
+            entry = store.ledger.entry(step)
+            try:
+                result = read_result(path)
+                news = entry.evaluated(result, written[step].origin if step in written else UNKNOWN)
+                changed.append(news)
+                is_same = entry.result is not None and entry.result.digest == result.digest
+                taken += news.due() is not None and not is_same
+                if said := left_out_of(model, entry.name, result):
+                    self._warn_once(said)
+            except MissingResultError:
+                continue
+            except ResultError as error:
+                failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
+                if entry.failure is None or entry.failure.error != str(error):
+                    log.error("%s %s: %s", model, entry.name, error)
+                    changed.append(failed)
+        known = admission.ledger
+        for one in written.values():
+            known = known.with_settings(one.origin.settings, one.settings)
+        places, settings = known.places, known.settings
+        store.update(
+            lambda ledger: replace(
+                ledger.without_failures(gone).with_entries(changed),
+                places=places,
+                settings=settings,
+                moved=self.moved,
+            )
+        )
+        return taken, (admission.reason,) if admission.reason else ()
+
+    def _left(self, store: LedgerStore) -> tuple[str, ...]:
+        expected = self.tracker is not None
+        confirms = expected and self.confirms
+        return tuple(unfinished(store.ledger, expects_delivery=expected, expects_confirmation=confirms))
+
+    def _open(self, spec: ModelSpec) -> AbstractContextManager[LedgerStore]:
+        return open_store(self.state_file(spec), spec.model_dir, spec.run_id, spec.run_name)
+
+    # -- verify -------------------------------------------------------------------------------------
+
+    def verify(self, spec: ModelSpec) -> Comparison:
+        """Compare one model's ledger with the server, point by point.
+
+        Raises:
+            TrackerError: where the server cannot be read.
+            StateError: where the ledger cannot be.
+        """
+        assert self.tracker is not None
+        with self._open(spec) as store:
+            _, foreign = self._take_results(store, list_stamps(self.results_root / spec.model_dir))
+            if foreign:
+                raise ResultError(foreign[0])
+            return compare(store.ledger, self.tracker.read(spec))
+
+    def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[Outcome]:
+        """Send what the server lacks, or has with other numbers."""
+
+        def work(spec: ModelSpec) -> Outcome:
+            assert self.tracker is not None
+            with self._open(spec) as store:
+                view = self.tracker.read(spec)
+                store.update(lambda ledger: mark_for_repair(ledger, view))
+                report = deliver(
+                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                )
+                return Outcome(spec, report, self._left(store))
+
+        return self._for_each(models, work, lambda outcome: None)
+
+
+def _is_news(entry: Entry, found: Optional[Stamp]) -> bool:
+    """Whether a result on disk is not the one that is known."""
+    is_known = entry.result is not None and not entry.failure and found == entry.result.stamp
+    return found is not None and not is_known
+
+
+def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
+    try:
+        return work(spec)
+    except SidecarError as error:
+        return Outcome(spec, Report(problem=str(error)), (str(error),))
+    except Exception as error:  # a mistake of ours about one model must not keep the others back
+        log.exception("%s: unexpected", spec.model_dir)
+        text = f"{type(error).__name__}: {error}"
+        return Outcome(spec, Report(problem=text), (text,))
+
+
+def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[ModelSpec]:
+    """The models that a filter names; all where there is no filter.
+
+    Args:
+        models: All of the manifest.
+        filters: Names, each entry possibly several, separated by commas.
+
+    Raises:
+        UsageError: where a name matches nothing, with close ones.
+    """
+    wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
+    if filters and not wanted:
+        raise UsageError("--model-filter is empty: name a model, or leave the flag out for all of them")
+    known = {spec.model_dir for spec in models}
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
+            near = f"; close to it: {', '.join(close)}" if close else f"; there are {len(known)} models in it"
+            raise UsageError(f"--model-filter {name}: the manifest has no such model{near}")
+    return [spec for spec in models if not wanted or spec.model_dir in wanted]

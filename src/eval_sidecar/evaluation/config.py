@@ -1,0 +1,84 @@
+"""What to evaluate and how, as the flags say it, for one model dir."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eval_sidecar.checkpoints.listing import folder_of_links
+from eval_sidecar.checkpoints.space import Limits
+from eval_sidecar.ledger.settings import Settings
+from eval_sidecar.paths import LINKS
+from eval_sidecar.types import Checkpoint, Job
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What to evaluate and how.
+
+    Attributes:
+        model_dir: The folder that holds the checkpoints, absolute.
+        repo_root: Where the evaluation script runs, absolute; results are below it.
+        eval_script: The script, absolute.
+        environment: Variables that the script gets, but for the checkpoint and the GPUs.
+        log_dir: Where each checkpoint's evaluation has its log.
+        ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
+        max_pending: Evaluations that one cycle may start; 0 means any number.
+        newest_first: Take the newest checkpoint first instead of the oldest.
+        force: Evaluate every checkpoint that is there once more, whatever is known of it.
+        max_attempts: How often an evaluation may fail before it stays failed.
+        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
+        time_limit: Seconds after which an evaluation is ended; 0 means never.
+        limits: How much disk space pins may keep in use.
+        name: What the model is called everywhere; empty for its folder's name.
+        settings: What bears on the numbers, kept with each result.
+        force_anew: With `force`: begin again where an earlier request is through.
+    """
+
+    model_dir: Path
+    repo_root: Path
+    eval_script: Path
+    environment: Mapping[str, str]
+    log_dir: Path
+    ready_seconds: float = 120.0
+    max_pending: int = 0
+    newest_first: bool = False
+    force: bool = False
+    max_attempts: int = 2
+    max_evictions: int = 10
+    time_limit: float = 24 * 3600.0
+    limits: Limits = field(default_factory=Limits)
+    name: str = ""
+    settings: Settings = field(default_factory=Settings)
+    force_anew: bool = False
+
+    @property
+    def model(self) -> str:
+        """What the model is called: in results, run, ledger, logs and pins."""
+        return self.name or self.model_dir.name
+
+    @property
+    def results_root(self) -> Path:
+        """Where evaluations leave their results."""
+        return self.repo_root / "results"
+
+
+def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
+    """Return the job that evaluates a checkpoint.
+
+    Raises:
+        CheckpointError: if a folder of the model's name is needed for it, and cannot be made.
+    """
+    if checkpoint.path.parent.name != config.model:
+        # The script takes that for the model's name.
+        checkpoint = folder_of_links(config.log_dir / LINKS, config.model, checkpoint)
+    return Job(
+        step=checkpoint.step,
+        token=uuid.uuid4().hex,
+        argv=("bash", str(config.eval_script), str(config.model_dir)),
+        env={**config.environment, "CKPT_LIST": str(checkpoint.path)},
+        cwd=config.repo_root,
+        log=config.log_dir / config.model / f"{checkpoint.name}.log",
+    )

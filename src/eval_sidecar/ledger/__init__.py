@@ -1,0 +1,1 @@
+"""What is known of one model: transitions, codec, store, results, requests, status."""

@@ -1,0 +1,191 @@
+"""What is known of one model's checkpoints: seen, evaluated, failed, delivered. Pure transitions.
+
+A `Ledger` is a value; every transition returns a new one. `eval_sidecar.ledger.store` keeps it in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional
+
+from eval_sidecar.ledger.entry import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Running
+from eval_sidecar.types import NEVER_FORCED, UNKNOWN, Content, Forced, Origin, Place, Point, Result
+
+__all__ = [
+    "CARRIED",
+    "CONFIRMED",
+    "PENDING",
+    "SENT",
+    "Delivery",
+    "Entry",
+    "Failure",
+    "Ledger",
+    "Running",
+]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One model's checkpoints.
+
+    Attributes:
+        model_dir: The model's name.
+        run_id: The run that its points belong to.
+        run_name: That run's name.
+        entries: By step.
+        provable: Whether a checkpoint of this model has been proved complete: its trainer then writes
+            ``trainer_state.json`` each time.
+        session_open: A delivery session began and was not seen to end.
+        table_due: The run may not show the table and the summary that belong to its points.
+        problem: Why the last delivery did not do everything, or None.
+        busy: Why no evaluation could be started at the last look, or None.
+        places: Where the model lives, and before that lived; none where nobody has said so yet.
+        moved: Whether a person says that whatever has this name is this training.
+        settings: What evaluations were made with, by key.
+        forced: The last request to evaluate everything once more.
+        where: Address of the run, or the folder of the last offline session.
+        writer: The process that works on this ledger: pid, start time, host, instance.
+        updated: ISO 8601, UTC, of the last change.
+        extra: Keys in the file that this version does not know; they are kept.
+    """
+
+    model_dir: str
+    run_id: str
+    run_name: str
+    entries: Mapping[int, Entry] = field(default_factory=dict)
+    provable: bool = False
+    session_open: bool = False
+    table_due: bool = False
+    problem: Optional[str] = None
+    busy: Optional[str] = None
+    places: tuple[Place, ...] = ()
+    moved: bool = False
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    forced: Forced = NEVER_FORCED
+    where: Optional[str] = None
+    writer: Optional[Mapping[str, Any]] = None
+    updated: Optional[str] = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def entry(self, step: int) -> Entry:
+        """What is known of a step; an empty entry where nothing is."""
+        return self.entries.get(step) or Entry(step)
+
+    def steps(self) -> list[Entry]:
+        """All entries by step."""
+        return [self.entries[step] for step in sorted(self.entries)]
+
+    def points(self) -> tuple[Point, ...]:
+        """Every result as a point, by step, but those that are not sent any more."""
+        return tuple(
+            entry.point(entry.delivery.revision if entry.delivery else 0)
+            for entry in self.steps()
+            if entry.result is not None and not entry.is_withheld
+        )
+
+    def with_entry(self, step: int, **changes: Any) -> Ledger:  # noqa: ANN401 - the fields of Entry
+        """Change fields of one step's entry."""
+        return self.with_entries([replace(self.entry(step), **changes)])
+
+    def with_entries(self, changed: Iterable[Entry]) -> Ledger:
+        """Replace whole entries."""
+        return replace(self, entries={**self.entries, **{entry.step: entry for entry in changed}})
+
+    # -- evaluation ---------------------------------------------------------------------------------
+
+    def placed(self, place: Place) -> Ledger:
+        """The model lives here from now on. Not all are kept: a container has a new name at each start."""
+        return replace(self, places=(place, *(one for one in self.places if not one.is_same(place)))[:20])
+
+    def forcing(self, settings: Optional[str], *, anew: bool) -> Ledger:
+        """Everything is to be evaluated once more: as asked for before, or, with other settings, anew."""
+        goes_on = self.forced.is_wanted and self.forced.settings == settings and not anew
+        number = self.forced.round + (0 if goes_on else 1)
+        return replace(self, forced=Forced(number, settings, True))
+
+    def not_forcing(self) -> Ledger:
+        """This start asks for nothing to be evaluated once more."""
+        return replace(self, forced=replace(self.forced, is_wanted=False)) if self.forced.is_wanted else self
+
+    def with_settings(self, key: Optional[str], values: Mapping[str, Any]) -> Ledger:
+        """Remember what a key stands for."""
+        return (
+            self
+            if key is None or key in self.settings
+            else replace(self, settings={**self.settings, key: values})
+        )
+
+    def written_with(self, key: Optional[str]) -> Ledger:
+        """The process that works on this ledger evaluates with these settings from now on."""
+        return self if self.writer is None else replace(self, writer={**self.writer, "settings": key})
+
+    def holding(self, step: int, content: Content) -> Ledger:
+        """What a step's weights are now was looked at."""
+        return self.with_entries([self.entry(step).holding(content)])
+
+    def started(self, step: int, running: Running) -> Ledger:
+        """An evaluation was started, or more is known of it."""
+        return self.with_entries([self.entry(step).begun(running)])
+
+    def interrupted(self, step: int) -> Ledger:
+        """An evaluation ended for a reason that is not its own; the checkpoint is as if never tried."""
+        return self.with_entry(step, running=None)
+
+    def evicted(self, step: int, reason: str) -> Ledger:
+        """The machine took an evaluation away: no attempt of the checkpoint's, but remembered."""
+        return self.with_entry(step, running=None, evictions=(*self.entry(step).evictions, reason))
+
+    def failed(self, step: int, failure: Failure) -> Ledger:
+        """An evaluation failed by its own doing."""
+        entry = self.entry(step)
+        number = self.forced.round if failure.final else entry.round
+        return self.with_entry(step, running=None, attempts=entry.attempts + 1, failure=failure, round=number)
+
+    def evaluated(self, step: int, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Ledger:
+        """A result is there. The same numbers again change nothing about their delivery."""
+        return self.with_entries([self.entry(step).evaluated(result, origin, number)])
+
+    def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
+        """Forget failures, of these steps or of all, so that they are tried again."""
+        chosen = self.entries if steps is None else set(steps)
+        return self.with_entries(
+            replace(
+                entry,
+                attempts=0,
+                evictions=(),
+                failure=None,
+                round=0 if entry.failure else entry.round,
+                verdict=None if entry.verdict == "gone" else entry.verdict,
+            )
+            for entry in self.steps()
+            if entry.step in chosen
+        )
+
+    def without_failures(self, steps: Iterable[int]) -> Ledger:
+        """Forget failures of these steps, and steps of which nothing else is known."""
+        entries = dict(self.entries)
+        for step in steps:
+            entry = replace(entries.pop(step), failure=None)
+            if entry != Entry(step):
+                entries[step] = entry
+        return replace(self, entries=entries)
+
+    # -- delivery -----------------------------------------------------------------------------------
+
+    def due(self) -> list[Entry]:
+        """Entries whose point has to be sent or looked up, by step."""
+        return [entry for entry in self.steps() if entry.due() is not None]
+
+    def undelivered(self) -> list[Entry]:
+        """Entries whose result, as it is now, has not been sent, by step."""
+        return [entry for entry in self.due() if entry.is_unsent]
+
+    def unconfirmed(self) -> list[Entry]:
+        """Entries whose result was sent and has not been seen on the server, by step."""
+        return [entry for entry in self.due() if not entry.is_unsent]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether anything has to be sent or looked up."""
+        return self.table_due or any(entry.due() is not None for entry in self.entries.values())

@@ -1,0 +1,175 @@
+"""``provenance.json`` beside a result: which weights it is of, where they were, and how it was made.
+
+The sidecar writes it when it takes an evaluation's numbers. It travels with them, so that a machine that has
+nothing but results can tell two models of one name apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from eval_sidecar.errors import StateError
+from eval_sidecar.ledger.settings import key_of
+from eval_sidecar.paths import OWN_FOLDER
+from eval_sidecar.system.files import write_json
+from eval_sidecar.types import Origin, Place
+
+VERSION = 1
+FILE_NAME = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a result.
+
+    Attributes:
+        model: The model's name.
+        step: Training step.
+        origin: The weights, the settings' key, and when.
+        places: Where the model lived, and before that lived.
+        settings: What the evaluation was made with.
+        metrics: SHA-256 of the ``metrics.json`` that this is about, in hex.
+    """
+
+    model: str
+    step: int
+    origin: Origin
+    places: tuple[Place, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: str = ""
+
+
+def write_provenance(metrics: Path, found: Provenance) -> None:
+    """Write down what the numbers in a ``metrics.json`` are of.
+
+    Raises:
+        StateError: where it cannot be written.
+        OSError: where the numbers cannot be read.
+    """
+    digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
+    write_json(metrics.with_name(FILE_NAME), _as_json(found, digest))
+
+
+def _as_json(found: Provenance, digest: str) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "model": found.model,
+        "step": found.step,
+        "identity": found.origin.identity,
+        "evaluated_at": found.origin.at,
+        "places": [vars(place) for place in found.places],
+        "settings": dict(found.settings),
+        "metrics_sha256": digest,
+    }
+
+
+def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
+    """What is written down of the numbers in a ``metrics.json``.
+
+    None where nothing is, where it is about other numbers (written by hand since, say), or where it is from a
+    newer version: the numbers are then those of a person, of whom nothing is known.
+    """
+    try:
+        with open(f"{os.path.dirname(metrics)}/{FILE_NAME}", "rb") as file:  # noqa: PTH120, PTH123 - one a result
+            found = parse_provenance(file.read())
+        if found is None or hashlib.sha256(Path(metrics).read_bytes()).hexdigest() != found.metrics:
+            return None
+    except OSError:
+        return None
+    return found
+
+
+def parse_provenance(data: bytes) -> Optional[Provenance]:
+    """Read the content of a ``provenance.json``; None where it is none of this version."""
+    try:
+        value = json.loads(data)
+        if value["version"] > VERSION:
+            return None
+        settings = dict(value.get("settings") or {})
+        identity, at = value.get("identity"), value.get("evaluated_at")
+        return Provenance(
+            model=str(value["model"]),
+            step=int(value["step"]),
+            origin=Origin(identity and str(identity), key_of(settings), at and str(at)),
+            places=tuple(
+                Place(str(place["host"]), str(place["path"]), place.get("mark")) for place in value["places"]
+            ),
+            settings=settings,
+            metrics=str(value["metrics_sha256"]),
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+# -- of an evaluation that is under way --------------------------------------------------------------
+
+
+def _begun_path(metrics: Path) -> Path:
+    # Not beside the numbers: a script may want to make that folder itself.
+    checkpoint = metrics.parent
+    return checkpoint.parent.parent / OWN_FOLDER / checkpoint.parent.name / f"{checkpoint.name}.json"
+
+
+def write_begun(metrics: Path, found: Provenance) -> None:
+    """Write down what the numbers will be of that an evaluation is to leave in a ``metrics.json``.
+
+    If the sidecar dies and its state is lost, nothing else would tell.
+
+    Raises:
+        StateError: where it cannot be written.
+    """
+    find_provenance(metrics)  # what is written down of an earlier one is overwritten
+    write_json(_begun_path(metrics), _as_json(found, ""))
+
+
+def find_provenance(metrics: Path) -> Optional[Provenance]:
+    """What the numbers in a ``metrics.json`` are of, by what is written down of them or of their evaluation.
+
+    What an evaluation has left that nobody saw end is written down beside the numbers then.
+    """
+    found = read_provenance(metrics)
+    if found is None and (found := _read_begun(metrics)) is not None:
+        with contextlib.suppress(OSError, StateError):
+            write_provenance(metrics, found)
+    return found
+
+
+def _read_begun(metrics: Path) -> Optional[Provenance]:
+    path = _begun_path(metrics)
+    try:
+        found = parse_provenance(path.read_bytes())
+        # Numbers that were there before it are not its own.
+        return found if metrics.stat().st_mtime_ns >= path.stat().st_mtime_ns else None
+    except OSError:
+        return None
+
+
+def remove_begun(metrics: Path) -> None:
+    """Forget what was written down of an evaluation that is over."""
+    path = _begun_path(metrics)
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()
+
+
+# -- one model or two --------------------------------------------------------------------------------
+
+
+def are_one(ours: Iterable[Place], theirs: Iterable[Place]) -> bool:
+    """Whether two lists of places have one in common."""
+    known = list(theirs)
+    return any(place.is_same(other) for place in ours for other in known)
+
+
+def share_weights(ours: Mapping[int, Optional[str]], theirs: Mapping[int, Optional[str]]) -> bool:
+    """Whether two lists of identities by step are of one training: one in common, and none that differs."""
+    both = [(ours[step], theirs[step]) for step in ours.keys() & theirs.keys()]
+    known = [(one, other) for one, other in both if one is not None and other is not None]
+    return bool(known) and all(one == other for one, other in known)

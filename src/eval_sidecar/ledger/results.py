@@ -1,0 +1,79 @@
+"""``metrics.json`` -> `Result`, and best and last of many. Knows the layout of ``results/``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_bits
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional, Union
+
+from eval_sidecar.errors import MissingResultError, ResultError
+from eval_sidecar.ledger.metrics import NOT_FINITE, parse_metrics
+from eval_sidecar.ledger.stamps import _stamp_of
+from eval_sidecar.types import HEADLINE, Result, digest
+
+
+def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
+    """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
+    return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
+
+
+def read_result(path: Union[str, Path]) -> Result:
+    """Read one ``metrics.json``.
+
+    What is no metric is named in the result; `eval_sidecar.ledger.metrics` says what is one.
+
+    Raises:
+        MissingResultError: where there is no file.
+        ResultError: where it is empty, no JSON object, or has no finite number.
+    """
+    try:
+        status, content = _read(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingResultError(f"{path}: is missing") from error
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        metrics, left_out = parse_metrics(content)
+    except ResultError as error:
+        raise ResultError(f"{path}: {error}") from error
+    return Result(metrics, str(path), digest(metrics), _stamp_of(status), left_out)
+
+
+def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
+    """What to say, once, of what a result's file has beside its metrics; None where that is nothing.
+
+    What is the same in every file of a model is said of the model; a number that is not finite is news.
+    """
+    if not result.left_out:
+        return None
+    is_news = any(NOT_FINITE in name for name in result.left_out)
+    where = f"{model} {checkpoint}" if is_news else model
+    return f"{where}: not taken as metrics: {', '.join(result.left_out)}"
+
+
+def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
+    """A small file and what it was when it was read; a file object would take twice as long."""
+    # A named pipe would be waited for, for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat_bits.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return status, os.read(descriptor, status.st_size + 1)
+    finally:
+        os.close(descriptor)
+
+
+def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:
+    """The step with the highest value of a metric, the earliest of several; None where none has it."""
+    steps = [step for step in sorted(metrics_by_step) if metric in metrics_by_step[step]]
+    return max(steps, key=lambda step: metrics_by_step[step][metric], default=None)
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The two numbers that people look at, or the first two that there are."""
+    chosen = [name for name in HEADLINE if name in metrics] or list(metrics)[:2]
+    return {name: metrics[name] for name in chosen}

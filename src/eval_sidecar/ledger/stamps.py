@@ -1,0 +1,137 @@
+"""Whether a file or folder has changed, at the cost of one look."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Callable, Optional, Union
+
+from eval_sidecar.errors import CheckpointError, ResultError
+from eval_sidecar.types import Stamp, step_of
+
+#: Of a folder: inode, mtime and ctime in ns.
+FolderStamp = tuple[int, int, int]
+
+
+def folder_stamp(folder: Path) -> Optional[FolderStamp]:
+    """What shows, at the cost of one look, that a folder was made anew or that names in it have changed.
+
+    None where it is missing, or where the file system does not say.
+    """
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - one for each checkpoint in each pass
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def stamp(path: Union[str, Path]) -> Optional[Stamp]:
+    """The stamp of a file, or None where it is missing.
+
+    Raises:
+        ResultError: where the file system does not say.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path costs more than the look, and there are many
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be looked at ({error.strerror})") from error
+    return _stamp_of(status)
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+#: A pass looks at every metrics.json this often, in seconds. One that is written anew in place changes no
+#: folder; a result of a new checkpoint does.
+CLOSE_LOOK_SECONDS = 600.0
+#: Of a file that the file system says nothing about, whatever the reason; no file has it.
+UNKNOWN: Stamp = (-1, -1, -1)
+
+
+#: Inode, size and mtime (ns) of a file of our own.
+OwnStamp = tuple[int, int, int]
+
+
+#: A folder that changed so recently may change once more without its time changing, in ns.
+_TOO_FRESH = 2 * 10**9
+
+
+def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
+    """What can be seen of a model's results without opening one.
+
+    Args:
+        folder: The results of one model; it may be missing.
+
+    Returns:
+        By step, for every checkpoint that has a folder there: the stamp of its ``metrics.json``, None
+        where there is none yet, `UNKNOWN` where only reading it can say what is wrong.
+
+    Raises:
+        CheckpointError: where the folder cannot be listed.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed ({error.strerror})") from error
+    prefix, found = f"{folder}/", {}
+    for name in names:
+        step = step_of(name)
+        if step is not None:
+            try:
+                found[step] = stamp(f"{prefix}{name}/metrics.json")
+            except ResultError:
+                found[step] = UNKNOWN
+    return dict(sorted(found.items()))
+
+
+def own_stamp(path: str) -> Optional[OwnStamp]:
+    """Inode, size and mtime (ns) of a file or folder; None where the file system does not say."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - thousands a pass
+    except OSError:
+        return None  # whoever opens it says what is wrong
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def settled_mtime(folder: str, now: int) -> Optional[int]:
+    """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
+    found = own_stamp(folder)
+    return found[2] if found and found[2] <= now - _TOO_FRESH else None
+
+
+class CloseLooks:
+    """Says when every result in a folder has to be looked at: when it has changed, and every ten minutes.
+
+    Args:
+        folder: The results of one model.
+        monotonic: Seconds since some moment.
+        clock: Nanoseconds since the epoch, as the file system has it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._folder = folder
+        self._monotonic = monotonic
+        self._clock = clock
+        self._last: Optional[float] = None
+        self._changed: Optional[int] = None
+
+    def is_due(self) -> bool:
+        """Whether to look now; who is told so is taken to do it."""
+        now, changed = self._monotonic(), settled_mtime(str(self._folder), self._clock())
+        is_old = self._last is None or now - self._last >= CLOSE_LOOK_SECONDS
+        if not is_old and changed is not None and changed == self._changed:
+            return False
+        self._last, self._changed = now, changed
+        return True

@@ -1,0 +1,143 @@
+"""A model's ledger in its file: load, carry over from older versions, change, save.
+
+`eval_sidecar.ledger.codec` says what is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.ledger.codec import VERSION, Encoded, from_json, to_text
+from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.system.files import held_lock, set_aside, write_text
+from eval_sidecar.system.text import now_text
+from eval_sidecar.types import stable_hash
+
+#: Bytes of a model's name in names of files, which have 255 with all that is added to it.
+_LONGEST_NAME = 223
+
+
+@functools.lru_cache(maxsize=16_384)  # a pass asks for each model's several times
+def state_path(state_dir: Path, model_dir: str, run_id: str) -> Path:
+    """Where a model's ledger is kept: ``<state dir>/<model>_<12 hex digits>.json``."""
+    mark = stable_hash({"model_dir": model_dir, "run_id": run_id})[:12]
+    return state_dir / f"{name_in_files(model_dir)}_{mark}.json"
+
+
+def name_in_files(model_dir: str) -> str:
+    """A model's name as the names of its files begin: cut where they would be too long for a file system.
+
+    The hash behind it is of the whole name.
+    """
+    encoded = os.fsencode(model_dir)
+    if len(encoded) <= _LONGEST_NAME:
+        return model_dir
+    return encoded[:_LONGEST_NAME].decode("utf-8", "ignore")
+
+
+class LedgerStore:
+    """One model's ledger and its file. Changes are atomic, on disk when they return, and thread-safe."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._mutex = threading.Lock()
+        self._encoded: Optional[Encoded] = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger as it stands."""
+        return self._ledger
+
+    def update(self, transition: Callable[[Ledger], Ledger]) -> Ledger:
+        """Apply a transition and save; nothing is written where it changes nothing.
+
+        Raises:
+            StateError: where it cannot be saved; the ledger is then as before.
+        """
+        with self._mutex:
+            changed = transition(self._ledger)
+            if changed != self._ledger:
+                changed = replace(changed, updated=now_text())
+                write_text(self.path, to_text(changed, self._encoded))
+                self._encoded = {} if self._encoded is None else self._encoded
+                self._ledger = changed
+            return self._ledger
+
+
+@contextlib.contextmanager
+def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterator[LedgerStore]:
+    """Hold a model's ledger for one process.
+
+    Raises:
+        LockedError: where another process holds it.
+        StateError: where the file is corrupt (it is then kept under another name), is from a newer
+            version, or belongs to another model.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held_lock(path.with_suffix(".lock"), ""))
+        except LockedError:
+            raise LockedError(_busy_message(path)) from None
+        ledger = load(path) or Ledger(model_dir, run_id, run_name)
+        if (ledger.model_dir, ledger.run_id) != (model_dir, run_id):
+            raise StateError(
+                f"{path}: is about {ledger.model_dir} ({ledger.run_id}), not {model_dir} ({run_id});"
+                " was it copied? Move it away or give another --state-dir"
+            )
+        yield LedgerStore(path, replace(ledger, run_name=run_name))
+
+
+def _busy_message(path: Path) -> str:
+    try:
+        ledger = load(path, keep_corrupt=True)
+    except StateError:
+        ledger = None
+    writer = ledger.writer if ledger else None
+    who = f" (pid {writer.get('pid')} on {writer.get('host')}, {writer.get('command')})" if writer else ""
+    return f"{path}: another process works on this model{who}; stop that one first, or leave it to it"
+
+
+def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
+    """Read a ledger; None where there is no file.
+
+    Args:
+        path: The state file.
+        keep_corrupt: Leave a file that cannot be read where it is, for callers that only look.
+
+    Raises:
+        StateError: where the file is corrupt or from a newer version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        # The first scripts wrote what Python's json does: NaN and Infinity, which are no JSON.
+        value = json.loads(content, parse_constant=lambda _name: None)
+        if not isinstance(value, dict):
+            raise TypeError(f"a JSON {type(value).__name__}, not an object")
+        version = int(value.get("version", 1))
+        if version <= VERSION:
+            return from_json(value, path)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        kept = path if keep_corrupt else set_aside(path, "corrupt")
+        raise StateError(
+            f"{path}: the state file is corrupt ({error}); it is kept as {kept.name}."
+            " Start again: what is in results and on the server is found again, nothing is sent twice"
+        ) from error
+    raise StateError(
+        f"{path}: is of version {version}, this program knows up to {VERSION};"
+        " update eval-sidecar, or give another --state-dir"
+    )

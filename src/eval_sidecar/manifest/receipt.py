@@ -1,0 +1,120 @@
+"""The receipt: what the uploading machine has confirmed, carried back so that the rest can be packed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from eval_sidecar.errors import UsageError
+from eval_sidecar.ledger.ledger import CONFIRMED, Ledger
+from eval_sidecar.system.files import write_json
+from eval_sidecar.system.text import now_text
+
+VERSION = 1
+FILE_NAME = ".wandb_eval_receipt.json"
+
+
+def part_of(ledger: Ledger) -> dict[str, Any]:
+    """What a receipt says of one model."""
+    return {
+        "run_id": ledger.run_id,
+        "confirmed": {
+            str(entry.step): {"digest": entry.delivery.digest, "revision": entry.delivery.revision}
+            for entry in ledger.steps()
+            if entry.delivery is not None and entry.delivery.status == CONFIRMED and entry.delivery.digest
+        },
+    }
+
+
+def read_parts(path: Path) -> dict[str, dict[str, Any]]:
+    """What a receipt says of each model; nothing where it is missing or cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+        return dict(value["models"]) if value["version"] == VERSION else {}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+
+
+def write_parts(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a receipt; where nothing but the time would change, leave the file as it is.
+
+    Raises:
+        StateError: where it cannot be written.
+    """
+    if not os.path.exists(path) or read_parts(path) != parts:  # noqa: PTH110 - Path's raises for a lost disk
+        write_json(path, {"version": VERSION, "generated_at": now_text(), "models": parts})
+
+
+class Confirmed(NamedTuple):
+    """What a receipt says of one model.
+
+    Attributes:
+        run_id: The run that has its points; None where the receipt does not say.
+        digests: Step, as text, to the hash of its numbers.
+    """
+
+    run_id: Optional[str]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known to have arrived.
+
+    Attributes:
+        identity: Names this receipt.
+        models: By model dir.
+    """
+
+    identity: str
+    models: Mapping[str, Confirmed]
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read what the uploading machine has written.
+
+    Raises:
+        UsageError: where the file is missing, damaged, or from a newer version.
+    """
+    try:
+        data = path.read_bytes()
+        value = json.loads(data)
+        if value["version"] > VERSION:
+            raise UsageError(
+                f"{path}: is of version {value['version']}, this eval-sidecar knows {VERSION};"
+                " install a newer one"
+            )
+        models = {
+            name: Confirmed(
+                model.get("run_id"),
+                {step: point["digest"] for step, point in model["confirmed"].items()},
+            )
+            for name, model in value["models"].items()
+        }
+    except OSError as error:
+        raise UsageError(f"{path}: the receipt cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is no receipt ({type(error).__name__}: {error}); without it everything is packed"
+        ) from error
+    return Receipt(hashlib.sha256(data).hexdigest()[:12], models)
+
+
+def without_moved(receipt: Receipt, manifest: Path) -> Receipt:
+    """The receipt without models that the manifest now gives another run: that run has nothing yet."""
+    try:
+        listed = json.loads(manifest.read_bytes())["models"]
+        runs = {model["model_dir"]: model["wandb_run_id"] for model in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return receipt  # whoever uploads will say what is wrong with it
+    models = {
+        name: model
+        for name, model in receipt.models.items()
+        if None in (model.run_id, runs.get(name)) or model.run_id == runs[name]
+    }
+    return Receipt(receipt.identity, models)

@@ -1,0 +1,1 @@
+"""Files, processes, instances, logs, file notifications, text: nothing here knows a checkpoint."""

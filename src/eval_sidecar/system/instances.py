@@ -1,0 +1,256 @@
+"""Named background processes: start one, find it again, end it, follow its log. Prints nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import psutil
+
+import eval_sidecar
+from eval_sidecar.errors import DaemonError, UsageError
+from eval_sidecar.system.files import write_json, write_text
+from eval_sidecar.system.logs import LogReader
+from eval_sidecar.system.process import (
+    ProcessIdentity,
+    end_family,
+    machine_elsewhere,
+    this_machine,
+    wait_for_end,
+)
+
+#: How often to look while waiting for a process, in seconds.
+_LOOK_EVERY = 0.05
+#: What of an instance's name cannot be in a file's name as it is: it is percent-encoded there.
+_UNSAFE = re.compile(r"^[.-]|[^\w .+=@,:-]")
+#: Longest name of a file in bytes is 255 nearly everywhere; some of it is for the endings.
+_LONGEST_STEM = 200
+#: Seconds by which the clock of a file system may be behind that of the processes.
+_CLOCK_SLACK = 2.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A name, and the files that belong to it.
+
+    Attributes:
+        name: As the user gave it; it may hold anything that fits into a file's name.
+        folder: ``MANAGER_DIR``.
+
+    Raises:
+        UsageError: where the name is empty, too long, or no text.
+    """
+
+    name: str
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("--instance is empty: give a name, such as cb64")
+        try:
+            length = len(self._stem.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError(f"--instance {self.name!r}: is no valid text") from error
+        if length > _LONGEST_STEM:
+            raise UsageError(f"--instance {self.name[:40]}…: is too long for a file's name ({length} bytes)")
+
+    @property
+    def _stem(self) -> str:
+        # Not with quote(), which leaves a dash and a dot as they are.
+        return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), self.name)
+
+    @property
+    def pid_file(self) -> Path:
+        """Holds the pid alone, for whoever reads it from a shell."""
+        return self.folder / f"{self._stem}.pid"
+
+    @property
+    def record_file(self) -> Path:
+        """Holds the process's identity and what it works on."""
+        return self.folder / f"{self._stem}.json"
+
+    @property
+    def log_file(self) -> Path:
+        """Gets everything that the process prints."""
+        return self.folder / f"{self._stem}.log"
+
+
+def list_instances(folder: Path) -> list[Instance]:
+    """Every instance that has left a record or a pid file in a folder, by name."""
+    stems = {path.stem for pattern in ("*.json", "*.pid") for path in folder.glob(pattern)}
+    return [Instance(urllib.parse.unquote(stem), folder) for stem in sorted(stems)]
+
+
+def read_record(instance: Instance) -> dict[str, Any]:
+    """What the instance's process wrote of itself; empty where there is nothing readable."""
+    try:
+        value = json.loads(instance.record_file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def find_process(instance: Instance) -> Optional[ProcessIdentity]:
+    """The instance's running process, or None.
+
+    A pid alone proves nothing, since pids are reused: the start time must be the recorded one. A pid
+    file without a record (an older script's) counts where the process is a sidecar by its command line.
+    """
+    record = read_record(instance)
+    if machine_elsewhere(record) is not None:
+        return None
+    if "pid" in record and "started" in record:
+        identity = ProcessIdentity.from_json(record)
+        return identity if identity.is_running() else None
+    try:
+        pid = int(instance.pid_file.read_text().split()[0])
+        process = psutil.Process(pid)
+        wrote_the_file = process.create_time() <= instance.pid_file.stat().st_mtime + _CLOCK_SLACK
+        found = wrote_the_file and _is_sidecar(process.cmdline())
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return None
+    return ProcessIdentity.of(pid) if found else None
+
+
+def _is_sidecar(command: Sequence[str]) -> bool:
+    """Whether a command line is a sidecar's own, and not, say, an editor's with a sidecar's file in it."""
+    if len(command) < 2 or not Path(command[0]).name.startswith(("python", "pypy")):
+        return False
+    return any(Path(word).name == "eval_wandb_sidecar.py" for word in command[1:]) or (
+        "-m" in command and command[command.index("-m") + 1 :][:1] == ["eval_sidecar"]
+    )
+
+
+def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain JSON
+    """Write down that this process is the instance.
+
+    Raises:
+        DaemonError: where another process is.
+    """
+    running = find_process(instance)
+    if running is not None and running.pid != os.getpid():
+        raise DaemonError(
+            f"instance {instance.name}: runs already (pid {running.pid});"
+            " stop it first, or take another --instance"
+        )
+    identity = ProcessIdentity.of(os.getpid())
+    assert identity is not None
+    write_json(instance.record_file, {**identity.to_json(), **this_machine(), **record})
+    write_text(instance.pid_file, f"{os.getpid()}\n")
+
+
+def unregister(instance: Instance) -> None:
+    """Remove this process's pid file; the record stays, for `status` to show how it ended."""
+    if read_record(instance).get("pid") == os.getpid():
+        instance.pid_file.unlink(missing_ok=True)
+
+
+def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0) -> int:
+    """Start an instance in the background; return its pid once it has done its first pass.
+
+    Args:
+        instance: Its name.
+        arguments: What to run, as on the command line of ``eval-sidecar``.
+        timeout: How long to wait for the first pass; one that takes longer counts as started.
+
+    Raises:
+        DaemonError: where it runs already, or ended before that; with the last lines of its log.
+    """
+    running = find_process(instance)
+    if running is not None:
+        raise DaemonError(f"instance {instance.name}: runs already (pid {running.pid}); nothing was started")
+    instance.folder.mkdir(parents=True, exist_ok=True)
+    package_root = str(Path(eval_sidecar.__file__).parent.parent)
+    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+    with instance.log_file.open("ab") as log:
+        reader = LogReader(instance.log_file)
+        reader.read()  # what earlier runs have said
+        child = subprocess.Popen(
+            [sys.executable, "-m", "eval_sidecar", *arguments],
+            env={**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + timeout
+    with reader:
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                last = "\n".join(reader.read().strip().splitlines()[-20:])
+                raise DaemonError(
+                    f"instance {instance.name}: ended at once with exit code {child.returncode};"
+                    f" the end of its log {instance.log_file}:",
+                    last,
+                )
+            record = read_record(instance)
+            if record.get("ready") and record.get("pid") == child.pid:
+                break
+            time.sleep(_LOOK_EVERY)
+    return child.pid
+
+
+def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
+    """End an instance; return its pid when it has ended, or None where it was not running.
+
+    It gets SIGTERM, ends its evaluations and finishes what it is sending. After the timeout it is
+    killed with everything it has started.
+
+    Raises:
+        DaemonError: where it was started on another machine and has not said that it ended.
+    """
+    identity = find_process(instance)
+    host = machine_elsewhere(read_record(instance))
+    if host is not None and instance.pid_file.exists():
+        raise DaemonError(f"instance {instance.name}: was started on {host}; stop it there")
+    if identity is None:
+        instance.pid_file.unlink(missing_ok=True)
+        return None
+    process = identity.find()
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself in this moment
+            process.send_signal(signal.SIGTERM)
+        if not wait_for_end([process], timeout):
+            end_family(identity, grace_seconds=5.0)
+    instance.pid_file.unlink(missing_ok=True)
+    return identity.pid
+
+
+def follow_log(
+    instance: Instance, last_lines: int, pause: Callable[[float], object] = time.sleep
+) -> Iterator[str]:
+    """Yield the end of the log, then what is added to it for as long as the instance runs.
+
+    Raises:
+        DaemonError: where there is none.
+    """
+    try:
+        reader = LogReader(instance.log_file)
+    except FileNotFoundError as error:
+        raise DaemonError(
+            f"instance {instance.name}: has no log at {instance.log_file}; was it started from another"
+            " folder, or with another MANAGER_DIR?"
+        ) from error
+    with reader:
+        lines = reader.read().splitlines(keepends=True)
+        yield from lines[max(0, len(lines) - last_lines) :]
+        while True:
+            alive = find_process(instance) is not None
+            added = reader.read()
+            if added:
+                yield added
+            elif not alive:
+                return
+            else:
+                pause(0.5)

@@ -1,0 +1,194 @@
+"""Logs that stay small: whoever writes one sets it aside when it is full, whoever reads it follows.
+
+``x.log`` becomes ``x.log.1``, that one ``x.log.2``, and so on; the oldest goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, TextIO, Union
+
+from eval_sidecar.system.text import without_secrets
+
+log = logging.getLogger(__name__)
+
+#: Size in bytes at which a log is full.
+FULL = 10 * 2**20
+#: How many full ones are kept.
+KEPT = 3
+
+#: Device and inode, which a file keeps under any name.
+_Identity = tuple[int, int]
+
+
+def is_full(path: Path) -> bool:
+    """Whether a log should be set aside; one that is missing or cannot be looked at should not."""
+    try:
+        return path.stat().st_size >= FULL
+    except OSError:
+        return False
+
+
+def shift(path: Path) -> None:
+    """Set a log aside, and what was set aside before one place further; afterwards there is no such log.
+
+    Whoever holds it open goes on writing to the same file, under its new name.
+
+    Raises:
+        OSError: where a file cannot be renamed.
+    """
+    names = [path, *_older(path)]
+    for older, newer in zip(reversed(names), reversed(names[:-1])):
+        if newer.exists():
+            newer.replace(older)
+
+
+def make_room(path: Path) -> None:
+    """Set a log aside where it is full; where that cannot be done it goes on growing, and that is logged."""
+    try:
+        if is_full(path):
+            shift(path)
+    except OSError as error:
+        log.warning("%s: cannot be set aside (%s), so it goes on growing", path, error.strerror)
+
+
+def rotate_output(path: Path) -> bool:
+    """Go on in a fresh file where this process's standard output and error fill a log.
+
+    Nothing is lost: until the fresh file takes over, output goes to the one that is set aside, which
+    children that inherited it go on writing to.
+
+    Returns:
+        Whether a fresh file was begun; False where the log is not full or is not where output goes.
+
+    Raises:
+        OSError: where that cannot be done; output goes on to the old file.
+    """
+    if not is_full(path):
+        return False
+    full = path.stat()
+    ours = [number for number in (1, 2) if os.path.samestat(os.fstat(number), full)]
+    if not ours:
+        return False
+    fresh = path.with_name(f".{path.name}.fresh")
+    with fresh.open("ab") as file:
+        shift(path)
+        # Output moves before the name is taken: a reader that finds the new file has all of the old one.
+        for number in ours:
+            os.dup2(file.fileno(), number)
+        fresh.rename(path)
+    return True
+
+
+class LogReader:
+    """Reads a log piece by piece, across rotations; begins with the file that was set aside last.
+
+    Raises:
+        FileNotFoundError: where there is no log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        file = _open(path)
+        self._file: TextIO = file
+        try:
+            self._file = _open(_older(path)[0])
+        except FileNotFoundError:
+            return
+        file.close()
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self._file.close()
+
+    def read(self) -> str:
+        """What was added since the last call; empty where nothing was."""
+        added = self._file.read()
+        while (file := self._next()) is not None:
+            added += self._file.read() + file.read()
+            self._file.close()
+            self._file = file
+        return added
+
+    def _next(self) -> Optional[TextIO]:
+        """The file that was begun after the one that is being read; None where that is the newest.
+
+        Where ours is gone, with who knows how many after it: the newest.
+        """
+        own = _identity(self._file.fileno())
+        while True:
+            newer, own_is_there = self._newer(own)
+            if (newer, own_is_there) != self._newer(own):
+                continue  # in the middle of a rotation: names and files did not belong together
+            if not newer:
+                return None
+            path, wanted = newer[-1] if own_is_there else newer[0]
+            try:
+                file = _open(path)
+            except FileNotFoundError:
+                continue  # just now, between two names
+            if _identity(file.fileno()) == wanted:
+                return file
+            file.close()
+
+    def _newer(self, own: _Identity) -> tuple[list[tuple[Path, _Identity]], bool]:
+        """The files that are newer than our own, from the newest, and whether our own is still there."""
+        found: list[tuple[Path, _Identity]] = []
+        for path in (self._path, *_older(self._path)):
+            try:
+                identity = _identity(path)
+            except FileNotFoundError:
+                continue
+            if identity == own:
+                return found, True
+            found.append((path, identity))
+        return found, False
+
+
+def _identity(file: Union[Path, int]) -> _Identity:
+    status = os.stat(file)  # noqa: PTH116 - of an open file too
+    return status.st_dev, status.st_ino
+
+
+def _older(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}.{number}") for number in range(1, KEPT + 1)]
+
+
+def _open(path: Path) -> TextIO:
+    return path.open(encoding="utf-8", errors="replace")
+
+
+class WarnOnce:
+    """Says each thing once in its life, however often it is noticed."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Log a warning, unless it was logged before."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
+
+
+def last_line(path: Path, limit: int = 200) -> str:
+    """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
+    except OSError:
+        return ""
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return without_secrets(said)[:limit]  # in this order: half a key is a secret too
