@@ -101,9 +101,9 @@ class FakeLauncher:
             raise UsageError(self.mistake)
         self.jobs.append(job)
         self._states[job.token] = JobState(RUNNING)
-        return {**self.announce(job), "pid": len(self.jobs)}
+        return {**self.reserve(job), "pid": len(self.jobs)}
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         return {"token": job.token}
 
     def poll(self, handle: Handle) -> JobState:
@@ -122,7 +122,7 @@ class FakeLauncher:
         self._states[handle["token"]] = JobState(LOST, reason="cancelled")
         return True
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         if not self.goes_on:
             self.cancel(handle)
         return self.goes_on

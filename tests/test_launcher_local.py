@@ -191,7 +191,7 @@ def test_a_job_of_another_machine_is_left_to_that_and_takes_nothing_here(launche
     assert "runs on another, or did" in state.reason and "eval-sidecar retry" in state.reason
     with pytest.raises(LaunchError, match="cannot be ended from here"):
         launcher.cancel(there)
-    assert launcher.leave(there) is True
+    assert launcher.detach(there) is True
     assert launcher.free_slots([there]) == 1
     assert launcher.poll(handle) == JobState(RUNNING), "a process here that has the same pid is not the job"
     launcher.cancel(handle)
@@ -206,7 +206,7 @@ def test_a_job_of_another_machine_has_ended_where_its_exit_file_is(launcher, job
 
 
 def test_a_machine_under_another_name_is_the_same_until_it_boots(launcher, job):
-    if launcher.announce(job)["boot"] is None:
+    if launcher.reserve(job)["boot"] is None:
         pytest.skip("this system does not tell one boot from another")
     up = waiting(job)
     handle = {**launcher.submit(up, []), "host": "another"}
@@ -216,7 +216,7 @@ def test_a_machine_under_another_name_is_the_same_until_it_boots(launcher, job):
 
 
 def test_the_exit_code_of_an_attempt_that_was_given_up_judges_no_later_one(launcher, job):
-    first = launcher.announce(job)
+    first = launcher.reserve(job)
     up = waiting(replace(job, token=uuid.uuid4().hex))
     second = launcher.submit(up, [])
     wait_until_up(up)

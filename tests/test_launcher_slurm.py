@@ -92,7 +92,7 @@ class Slurm:
     @property
     def handle(self) -> Handle:
         """The handle of the job, as a ledger holds it after it was submitted."""
-        return {**self.launcher().announce(self.job), "job_id": "7"}
+        return {**self.launcher().reserve(self.job), "job_id": "7"}
 
     def poll(self) -> JobState:
         return self.launcher().poll(self.handle)
@@ -446,7 +446,7 @@ def test_a_job_that_vanished_without_a_trace_was_not_the_evaluations_doing(slurm
 
 
 def test_a_job_without_a_number_is_found_by_its_name(slurm):
-    handle = slurm.launcher().announce(slurm.job)
+    handle = slurm.launcher().reserve(slurm.job)
     Path(handle["folder"]).mkdir(parents=True)
     (Path(handle["folder"]) / "7_submitted.pkl").touch()
     slurm.shows("RUNNING", start="5")
@@ -454,7 +454,7 @@ def test_a_job_without_a_number_is_found_by_its_name(slurm):
 
 
 def test_a_job_that_would_wait_in_vain_for_what_it_is_to_do_is_evicted_and_can_be_cancelled(slurm):
-    handle = slurm.launcher().announce(slurm.job)
+    handle = slurm.launcher().reserve(slurm.job)
     slurm.shows("RUNNING", start="5")
     slurm.script("scancel", "sed -i 's/7|RUNNING/7|CANCELLED/' squeue.says")
     assert slurm.launcher().poll(handle).phase == EVICTED
@@ -466,12 +466,12 @@ def test_a_job_that_would_wait_in_vain_for_what_it_is_to_do_is_evicted_and_can_b
 def test_a_job_that_has_waited_in_vain_for_what_it_is_to_do_is_evicted(slurm):
     slurm.leaves("out", "RuntimeError: Waited for 60 seconds but could not find submitted jobs in path\n")
     slurm.shows("FAILED", "NonZeroExitCode")
-    assert slurm.launcher().poll(slurm.launcher().announce(slurm.job)).phase == EVICTED
+    assert slurm.launcher().poll(slurm.launcher().reserve(slurm.job)).phase == EVICTED
 
 
 def test_a_job_that_was_never_submitted_is_evicted(slurm):
     slurm.forgets()
-    assert slurm.launcher().poll(slurm.launcher().announce(slurm.job)).phase == EVICTED
+    assert slurm.launcher().poll(slurm.launcher().reserve(slurm.job)).phase == EVICTED
 
 
 # -- cancelling ------------------------------------------------------------------------------------------
@@ -503,7 +503,7 @@ def test_a_cancel_that_slurm_does_not_take_is_an_error_that_names_the_job(slurm,
 
 def test_a_job_is_left_running_where_the_sidecar_ends(slurm):
     slurm.shows("RUNNING", start="5")
-    assert slurm.launcher().leave(slurm.handle) is True
+    assert slurm.launcher().detach(slurm.handle) is True
     assert slurm.calls("scancel") == []
 
 
@@ -704,7 +704,7 @@ def test_nothing_is_submitted_while_the_controller_does_not_answer(accepting):
 def test_a_submission_of_which_nobody_knows_whether_it_arrived_is_settled_later(slurm, meanwhile):
     refusing(slurm, "Socket timed out on send/recv operation", meanwhile)
     handle = slurm.launcher().submit(slurm.job, [])
-    assert handle == slurm.launcher().announce(slurm.job)
+    assert handle == slurm.launcher().reserve(slurm.job)
 
 
 def test_there_are_as_many_slots_as_jobs_may_be_in_flight(slurm):

@@ -82,16 +82,16 @@ def test_a_cancel_leaves_nothing_running_and_may_be_repeated(make, job):
     assert launcher.cancel(handle)
 
 
-def test_a_job_of_which_only_the_announcement_was_saved_can_be_ended(make, job):
-    announced = json.loads(json.dumps(make().announce(job)))
+def test_a_job_of_which_only_the_reservation_was_saved_can_be_ended(make, job):
+    reserved = json.loads(json.dumps(make().reserve(job)))
     make().submit(job, [])
     child = wait_until_up(job)
-    wait_until(lambda: make().cancel(announced), "the job having ended")
+    wait_until(lambda: make().cancel(reserved), "the job having ended")
     assert is_gone(child)
 
 
 def test_a_job_is_left_running_or_ended_as_the_launcher_says(make, job):
     handle = make().submit(job, [])
     child = wait_until_up(job)
-    goes_on = make().leave(handle)
+    goes_on = make().detach(handle)
     assert is_gone(child) is not goes_on

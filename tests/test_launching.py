@@ -49,14 +49,14 @@ def test_jobs_of_the_other_launcher_take_no_slots(on_a_login_node):
 
 def test_a_job_of_slurm_is_asked_after_in_slurm_whatever_the_flags(on_a_login_node):
     assert choose_launcher(FLAGS).poll(SLURM_JOB).phase == QUEUED, "squeue is not there, so nobody knows"
-    assert launcher_of_old_jobs().leave(SLURM_JOB) is True
+    assert launcher_of_old_jobs().detach(SLURM_JOB) is True
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
-def test_a_job_announced_by_one_launcher_is_known_as_its_own(on_a_login_node, tmp_path: Path, kind: str):
+def test_a_job_reserved_by_one_launcher_is_known_as_its_own(on_a_login_node, tmp_path: Path, kind: str):
     job = Job(495, "t0", ("true",), {}, tmp_path, tmp_path / "x.log")
-    announced = choose_launcher({**FLAGS, "launcher": kind}).announce(job)
-    assert launcher_of_old_jobs().poll(announced).phase == {"local": LOST, "slurm": QUEUED}[kind]
+    reserved = choose_launcher({**FLAGS, "launcher": kind}).reserve(job)
+    assert launcher_of_old_jobs().poll(reserved).phase == {"local": LOST, "slurm": QUEUED}[kind]
 
 
 @pytest.mark.parametrize(("poll", "pause"), [(60.0, 10.0), (2.0, 2.0)])

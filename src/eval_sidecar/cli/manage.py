@@ -84,7 +84,7 @@ def _settle_left(instance: Instance) -> list[str]:
                 if state.phase == ENDED:
                     continue
                 try:
-                    goes_on = launcher.leave(entry.running.handle)
+                    goes_on = launcher.detach(entry.running.handle)
                 except LaunchError as error:
                     found.append(f"{entry.name}: {error}")
                     continue

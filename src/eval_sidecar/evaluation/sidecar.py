@@ -135,7 +135,7 @@ class Sidecar:
             if state.phase == ENDED:
                 continue
             try:
-                if self.launcher.leave(running.handle):
+                if self.launcher.detach(running.handle):
                     log.info("%s: %s; it goes on, and the next start collects it", entry.name, state.reason)
                 else:
                     log.info("%s: evaluation ended, the checkpoint stays pending", entry.name)
@@ -362,7 +362,7 @@ class Sidecar:
                 return
             job = job_of(config, checked_out)
             running = Running(
-                handle=self.launcher.announce(job),
+                handle=self.launcher.reserve(job),
                 started_at=self._clock(),
                 log=str(job.log),
                 path=str(checked_out.path),

@@ -54,7 +54,7 @@ class Launcher(Protocol):
         """How many more jobs may be submitted beside these."""
         ...
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """What finds a job again whose submission was cut short; saved before it is submitted."""
         ...
 
@@ -82,7 +82,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """Prepare a job for the sidecar's end; True where it goes on, for the next sidecar to collect.
 
         A job that cannot go on alone is ended.

@@ -85,13 +85,13 @@ class LocalLauncher:
         here = [handle for handle in running if machine_elsewhere(handle) is None]
         return max(0, len(self.device_lists) - len(here))
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """The token, which every process of the job carries, and where those are."""
         return {"token": job.token, **this_machine(), "exit_file": f"{job.log}.{job.token}.exit"}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job on a device list that none of the running ones has."""
-        handle = self.announce(job)
+        handle = self.reserve(job)
         taken = [other.get("devices") for other in running if machine_elsewhere(other) is None]
         free = [devices for devices in self.device_lists if devices not in taken] or list(self.device_lists)
         try:
@@ -162,7 +162,7 @@ class LocalLauncher:
             )
         return True
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """End the job: nobody expects GPUs to be busy after `stop`. One elsewhere is left to that machine."""
         if machine_elsewhere(handle) is not None:
             return True

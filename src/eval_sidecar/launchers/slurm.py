@@ -179,7 +179,7 @@ class SlurmLauncher:
         """How many more jobs may be submitted beside these."""
         return max(0, self._max_jobs - len(running))
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """The job's name, and the folder of submitit's files and its own, which must be on a shared disk."""
         name = f"eval-{job.step}.{job.token}"
         return {"launcher": KIND, "name": name, "folder": str(job.log.parent / "slurm" / name)}
@@ -190,7 +190,7 @@ class SlurmLauncher:
 
         if self._queue.jobs() is None:
             raise BusyError(f"checkpoint-{job.step}: not submitted, {self._queue.problem}; it is tried again")
-        handle = self.announce(job)
+        handle = self.reserve(job)
         try:
             Path(handle["folder"]).mkdir(parents=True, exist_ok=True)
             executor = _make_executor(handle["folder"])
@@ -251,7 +251,7 @@ class SlurmLauncher:
             raise LaunchError(f"{_label(handle)}: cannot be ended, {problem or self._queue.problem}")
         return handle["name"] not in jobs or jobs[handle["name"]].has_ended
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """Leave the job to Slurm: login nodes restart, and queues are long."""
         return True
 
