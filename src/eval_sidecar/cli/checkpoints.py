@@ -21,7 +21,7 @@ from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.options import find_path, state_folder
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import LockedError, UsageError
-from eval_sidecar.evaluation.attempt import give_up_elsewhere, is_elsewhere
+from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.requests import leave_request
 from eval_sidecar.ledger.status import delivery_state, origin_lines

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval_sidecar.checkpoints.listing import folder_of_links
 from eval_sidecar.checkpoints.space import Limits
+from eval_sidecar.ledger.results import metrics_path
 from eval_sidecar.ledger.settings import Settings
 from eval_sidecar.paths import LINKS
 from eval_sidecar.types import Checkpoint, Job
@@ -63,6 +64,10 @@ class WatchConfig:
     def results_root(self) -> Path:
         """Where evaluations leave their results."""
         return self.repo_root / "results"
+
+    def metrics_path(self, step: int) -> Path:
+        """Return where the evaluation of a step leaves its ``metrics.json``."""
+        return metrics_path(self.results_root, self.model, step)
 
 
 def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:

@@ -192,6 +192,10 @@ class Origins:
         if now.forced.round == ledger.forced.round and is_through:
             log.info("--force-eval: an earlier start has evaluated all of it, with the same settings")
 
+    def is_wanted_again(self, entry: Entry) -> bool:
+        """Return whether --force-eval asks for a checkpoint that this request has not evaluated yet."""
+        return self._config.force and entry.round < self._store.ledger.forced.round
+
     def take(
         self,
         entry: Entry,
