@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from eval_sidecar.ledger.ledger import (
-    CARRIED,
-    CONFIRMED,
-    PENDING,
-    SENT,
-    Delivery,
-    Entry,
-    Failure,
-    Ledger,
-    Running,
-)
-from eval_sidecar.types import Result, digest
+from eval_sidecar.ledger.ledger import CARRIED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.types import DeliveryStatus, Result, digest
+
+PENDING, SENT, CONFIRMED = DeliveryStatus
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")
 RUNNING = Running({"token": "t"}, 0.0, "x.log", "/checkpoint-10", ())

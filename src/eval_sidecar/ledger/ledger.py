@@ -9,14 +9,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-from eval_sidecar.ledger.entry import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Running
-from eval_sidecar.types import NEVER_FORCED, UNKNOWN, Content, Forced, Handle, Origin, Place, Point, Result
+from eval_sidecar.ledger.entry import CARRIED, Delivery, Entry, Failure, Running
+from eval_sidecar.types import (
+    NEVER_FORCED,
+    UNKNOWN,
+    Completeness,
+    Content,
+    Forced,
+    Handle,
+    Origin,
+    Place,
+    Point,
+    Result,
+)
 
 __all__ = [
     "CARRIED",
-    "CONFIRMED",
-    "PENDING",
-    "SENT",
     "Delivery",
     "Entry",
     "Failure",
@@ -187,7 +195,7 @@ class Ledger:
                 evictions=(),
                 failure=None,
                 round=0 if entry.failure else entry.round,
-                verdict=None if entry.verdict == "gone" else entry.verdict,
+                verdict=None if entry.verdict == Completeness.GONE else entry.verdict,
             )
             for entry in self.steps()
             if entry.step in chosen
