@@ -8,8 +8,11 @@ import pytest
 
 from eval_sidecar.checkpoints.listing import pins_folder
 from eval_sidecar.evaluation import origins
-from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, Delivery
+from eval_sidecar.ledger.ledger import Delivery
+from eval_sidecar.types import DeliveryStatus
 from watching import METRICS, MODEL, World
+
+PENDING, _, CONFIRMED = DeliveryStatus
 
 
 @pytest.fixture

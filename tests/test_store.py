@@ -10,9 +10,11 @@ import pytest
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.ledger.codec import from_json, to_text
-from eval_sidecar.ledger.ledger import CONFIRMED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.ledger import Delivery, Entry, Failure, Ledger, Running
 from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
-from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
+from eval_sidecar.types import Content, DeliveryStatus, Forced, Origin, Place, Result, digest
+
+_, _, CONFIRMED = DeliveryStatus
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 METRICS = {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints.identity import look_at_weights, read_content, read_identity
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.ledger.ledger import PENDING, Entry, Failure, Ledger
+from eval_sidecar.ledger.ledger import Entry, Failure, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, find_provenance, write_begun, write_provenance
 from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.settings import key_of
@@ -323,7 +323,7 @@ class Origins:
 
     def _say_other(self, entry: Entry, content: Content) -> None:
         evaluated = entry.result is not None or entry.listed or entry.running is not None
-        was_sent = entry.delivery is not None and entry.delivery.status != PENDING
+        was_sent = entry.delivery is not None and not entry.delivery.is_pending
         revision = f" as revision {entry.delivery.revision + 1}" if was_sent and entry.delivery else ""
         log.warning(
             "%s: other weights than those %s before (saved again at %s): evaluated again%s",
