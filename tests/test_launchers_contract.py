@@ -51,7 +51,7 @@ def wait_until_up(job: Job) -> int:
 
 def wait_until_ended(launcher: Launcher, handle: Handle) -> None:
     wait_until(
-        lambda: launcher.poll(handle).phase not in ("queued", JobPhase.RUNNING), "the job having ended"
+        lambda: launcher.poll(handle).phase not in (JobPhase.QUEUED, JobPhase.RUNNING), "the job having ended"
     )
 
 
