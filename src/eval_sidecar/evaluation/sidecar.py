@@ -28,10 +28,10 @@ from eval_sidecar.launchers.base import (
 )
 from eval_sidecar.ledger.ledger import Entry, Failure, Running
 from eval_sidecar.ledger.provenance import remove_begun
-from eval_sidecar.ledger.results import headline, left_out_of, metrics_path
+from eval_sidecar.ledger.results import headline, left_out_of
 from eval_sidecar.ledger.stamps import CloseLooks
 from eval_sidecar.ledger.store import LedgerStore
-from eval_sidecar.paths import LINKS
+from eval_sidecar.paths import EvaluationPaths, ResultPaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
 from eval_sidecar.types import Checkpoint, Handle, Origin, Result
@@ -212,7 +212,7 @@ class Sidecar:
         ours = self._running_since.pop(entry.step, None) is not None
         # Before its numbers count: what was evaluated may not be what is there now.
         entry = self._origins.look(entry.step, self._present(entry.step))
-        remove_links(self.config.log_dir / LINKS, self.config.model, entry.name)
+        remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
@@ -390,7 +390,7 @@ class Sidecar:
         log.info("%s: evaluation started, log: %s", entry.name, job.log)
 
     def _metrics_path(self, step: int) -> Path:
-        return metrics_path(self.config.results_root, self.config.model, step)
+        return ResultPaths(self.config.results_root).metrics(self.config.model, step)
 
     def _present(self, step: int) -> Optional[Checkpoint]:
         """The trainer's folder of a step, if it is there."""
