@@ -21,7 +21,7 @@ from eval_sidecar.ledger.ledger import Entry, Failure, Ledger, Running
 from eval_sidecar.ledger.provenance import remove_begun
 from eval_sidecar.ledger.results import headline, left_out_of
 from eval_sidecar.ledger.store import LedgerStore
-from eval_sidecar.paths import LINKS
+from eval_sidecar.paths import EvaluationPaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
 from eval_sidecar.types import Checkpoint, Handle, JobPhase, Origin, Result
@@ -184,7 +184,7 @@ class Jobs:
         # Before its numbers count: what was evaluated may not be what is there now.
         present = Checkpoint(entry.step, self.origins.folder / entry.name)
         entry = self.origins.look(entry.step, present if present.path.is_dir() else None)
-        remove_links(self.config.log_dir / LINKS, self.config.model, entry.name)
+        remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)

@@ -11,6 +11,7 @@ from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import JobState
+from eval_sidecar.paths import JobPaths
 from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
@@ -87,7 +88,11 @@ class LocalLauncher:
 
     def reserve(self, job: Job) -> Handle:
         """The token, which every process of the job carries, and where those are."""
-        return {"token": job.token, **this_machine(), "exit_file": f"{job.log}.{job.token}.exit"}
+        return {
+            "token": job.token,
+            **this_machine(),
+            "exit_file": str(JobPaths(job.log).exit_code(job.token)),
+        }
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job on a device list that none of the running ones has."""
@@ -96,7 +101,7 @@ class LocalLauncher:
         free = [devices for devices in self.device_lists if devices not in taken] or list(self.device_lists)
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            for of_before in job.log.parent.glob(f"{job.log.name}.*.exit"):
+            for of_before in job.log.parent.glob(JobPaths(job.log).exit_code("*").name):
                 of_before.unlink(missing_ok=True)
             with job.log.open("ab") as log:
                 child = subprocess.Popen(

@@ -28,6 +28,7 @@ from eval_sidecar.launchers.slurm_queue import (
     refusal,
     state_from_output,
 )
+from eval_sidecar.paths import JobPaths
 from eval_sidecar.system.logs import last_line
 from eval_sidecar.types import Handle, Job, JobPhase
 
@@ -182,7 +183,7 @@ class SlurmLauncher:
     def reserve(self, job: Job) -> Handle:
         """The job's name, and the folder of submitit's files and its own, which must be on a shared disk."""
         name = f"eval-{job.step}.{job.token}"
-        return {"launcher": KIND, "name": name, "folder": str(job.log.parent / "slurm" / name)}
+        return {"launcher": KIND, "name": name, "folder": str(JobPaths(job.log).slurm(name))}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Hand the job to Slurm through submitit."""
