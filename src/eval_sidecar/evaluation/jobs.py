@@ -80,8 +80,8 @@ class Jobs:
         """Start an evaluation; return False if the checkpoint turns out not to be ready any more.
 
         Raises:
-            BusyError: if no job is taken at the moment.
-            UsageError: if no such job will ever be taken.
+            BusyError: if no job is accepted at the moment.
+            UsageError: if no such job will ever be accepted.
             StateError: if the ledger cannot be saved.
         """
         step, store = checkpoint.step, self.store
@@ -248,7 +248,7 @@ class Jobs:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         attempt.set_aside_unfinished(running, "failed")
-        said = attempt.last_words(running)
+        said = attempt.last_output(running)
         text = f"{error}: {said}" if said else error
         if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
             failure = Failure(now_text(), f"{text} (with earlier weights)", running.log)

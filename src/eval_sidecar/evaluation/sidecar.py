@@ -109,7 +109,7 @@ class Sidecar:
 
         Raises:
             StateError: if the ledger cannot be saved.
-            UsageError: if no job will ever be taken, as the flags are.
+            UsageError: if no job will ever be accepted, as the flags are.
             CheckpointError: if the model dir is a link that leads to another model now.
         """
         self._origins.require_place()
