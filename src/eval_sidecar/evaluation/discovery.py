@@ -120,7 +120,6 @@ class Discovery:
             found = Found(entry, present.get(step), held.get(step), again)
             if checked := self._act(decide(found, look_closely=look_closely), found):
                 ready[step] = checked
-        self._origins.keep_noted()
         return ready
 
     def _act(self, action: Action, found: Found) -> Optional[Checkpoint]:

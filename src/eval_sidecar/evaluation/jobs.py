@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -16,16 +15,7 @@ from eval_sidecar.evaluation import attempt
 from eval_sidecar.evaluation.config import WatchConfig, job_of
 from eval_sidecar.evaluation.origins import Origins
 from eval_sidecar.evaluation.preemption import Preemption
-from eval_sidecar.launchers.base import (
-    CANCELLED,
-    ELSEWHERE,
-    ENDED,
-    EVICTED,
-    QUEUED,
-    RUNNING,
-    JobState,
-    Launcher,
-)
+from eval_sidecar.launchers.base import JobState, Launcher
 from eval_sidecar.ledger.ledger import Entry, Failure, Ledger, Running
 from eval_sidecar.ledger.provenance import remove_begun
 from eval_sidecar.ledger.results import headline, left_out_of
@@ -33,7 +23,7 @@ from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.paths import LINKS
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
-from eval_sidecar.types import Checkpoint, Origin, Result
+from eval_sidecar.types import Checkpoint, JobPhase, Origin, Result
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +69,14 @@ class Jobs:
         self._monotonic = monotonic
         self._warn_once = warn_once
         self._running_since: dict[int, float] = {}
-        self._phases: dict[int, str] = {}
+        self._phases: dict[int, JobPhase] = {}
 
     @property
     def are_running(self) -> bool:
         """Whether anything is being evaluated that can be waited for here."""
-        return any(self._phases.get(entry.step) != ELSEWHERE for entry, _ in _running(self._store.ledger))
+        return any(
+            self._phases.get(entry.step) != JobPhase.ELSEWHERE for entry, _ in _running(self._store.ledger)
+        )
 
     @property
     def has_room(self) -> bool:
@@ -136,7 +128,7 @@ class Jobs:
             return True
         self._phases.pop(step, None)
         self._running_since[step] = self._monotonic()
-        store.update(lambda ledger: ledger.started(step, replace(running, handle=handle)))
+        store.update(lambda ledger: ledger.submitted(step, handle))
         log.info("%s: evaluation started, log: %s", checkpoint.name, job.log)
         return True
 
@@ -148,7 +140,7 @@ class Jobs:
             state = self._launcher.poll(running.handle)
             self._phases[entry.step] = state.phase
             try:
-                if state.phase in (QUEUED, RUNNING, ELSEWHERE):
+                if state.phase in (JobPhase.QUEUED, JobPhase.RUNNING, JobPhase.ELSEWHERE):
                     self._follow(entry, running, state)
                 else:
                     self._end(entry, running, state)
@@ -161,27 +153,29 @@ class Jobs:
         if state.reason != running.state:
             log.info("%s: %s", entry.name, state.reason)
         if (began, state.reason) != (running.started_at, running.state):
-            running = replace(running, started_at=began, state=state.reason)
-            self._store.update(lambda ledger: ledger.started(entry.step, running))
-        if state.phase != RUNNING:
+            running = self._update_running(
+                entry, lambda ledger: ledger.followed(entry.step, started_at=began, state=state.reason)
+            )
+        if state.phase != JobPhase.RUNNING:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
         elif running.ending is None and self._is_overdue(entry, running, state):
             limit = self._config.time_limit
             why = f"the evaluation took longer than {limit:.0f} s (--eval-timeout-seconds)"
-            running = self._note_ending(entry, running, why)
+            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why))
         if running.ending is not None and self._launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
     def _end(self, entry: Entry, running: Running, state: JobState) -> None:
         """Settle an evaluation that is over once nothing that it may have left is running."""
-        if state.phase == EVICTED and running.ending is None:
-            running = self._note_ending(entry, running, state.reason or "", evicted=True)
+        if state.phase == JobPhase.EVICTED and running.ending is None:
+            why = state.reason or ""
+            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
         if self._launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
-    def _note_ending(self, entry: Entry, running: Running, why: str, *, evicted: bool = False) -> Running:
-        running = replace(running, ending=why, evicted=evicted)
-        self._store.update(lambda ledger: ledger.started(entry.step, running))
+    def _update_running(self, entry: Entry, transition: Callable[[Ledger], Ledger]) -> Running:
+        running = self._store.update(transition).entry(entry.step).running
+        assert running is not None
         return running
 
     def _is_overdue(self, entry: Entry, running: Running, state: JobState) -> bool:
@@ -206,9 +200,9 @@ class Jobs:
                 self._judge_evicted(entry, running, running.ending)
             else:
                 self._fail(entry, running.ending, running)
-        elif state.phase == ENDED:
+        elif state.phase == JobPhase.ENDED:
             self._judge_ended(entry, running, state)
-        elif state.phase == CANCELLED:
+        elif state.phase == JobPhase.CANCELLED:
             self._fail(entry, f"{state.reason}, cancelled by a user", running, final=True)
         elif ours:
             self._fail(entry, f"the job disappeared: {state.reason}", running)
@@ -269,7 +263,7 @@ class Jobs:
         if running.origin.identity not in (None, self._store.ledger.entry(entry.step).known_identity):
             failure = Failure(now_text(), f"{text} (with earlier weights)", running.log)
             log.error("%s: %s; will evaluate the weights that are there now", entry.name, failure.error)
-            self._store.update(lambda ledger: ledger.with_entry(entry.step, running=None, failure=failure))
+            self._store.update(lambda ledger: ledger.failed_with_other_weights(entry.step, failure))
             return
         number, most = entry.attempts + 1, self._config.max_attempts
         final = final or number >= most
@@ -295,7 +289,7 @@ def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, s
     """
     for entry, running in _running(store.ledger):
         state = launcher.poll(running.handle)
-        if state.phase == ENDED:
+        if state.phase == JobPhase.ENDED:
             continue
         try:
             goes_on = launcher.detach(running.handle)
@@ -313,7 +307,7 @@ def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, s
 
 def is_elsewhere(entry: Entry, launcher: Launcher) -> bool:
     """Return whether a step's evaluation is on a machine that cannot be asked from here."""
-    return entry.running is not None and launcher.poll(entry.running.handle).phase == ELSEWHERE
+    return entry.running is not None and launcher.poll(entry.running.handle).phase == JobPhase.ELSEWHERE
 
 
 def give_up_elsewhere(store: LedgerStore, launcher: Launcher, steps: Collection[int]) -> None:

@@ -67,7 +67,6 @@ class Origins:
         self._clock = clock
         self._has_begun = False
         self._inode: Optional[int] = None
-        self._noted: dict[int, Content] = {}
         self._looked: dict[int, tuple[FolderStamp, str, float]] = {}  # step: folder, weights, when
 
     def look(self, step: int, present: Optional[Checkpoint]) -> Entry:
@@ -90,23 +89,12 @@ class Origins:
         if before in (None, content.identity):
             # Weights that have just been written are read once more; until then there is no more to say.
             if before is None or (self._is_settled(step) and content != entry.content):
-                self._noted[step] = content
+                return self._store.note(lambda ledger: ledger.holding(step, content)).entry(step)
             return entry
-        self._noted.pop(step, None)
         entry = self._store.update(lambda ledger: ledger.holding(step, content)).entry(step)
         if not entry.processed:
             self._say_other(entry, content)
         return entry
-
-    def keep_noted(self) -> None:
-        """Save what the looks of a pass have found that was no news: all of it at once."""
-        noted, self._noted = self._noted, {}
-        if noted:
-            self._store.update(
-                lambda ledger: ledger.with_entries(
-                    ledger.entry(step).holding(content) for step, content in noted.items()
-                )
-            )
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
         """What an evaluation that begins now is made of; its settings are in the ledger then."""
@@ -123,7 +111,7 @@ class Origins:
         settings = self._config.settings.now()
         key = key_of(settings)
         before = (self._store.ledger.writer or {}).get("settings")
-        ledger = self._store.update(lambda known: known.with_settings(key, settings).written_with(key))
+        ledger = self._store.note(lambda known: known.with_settings(key, settings).written_with(key))
         if before not in (None, key) and (changed := settings_line(ledger, force=self._config.force)):
             log.warning("%s: %s", ledger.model_dir, changed)
         return key
@@ -255,7 +243,7 @@ class Origins:
             self._warn_once(f"{entry.name}: its result in {path.parent} is of {reason}; not taken")
             return None
         key, settings = written.origin.settings, written.settings
-        self._store.update(lambda ledger: ledger.with_settings(key, settings))
+        self._store.note(lambda ledger: ledger.with_settings(key, settings))
         return written.origin
 
     def _why_foreign(
@@ -281,7 +269,8 @@ class Origins:
             return entry.content.identity
         content = self._read(checkpoint) if checkpoint is not None else None
         if content is not None and checkpoint is not None and checkpoint.path.parent == self.folder:
-            self._noted[entry.step] = content
+            known = content
+            self._store.note(lambda ledger: ledger.holding(entry.step, known))
         return content.identity if content else None
 
     def _is_unchanged(self, entry: Entry, present: Checkpoint) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Callable, Optional
 
 from eval_sidecar.checkpoints.pinning import Need, Pins
@@ -127,7 +126,9 @@ class Sidecar:
         self._origins.require_place()
         self._jobs.collect()
         self._ready = self._discovery.find_ready()
-        return self._start(budget)
+        started = self._start(budget)
+        self.store.save()
+        return started
 
     def leave(self) -> None:
         """End what cannot go on without this process; the checkpoints of those are as if never tried.
@@ -147,7 +148,7 @@ class Sidecar:
     def note_busy(self, reason: Optional[str]) -> None:
         """Log and save why no evaluation can be started, or that it can again; once, not at each pass."""
         if reason != self.store.ledger.busy:
-            self.store.update(lambda ledger: replace(ledger, busy=reason))
+            self.store.update(lambda ledger: ledger.busy_with(reason))
             log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")
 
     def _need(self, step: int) -> Need:

@@ -10,15 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional, Protocol
 
-from eval_sidecar.types import Handle, Job
-
-QUEUED = "queued"  # accepted, and not known to compute: waits for a machine, or nobody answers
-RUNNING = "running"
-ENDED = "ended"  # by its own doing: with an exit code, or over its time or memory
-EVICTED = "evicted"  # taken away by the machine: preempted, node failed
-CANCELLED = "cancelled"  # by a person
-ELSEWHERE = "elsewhere"  # on another machine, which cannot be asked from here; it may have ended
-LOST = "lost"  # without a trace: killed from outside, or the machine restarted
+from eval_sidecar.types import Handle, Job, JobPhase
 
 
 @dataclass(frozen=True)
@@ -26,7 +18,7 @@ class JobState:
     """Where a job stands.
 
     Attributes:
-        phase: One of the constants above.
+        phase: As the launcher sees it.
         exit_code: Of a job that has ended, where it has one.
         reason: In words, where the launcher knows more than the phase and the code say.
         began: When a running job began to compute, seconds since the epoch; None where that is when it
@@ -35,7 +27,7 @@ class JobState:
             a job may have been suspended.
     """
 
-    phase: str
+    phase: JobPhase
     exit_code: Optional[int] = None
     reason: Optional[str] = None
     began: Optional[float] = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
+from eval_sidecar.launchers.base import JobState
 from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
@@ -18,7 +18,7 @@ from eval_sidecar.system.process import (
     machine_elsewhere,
     this_machine,
 )
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 
 #: Every process of a job inherits this variable, so that those are found that left its group.
 _MARKER = "EVAL_SIDECAR_JOB"
@@ -120,28 +120,29 @@ class LocalLauncher:
         """Where a job stands, from its exit file; its process is only asked while there is none."""
         elsewhere = machine_elsewhere(handle)
         if "pid" not in handle and elsewhere is None:
-            return JobState(LOST, reason="its start was cut short")
+            return JobState(JobPhase.LOST, reason="its start was cut short")
         # The order matters: the file appears before the process ends, so look at the process first.
         code = self._reap(handle) if elsewhere is None else None
         alive = elsewhere is None and code is None and ProcessIdentity.from_json(handle).is_running()
         try:
-            return JobState(ENDED, int(Path(handle["exit_file"]).read_text()))
+            return JobState(JobPhase.ENDED, int(Path(handle["exit_file"]).read_text()))
         except FileNotFoundError:
             pass
         except ValueError as error:
-            return JobState(LOST, reason=f"its exit file is unreadable ({error})")
+            return JobState(JobPhase.LOST, reason=f"its exit file is unreadable ({error})")
         if elsewhere is not None:
             advice = "start the sidecar there, or give it up with `eval-sidecar retry --sft-root … <step>`"
-            return JobState(ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
+            return JobState(JobPhase.ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
         if alive:
-            return JobState(RUNNING)
+            return JobState(JobPhase.RUNNING)
         if code is not None and code >= 0:
-            return JobState(ENDED, code)
+            return JobState(JobPhase.ENDED, code)
         if code is not None:
             # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
-            return JobState(LOST, reason=f"its process was {describe_signal(-code)}")
+            return JobState(JobPhase.LOST, reason=f"its process was {describe_signal(-code)}")
         return JobState(
-            LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
+            JobPhase.LOST,
+            reason="its process is gone without an exit code (killed, or the machine restarted)",
         )
 
     def cancel(self, handle: Handle) -> bool:
