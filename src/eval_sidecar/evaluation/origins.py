@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.checkpoints.identity import look_at_weights, read_content, read_identity
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.ledger.ledger import Entry, Failure, Ledger
+from eval_sidecar.ledger.intake import is_news, take_in
+from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, find_provenance, write_begun, write_provenance
-from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, stamp
 from eval_sidecar.ledger.status import settings_line
@@ -204,28 +203,30 @@ class Origins:
         Returns:
             Whether the checkpoint needs no evaluation.
         """
+        checkpoint = present or pinned
         try:
-            found = stamp(path)
-            if found is None or (entry.result is not None and entry.result.stamp == found):
+            if not is_news(entry, stamp(path)):
                 return entry.processed
-            result = read_result(path)
+            intake = take_in(entry, path, lambda result: self._of_result(entry, result, checkpoint))
         except ResultError as error:
-            if entry.processed or not (present or pinned):
-                self._warn_once(f"{entry.name}: {error}; what was known before is kept")
-                if not entry.processed and entry.failure is None:
-                    failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-                    self._store.update(lambda ledger: ledger.with_entries([failed]))
-                return True
-            self._warn_once(f"{entry.name}: {error}; it is evaluated again")
-            return False
-        origin = self._of_result(entry, result, present or pinned)
-        if origin is None:
+            return self._keep_without(entry, str(error), can_be_evaluated=checkpoint is not None)
+        if intake is None:
             return entry.processed
-        if entry.result is None or entry.result.digest != result.digest:
-            accept(entry, result, origin)
-        else:  # the same numbers, written again: what is known of them stays
-            known = origin if origin.settings else entry.origin
-            self._store.update(lambda ledger: ledger.with_entry(entry.step, result=result, origin=known))
+        if intake.is_new:
+            accept(entry, intake.result, intake.origin)
+        else:
+            self._store.update(lambda ledger: ledger.evaluated(entry.step, intake.result, intake.origin))
+        return True
+
+    def _keep_without(self, entry: Entry, problem: str, *, can_be_evaluated: bool) -> bool:
+        """Note that a result cannot be read; return whether its checkpoint needs no evaluation."""
+        if can_be_evaluated and not entry.processed:
+            self._warn_once(f"{entry.name}: {problem}; will evaluate it again")
+            return False
+        self._warn_once(f"{entry.name}: {problem}; what was known before is kept")
+        if not entry.processed and entry.failure is None:
+            now = now_text()
+            self._store.note(lambda ledger: ledger.with_unreadable_result(entry.step, problem, now))
         return True
 
     def _of_result(self, entry: Entry, result: Result, checkpoint: Optional[Checkpoint]) -> Optional[Origin]:

@@ -231,6 +231,17 @@ class Ledger:
             if entry.step in chosen
         )
 
+    def taking(self, entries: Iterable[Entry], known: Ledger, *, unread: Iterable[int]) -> Ledger:
+        """Results were taken from disk.
+
+        Args:
+            entries: With their results.
+            known: The ledger with what was learnt of where the model lives, and of settings.
+            unread: Steps whose result could not be read, and is no longer there.
+        """
+        ledger = self.without_failures(unread).with_entries(entries)
+        return replace(ledger, places=known.places, settings=known.settings)
+
     def without_failures(self, steps: Iterable[int]) -> Ledger:
         """Forget failures of these steps, and steps of which nothing else is known."""
         entries = dict(self.entries)
