@@ -123,7 +123,9 @@ class Sidecar:
             self._jobs.accept,
             look_closely=self._close_looks.is_due(),
         )
-        return self._start(budget)
+        started = self._start(budget)
+        self.store.save()
+        return started
 
     def leave(self) -> None:
         """End what cannot go on without this process; the checkpoints of those are as if never tried.
