@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Optional, TextIO, Union
@@ -46,26 +47,43 @@ def shift(path: Path) -> None:
             newer.replace(older)
 
 
-def make_room(path: Path) -> None:
-    """Set a log aside where it is full; where that cannot be done it goes on growing, and that is logged."""
-    try:
-        if is_full(path):
-            shift(path)
-    except OSError as error:
-        log.warning("%s: cannot be set aside (%s), so it goes on growing", path, error.strerror)
+class SmallLog(RotatingFileHandler):
+    """A log that this process alone writes; its lines come from elsewhere, and nobody waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, maxBytes=FULL, backupCount=KEPT, encoding="utf-8", errors="backslashreplace")
+
+    def write(self, line: str) -> None:
+        """Write one line, without secrets."""
+        self.handle(logging.makeLogRecord({"msg": without_secrets(line.rstrip("\n"))}))
+
+    def doRollover(self) -> None:
+        """Set the log aside; if that fails, it goes on growing."""
+        try:
+            super().doRollover()
+        except OSError as error:
+            self.maxBytes = 0
+            log.warning(
+                "%s: cannot be set aside (%s), so it goes on growing", self.baseFilename, error.strerror
+            )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop a line that a full disk does not take."""
 
 
 def rotate_output(path: Path) -> bool:
-    """Go on in a fresh file where this process's standard output and error fill a log.
+    """Go on in a new file if this process's standard output and error have filled a log.
 
-    Nothing is lost: until the fresh file takes over, output goes to the one that is set aside, which
+    Not with a handler of logging: tracebacks, libraries and children write to the same two descriptors.
+    Nothing is lost: until the new file takes over, output goes to the one that is set aside, which
     children that inherited it go on writing to.
 
     Returns:
-        Whether a fresh file was begun; False where the log is not full or is not where output goes.
+        Whether a new file was begun; False if the log is not full or is not where output goes.
 
     Raises:
-        OSError: where that cannot be done; output goes on to the old file.
+        OSError: if that cannot be done; output goes on to the old file.
     """
     if not is_full(path):
         return False

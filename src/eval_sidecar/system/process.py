@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -161,14 +161,16 @@ def end_family(
 ) -> list[psutil.Process]:
     """End a process with all its descendants: SIGTERM, then, after the grace, SIGKILL.
 
-    Returns when none of them runs any more, or the kernel or their owner has kept some alive for another
-    20 s: these. Children that appear while it works are ended too.
+    Children that appear while it works are ended too, and those whose parent has ended first.
+
+    Returns:
+        What the kernel or another owner still keeps alive after another 20 s.
     """
-    members = family(identity, marker)
+    members = set(family(identity, marker))
     _signal(members, signal.SIGTERM)
     wait_for_end(members, grace_seconds)
     for _ in range(20):
-        members = [member for member in family(identity, marker) if _is_alive(member)]
+        members = {member for member in members.union(family(identity, marker)) if _is_alive(member)}
         if not members:
             return []
         _signal(members, signal.SIGKILL)
@@ -176,8 +178,8 @@ def end_family(
     return [member for member in members if _is_alive(member)]
 
 
-def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
-    """Wait until none of these processes runs any more; False where one still does after so long.
+def wait_for_end(members: Collection[psutil.Process], seconds: float) -> bool:
+    """Wait until none of these processes runs any more; return False if one still does after that time.
 
     A zombie has ended: in a container, the first process may never collect those that it inherits.
     """
@@ -189,7 +191,7 @@ def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
     return True
 
 
-def _signal(members: list[psutil.Process], number: signal.Signals) -> None:
+def _signal(members: Collection[psutil.Process], number: signal.Signals) -> None:
     for member in members:
         # Another user's (of sudo, say) is not ours to signal: whoever waits for its end sees that it goes on.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

@@ -13,14 +13,12 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from eval_sidecar.system.accounts import CLOUD, server_address
-from eval_sidecar.system.logs import make_room
+from eval_sidecar.system.logs import SmallLog
+from eval_sidecar.system.process import ProcessIdentity, end_family
 from eval_sidecar.system.text import without_secrets
 from eval_sidecar.trackers.wandb_checks import is_ours
 
@@ -70,10 +68,8 @@ class Worker:
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._scratch = tempfile.mkdtemp(prefix="eval-sidecar-wandb-")
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        make_room(self.log)
         root = Path(__file__).resolve().parents[2]
-        log = self.log.open("ab", buffering=0)
+        log = SmallLog(self.log)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, str(root), self._scratch],
             stdin=subprocess.PIPE,
@@ -211,13 +207,11 @@ class Worker:
         self._answers.close()
         self.kill()
 
-    def _keep_log(self, said: IO[str], log: RawIOBase) -> None:
+    def _keep_log(self, said: IO[str], log: SmallLog) -> None:
         """Write down what the client prints. It has the key, and may print what a server makes of it."""
-        with said, log:
+        with said, contextlib.closing(log):
             for line in said:
-                # Where the disk is full, the client must not wait for somebody to read what it prints.
-                with contextlib.suppress(OSError):
-                    log.write(without_secrets(line).encode())
+                log.write(line)
 
     def kill(self) -> None:
         """End the worker and the client's own process, now. Idempotent."""
@@ -227,11 +221,7 @@ class Worker:
             self._dead = True
             waiting = list(self._waiting.values())
         # The client puts its process into a session of its own, so that killing our group is not enough.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker = psutil.Process(self._process.pid)
-            for process in [*worker.children(recursive=True), worker]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        end_family(ProcessIdentity.of(self._process.pid), grace_seconds=0.0)
         self._process.wait()
         self._logger.join(1.0)  # whoever is told to look into the log finds everything there
         for answers in waiting:
