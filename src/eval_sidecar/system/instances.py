@@ -89,7 +89,9 @@ class Instance:
 
 def list_instances(folder: Path) -> list[Instance]:
     """Every instance that has left a record or a pid file in a folder, by name."""
-    stems = {path.stem for pattern in ("*.json", "*.pid") for path in folder.glob(pattern)}
+    paths = ManagerPaths(folder)
+    patterns = (paths.record("*"), paths.pid("*"))
+    stems = {path.stem for pattern in patterns for path in folder.glob(pattern.name)}
     return [Instance(urllib.parse.unquote(stem), folder) for stem in sorted(stems)]
 
 
