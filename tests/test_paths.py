@@ -12,9 +12,9 @@ import pytest
 
 from eval_sidecar import paths
 from eval_sidecar.system.logs import KEPT
+from readmes import READMES, named_in
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = ("README.md", "README.zh-CN.md")
 
 #: What the folders are called in README.
 PLACES = {
@@ -95,26 +95,6 @@ def written() -> set[str]:
     return {
         path for kind, places in PLACES.items() for place in places for path in paths_of(kind, place)
     } - ELSEWHERE
-
-
-def named_in(readme: str) -> set[str]:
-    """The paths in the first column of the table; a name alone is in the folder of the one before."""
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    (table,) = re.findall(
-        r"^\| (?:path \| what|路径 \| 内容) \|\n\| --- \| --- \|\n((?:\|.*\n)+)", text, re.M
-    )
-    found = set()
-    for row in table.splitlines():
-        folder = ""
-        first = re.sub(r"<[^>]*sft-root[^>]*>", "<parent>", row.split(" | ")[0])
-        for name in re.findall(r"`([^`]+?)/?`", first):
-            is_whole = name.startswith(("results", "state/", "log/", "<parent>", "$TMPDIR", "wandb/", "…"))
-            if is_whole or name == f".{KEPT}":
-                folder = name.rpartition("/")[0] if is_whole else folder
-                found.add(name)
-            else:
-                found.add(f"{folder}/{name}")
-    return found
 
 
 def by_the_evaluator() -> set[str]:
