@@ -30,7 +30,7 @@ _START = (
 _GONE = object()
 #: Requests after which a worker is replaced: the client keeps some memory and files of each session.
 _WORN = 200
-#: Seconds without an answer after which somebody who waits is told for what.
+#: Seconds without an answer after which a person who waits is told for what.
 _PATIENCE = 8.0
 
 #: Variables with paths that may be relative to the user's folder.
@@ -123,7 +123,7 @@ class Worker:
         return self._last_id >= _WORN
 
     def enlist(self) -> bool:
-        """Count another user in; False where the worker is on its way out."""
+        """Count another user in; False if the worker is on its way out."""
         with self._lock:
             if self._retired or self._dead:
                 return False
@@ -181,7 +181,7 @@ class Worker:
         return dict(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
-        """Wait for an answer, and say so where that takes long: silence looks like a program that hangs."""
+        """Wait for an answer, and say so if that takes long: silence looks like a program that hangs."""
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
@@ -199,7 +199,7 @@ class Worker:
                 answer = json.loads(line)
                 number = answer["id"]
             except (ValueError, TypeError, LookupError):
-                break  # no answer of ours: whoever waits is told that the client is lost
+                break  # not an answer of ours: all who wait are told that the client is lost
             with self._lock:
                 waiting = self._waiting.get(number)
             if waiting is not None:
@@ -223,7 +223,7 @@ class Worker:
         # The client puts its process into a session of its own, so that killing our group is not enough.
         end_family(ProcessIdentity.of(self._process.pid), grace_seconds=0.0)
         self._process.wait()
-        self._logger.join(1.0)  # whoever is told to look into the log finds everything there
+        self._logger.join(1.0)  # an error that names the log finds all of it there
         for answers in waiting:
             answers.put(_GONE)
         with contextlib.suppress(OSError):
