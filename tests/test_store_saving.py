@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.codec import from_json, to_text
 from eval_sidecar.ledger.ledger import Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.ledger.store import LedgerStore, load, open_store
+from eval_sidecar.paths import StatePaths
 from eval_sidecar.types import DeliveryStatus, Result, digest
 
 PENDING, SENT, CONFIRMED = DeliveryStatus
@@ -27,7 +28,7 @@ MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return state_path(tmp_path / "state", MODEL, RUN)
+    return StatePaths(tmp_path / "state").ledger(MODEL, RUN)
 
 
 def opened(path: Path):

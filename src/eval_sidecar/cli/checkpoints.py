@@ -25,7 +25,8 @@ from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.requests import leave_request
 from eval_sidecar.ledger.status import delivery_state, origin_lines
-from eval_sidecar.ledger.store import load, name_in_files, open_store
+from eval_sidecar.ledger.store import load, open_store
+from eval_sidecar.paths import LedgerPaths, name_in_files
 from eval_sidecar.types import Checkpoint, step_of
 
 _common = (
@@ -219,7 +220,7 @@ def retry(
                 give_up_elsewhere(store, launcher, given_up)
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
-            _ask_holder(path.with_suffix(".retry"), numbers)
+            _ask_holder(LedgerPaths(path).retry_request, numbers)
             say("the running sidecar takes it from here")
         say(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
     return 0

@@ -17,9 +17,8 @@ from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.manifest.manifest import Defaults, write_manifest
-from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.paths import MANIFEST, MOVED_AWAY, RECEIPT, ResultPaths
 from eval_sidecar.transfer import (
     PackPlan,
     PackReport,
@@ -32,7 +31,6 @@ from eval_sidecar.transfer import (
 from eval_sidecar.transfer.changes import is_result
 from eval_sidecar.transfer.index import parse_size, shown
 from eval_sidecar.transfer.scan import KEPT_MARK, UNWANTED
-from eval_sidecar.transfer.staging import AWAY_NAME
 
 Notify = Callable[[int, int], None]
 _QUIET_SECONDS = 2.0
@@ -68,9 +66,9 @@ def _bytes(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     help="Cut a larger archive into parts of this size; 0 never does.",
 )
 @click.option("--incremental", is_flag=True, help="Only what the receipt does not confirm.")
-@click.option("--receipt", help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT_NAME}]")
+@click.option("--receipt", help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
 @click.option("--no-manifest", is_flag=True, help="Take the manifest that is there, instead of making it.")
-@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{MANIFEST_NAME}]")
+@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{MANIFEST}]")
 @click.option("--overrides", help="JSON file with fields of the manifest for some models.")
 @click.option("--default-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True)
 @click.option("--default-entity", envvar="WANDB_ENTITY")
@@ -79,7 +77,7 @@ def _bytes(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 def pack_command(**flags: Any) -> int:  # noqa: ANN401 - one an option
     """Make one file of the results and their manifest, to be carried to a machine with internet."""
     root = Path(flags["results_root"])
-    manifest = Path(flags["output_manifest"] or root / MANIFEST_NAME)
+    manifest = Path(flags["output_manifest"] or root / MANIFEST)
     plan = PackPlan(
         results_root=root,
         manifest=manifest,
@@ -95,7 +93,7 @@ def pack_command(**flags: Any) -> int:  # noqa: ANN401 - one an option
 
 
 def _receipt(flags: dict[str, Any], root: Path) -> Optional[Path]:
-    path = Path(flags["receipt"] or root / RECEIPT_NAME)
+    path = Path(flags["receipt"] or ResultPaths(root).receipt)
     if path.is_file():
         return path
     if flags["receipt"]:
@@ -205,12 +203,12 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     if len(report.beside) > _MANY:
         say(f"kept beside  {len(report.beside) - _MANY} more, as *{KEPT_MARK}*")
     if report.moved:
-        say(f"moved        {_count(len(report.moved), 'file')} that no archive had brought, to {AWAY_NAME}/")
+        say(f"moved        {_count(len(report.moved), 'file')} that no archive had brought, to {MOVED_AWAY}/")
     if report.removed:
         say(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
     root = shlex.quote(results_root)
     if report.has_manifest:
-        manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST_NAME}")
+        manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST}")
         say(f"next         {_upload()} --results-root {root} --manifest-path {manifest} --wandb-mode online")
     else:
         say(f"next         there is no manifest in {root}: make one with prepare-manifest, then upload")

@@ -24,9 +24,9 @@ from eval_sidecar.ledger import lookalikes
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.stamps import stamp
 from eval_sidecar.ledger.store import load
-from eval_sidecar.manifest.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
-from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.manifest.manifest import Defaults, load_manifest, write_manifest
 from eval_sidecar.manifest.receipt import part_of, read_parts, write_parts
+from eval_sidecar.paths import MANIFEST, RECEIPT, ResultPaths, StatePaths
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.trackers.base import Tracker
@@ -38,7 +38,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SOURCE = (
     click.option("--results-root", default="./results", show_default=True),
-    click.option("--manifest-path", help=f"[default: RESULTS_ROOT/{FILE_NAME}]"),
+    click.option("--manifest-path", help=f"[default: RESULTS_ROOT/{MANIFEST}]"),
     click.option("--manifest-overrides", help="Overrides on top of the manifest, as for prepare-manifest."),
     click.option("--state-dir", default="state/wandb_eval_uploader", show_default=True, help="Where the ledgers are."),
     click.option("--model-filter", multiple=True, help="Only these models; repeat it, or separate names by commas."),
@@ -80,7 +80,7 @@ def chosen_defaults() -> frozenset[str]:
 
 @click.command("prepare-manifest")
 @click.option("--results-root", default="./results", show_default=True)
-@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{FILE_NAME}]")
+@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{MANIFEST}]")
 @click.option("--overrides", help="JSON file that changes what is inferred from a model dir's name.")
 @click.option("--default-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True)
 @click.option("--default-entity", envvar="WANDB_ENTITY")
@@ -103,7 +103,7 @@ def prepare_manifest(
     )
     path = write_manifest(
         root,
-        Path(output_manifest) if output_manifest else root / FILE_NAME,
+        Path(output_manifest) if output_manifest else ResultPaths(root).manifest,
         overrides=Path(overrides) if overrides else None,
         defaults=defaults,
     )
@@ -256,7 +256,7 @@ def _in_words(found: Comparison) -> str:
 
 @click.command()
 @_with(_SOURCE)
-@click.option("--output", help=f"[default: RESULTS_ROOT/{RECEIPT_NAME}]")
+@click.option("--output", help=f"[default: RESULTS_ROOT/{RECEIPT}]")
 def receipt(output: Optional[str], **flags: Any) -> int:  # noqa: ANN401 - one an option
     """Write what is confirmed, for `pack --incremental` on the training machine."""
     source = _Source(flags, output)
@@ -280,8 +280,8 @@ class _Source:
                 " (to watch a training instead, give its folder as --sft-root)"
             )
         given = flags["manifest_path"]
-        self.path = Path(given) if given else self.results_root / FILE_NAME
-        self.receipt = Path(output) if output else self.results_root / RECEIPT_NAME
+        self.path = Path(given) if given else ResultPaths(self.results_root).manifest
+        self.receipt = Path(output) if output else ResultPaths(self.results_root).receipt
         self._overrides = Path(flags["manifest_overrides"]) if flags["manifest_overrides"] else None
         self._filters = flags["model_filter"]
         self._all: list[ModelSpec] = []
@@ -387,7 +387,7 @@ def _uploader(flags: dict[str, Any], tracker: Optional[Tracker], mode: Optional[
 
 @contextlib.contextmanager
 def _tracker(flags: dict[str, Any], mode: Optional[str]) -> Iterator[Optional[Tracker]]:
-    tracker = open_tracker(flags, mode, Path(os.path.abspath(flags["state_dir"])) / "wandb.log")
+    tracker = open_tracker(flags, mode, StatePaths(Path(os.path.abspath(flags["state_dir"]))).client_log)
     try:
         yield tracker
     finally:

@@ -7,10 +7,7 @@ trackers only read and append.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +20,7 @@ from eval_sidecar.delivery.reconcile import reconcile, with_changes_due
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.ledger.ledger import Delivery, Entry, Ledger
 from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.paths import TemporaryPaths
 from eval_sidecar.system.accounts import server_address
 from eval_sidecar.system.files import held_lock, private_folder
 from eval_sidecar.trackers.base import ServerView, Session, Tracker, plan_rows
@@ -106,12 +104,12 @@ def _run_lock(spec: ModelSpec) -> Path:
         TrackerError: where the folder for it is not this user's own.
     """
     # Without the entity: named or left to the key's default, it is the same run.
-    name = f"{server_address() or ''}|{spec.project}|{spec.run_id}"
+    name, paths = f"{server_address() or ''}|{spec.project}|{spec.run_id}", TemporaryPaths()
     try:
-        folder = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
+        private_folder(paths.private)
     except StateError as error:
         raise TrackerError(f"{error}; nothing was sent", nothing_sent=True) from error
-    return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
+    return paths.run_lock(name)
 
 
 def _report(before: Ledger, after: Ledger, session: _Delivery, problem: Optional[str]) -> Report:

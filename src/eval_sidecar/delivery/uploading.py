@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
-from eval_sidecar.delivery.unchanged import FILE_NAME, Seen
+from eval_sidecar.delivery.unchanged import Seen
 from eval_sidecar.errors import ResultError, SidecarError, UsageError
 from eval_sidecar.ledger import lookalikes
 from eval_sidecar.ledger.intake import is_news, take_in
@@ -28,9 +28,10 @@ from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.results import left_out_of
 from eval_sidecar.ledger.stamps import list_stamps
 from eval_sidecar.ledger.status import unfinished
-from eval_sidecar.ledger.store import LedgerStore, open_store, state_path
+from eval_sidecar.ledger.store import LedgerStore, open_store
 from eval_sidecar.manifest.model_places import admit
 from eval_sidecar.manifest.receipt import part_of
+from eval_sidecar.paths import METRICS, StatePaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
 from eval_sidecar.trackers.base import Tracker
@@ -84,7 +85,7 @@ class Uploader:
 
     def state_file(self, spec: ModelSpec) -> Path:
         """A model's ledger."""
-        return state_path(self.state_dir, spec.model_dir, spec.run_id)
+        return StatePaths(self.state_dir).ledger(spec.model_dir, spec.run_id)
 
     def run_pass(
         self,
@@ -136,7 +137,7 @@ class Uploader:
 
     @functools.cached_property
     def _seen(self) -> Seen:
-        return Seen(self.state_dir / FILE_NAME)
+        return Seen(StatePaths(self.state_dir).unchanged)
 
     @functools.cached_property
     def _warn_once(self) -> WarnOnce:
@@ -206,7 +207,7 @@ class Uploader:
         changed, taken = [], 0
         news_of = [step for step, found in stamps.items() if is_news(store.ledger.entry(step), found)]
         # A Path would cost as much as reading the file.
-        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/metrics.json" for step in news_of}
+        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/{METRICS}" for step in news_of}
         written = {step: one for step, path in paths.items() if (one := read_provenance(path)) is not None}
         admission = admit(store.ledger, written, moved=self.moved)
         for step, path in paths.items():

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from eval_sidecar.checkpoints.listing import folder_of_links
 from eval_sidecar.checkpoints.space import Limits
-from eval_sidecar.ledger.results import metrics_path
 from eval_sidecar.ledger.settings import Settings
-from eval_sidecar.paths import LINKS
+from eval_sidecar.paths import EvaluationPaths, ResultPaths
 from eval_sidecar.types import Checkpoint, Job
 
 
@@ -29,13 +28,13 @@ class WatchConfig:
         max_pending: Evaluations that one cycle may start; 0 means any number.
         newest_first: Take the newest checkpoint first instead of the oldest.
         force: Evaluate every checkpoint that is there once more, whatever is known of it.
-        max_attempts: How often an evaluation may fail before it stays failed.
-        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
+        max_attempts: How many times an evaluation may fail before it stays failed.
+        max_evictions: How many times an evaluation may be evicted before that counts as a failure.
         time_limit: Seconds after which an evaluation is ended; 0 means never.
         limits: How much disk space pins may keep in use.
         name: What the model is called everywhere; empty for its folder's name.
-        settings: What bears on the numbers, kept with each result.
-        force_anew: With `force`: begin again where an earlier request is through.
+        settings: What the numbers depend on, kept with each result.
+        force_anew: With `force`: begin again if an earlier request is done.
     """
 
     model_dir: Path
@@ -67,7 +66,7 @@ class WatchConfig:
 
     def metrics_path(self, step: int) -> Path:
         """Return where the evaluation of a step leaves its ``metrics.json``."""
-        return metrics_path(self.results_root, self.model, step)
+        return ResultPaths(self.results_root).metrics(self.model, step)
 
 
 def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
@@ -78,12 +77,12 @@ def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
     """
     if checkpoint.path.parent.name != config.model:
         # The script takes that for the model's name.
-        checkpoint = folder_of_links(config.log_dir / LINKS, config.model, checkpoint)
+        checkpoint = folder_of_links(EvaluationPaths(config.log_dir).links, config.model, checkpoint)
     return Job(
         step=checkpoint.step,
         token=uuid.uuid4().hex,
         argv=("bash", str(config.eval_script), str(config.model_dir)),
         env={**config.environment, "CKPT_LIST": str(checkpoint.path)},
         cwd=config.repo_root,
-        log=config.log_dir / config.model / f"{checkpoint.name}.log",
+        log=EvaluationPaths(config.log_dir).log(config.model, checkpoint.name),
     )

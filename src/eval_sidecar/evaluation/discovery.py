@@ -1,4 +1,4 @@
-"""What is there of each step, and what to do with it: `decide` says so, `Discovery` does it."""
+"""What is there of each step, and what to do with it: `decide` says so, `find_ready` does it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from eval_sidecar.checkpoints.readiness import Readiness
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.origins import Origins
 from eval_sidecar.ledger.ledger import Entry
-from eval_sidecar.ledger.stamps import CloseLooks
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.types import Checkpoint, Origin, Result
 
@@ -67,8 +66,17 @@ def decide(found: Found, *, look_closely: bool) -> Action:
     return Action.TAKE if entry.has_failed else Action.TAKE_OR_EVALUATE
 
 
-class Discovery:
-    """Brings the ledger and the pins of one model up to date with the folders.
+def find_ready(
+    config: WatchConfig,
+    store: LedgerStore,
+    pins: Pins,
+    readiness: Readiness,
+    origins: Origins,
+    accept: Callable[[Entry, Result, Origin], None],
+    *,
+    look_closely: bool,
+) -> dict[int, Checkpoint]:
+    """Bring ledger and pins up to date with the folders.
 
     Args:
         config: What to evaluate and how.
@@ -77,60 +85,33 @@ class Discovery:
         readiness: Says which checkpoints are completely written.
         origins: Says which weights a result is of.
         accept: Gets results on disk that are new.
-        monotonic: Seconds since some moment, never set back.
+        look_closely: As for `decide`.
+
+    Returns:
+        The checkpoints that may be evaluated now.
     """
-
-    def __init__(
-        self,
-        config: WatchConfig,
-        store: LedgerStore,
-        pins: Pins,
-        readiness: Readiness,
-        origins: Origins,
-        *,
-        accept: Callable[[Entry, Result, Origin], None],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._pins = pins
-        self._readiness = readiness
-        self._origins = origins
-        self._accept = accept
-        self._results = config.results_root / config.model
-        self._close_looks = CloseLooks(self._results, monotonic=monotonic)
-
-    def find_ready(self) -> dict[int, Checkpoint]:
-        """Look at every step, and return the checkpoints that may be evaluated now."""
-        present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self._origins.folder)}
-        self._origins.begin_round(lambda: {*present, *self._pins.held()})
-        for step, checkpoint in present.items():
-            entry = self._store.ledger.entry(step)
-            if entry.running is None and (entry.result or entry.listed or entry.failure):
-                self._origins.look(step, checkpoint)
-        self._pins.look()  # only now: what was saved again with other weights is pinned like new
-        held = self._pins.held()
-        reported = {checkpoint.step for checkpoint in list_checkpoints(self._results)}
-        look_closely = self._close_looks.is_due()
-        self._readiness.begin_pass(present.values())
-        ready = {}
-        for step in sorted({*present, *held, *reported, *self._store.ledger.entries}):
-            entry = self._store.ledger.entry(step)
-            again = self._origins.is_wanted_again(entry)
-            found = Found(entry, present.get(step), held.get(step), again)
-            if checked := self._act(decide(found, look_closely=look_closely), found):
+    present = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(origins.folder)}
+    origins.begin_round(lambda: {*present, *pins.held()})
+    for step, checkpoint in present.items():
+        entry = store.ledger.entry(step)
+        if entry.running is None and (entry.result or entry.listed or entry.failure):
+            origins.look(step, checkpoint)
+    pins.look()  # only now: what was saved again with other weights is pinned like new
+    held = pins.held()
+    reported = {checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model)}
+    readiness.begin_pass(present.values())
+    ready = {}
+    for step in sorted({*present, *held, *reported, *store.ledger.entries}):
+        entry = store.ledger.entry(step)
+        found = Found(entry, present.get(step), held.get(step), origins.is_wanted_again(entry))
+        action = decide(found, look_closely=look_closely)
+        if action in (Action.TAKE, Action.TAKE_OR_EVALUATE) and origins.take(
+            entry, config.metrics_path(step), found.present, found.held, accept
+        ):
+            if found.held:
+                readiness.unpin(step)
+        elif action in (Action.EVALUATE, Action.TAKE_OR_EVALUATE):
+            checked = readiness.prepare(entry, found.present, found.held)
+            if checked is not None:
                 ready[step] = checked
-        return ready
-
-    def _act(self, action: Action, found: Found) -> Optional[Checkpoint]:
-        """Do it; return the checkpoint if it may be evaluated now."""
-        entry = found.entry
-        if action in (Action.TAKE, Action.TAKE_OR_EVALUATE):
-            path = self._config.metrics_path(entry.step)
-            if self._origins.take(entry, path, found.present, found.held, self._accept):
-                if found.held:
-                    self._readiness.unpin(entry.step)
-                return None
-        if action in (Action.EVALUATE, Action.TAKE_OR_EVALUATE):
-            return self._readiness.prepare(entry, found.present, found.held)
-        return None
+    return ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -20,18 +21,19 @@ from eval_sidecar.ledger.ledger import Entry, Failure, Ledger, Running
 from eval_sidecar.ledger.provenance import remove_begun
 from eval_sidecar.ledger.results import headline, left_out_of
 from eval_sidecar.ledger.store import LedgerStore
-from eval_sidecar.paths import LINKS
+from eval_sidecar.paths import EvaluationPaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
-from eval_sidecar.types import Checkpoint, JobPhase, Origin, Result
+from eval_sidecar.types import Checkpoint, Handle, JobPhase, Origin, Result
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Jobs:
     """Starts the evaluations of one model and brings what became of them into the ledger.
 
-    Args:
+    Attributes:
         config: What to evaluate and how.
         store: The model's ledger.
         launcher: Runs the evaluations.
@@ -44,45 +46,33 @@ class Jobs:
         warn_once: Takes what a person should read once.
     """
 
-    def __init__(
-        self,
-        config: WatchConfig,
-        store: LedgerStore,
-        launcher: Launcher,
-        pins: Pins,
-        readiness: Readiness,
-        origins: Origins,
-        preemption: Preemption,
-        *,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-        warn_once: WarnOnce,
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._launcher = launcher
-        self._pins = pins
-        self._readiness = readiness
-        self._origins = origins
-        self._preemption = preemption
-        self._clock = clock
-        self._monotonic = monotonic
-        self._warn_once = warn_once
-        self._running_since: dict[int, float] = {}
-        self._phases: dict[int, JobPhase] = {}
+    config: WatchConfig
+    store: LedgerStore
+    launcher: Launcher
+    pins: Pins
+    readiness: Readiness
+    origins: Origins
+    preemption: Preemption
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    warn_once: WarnOnce
+    _running_since: dict[int, float] = field(default_factory=dict, init=False)
+    _phases: dict[int, JobPhase] = field(default_factory=dict, init=False)
 
     @property
     def are_running(self) -> bool:
         """Whether anything is being evaluated that can be waited for here."""
         return any(
-            self._phases.get(entry.step) != JobPhase.ELSEWHERE for entry, _ in _running(self._store.ledger)
+            self._phases.get(entry.step) != JobPhase.ELSEWHERE for entry, _ in _running(self.store.ledger)
         )
 
     @property
     def has_room(self) -> bool:
         """Whether the launcher takes one more."""
-        handles = [running.handle for _, running in _running(self._store.ledger)]
-        return self._launcher.free_slots(handles) > 0
+        return self.launcher.free_slots(self._handles()) > 0
+
+    def _handles(self) -> list[Handle]:
+        return [running.handle for _, running in _running(self.store.ledger)]
 
     # -- start --------------------------------------------------------------------------------------
 
@@ -90,34 +80,34 @@ class Jobs:
         """Start an evaluation; return False if the checkpoint turns out not to be ready any more.
 
         Raises:
-            BusyError: if no job is taken at the moment.
-            UsageError: if no such job will ever be taken.
+            BusyError: if no job is accepted at the moment.
+            UsageError: if no such job will ever be accepted.
             StateError: if the ledger cannot be saved.
         """
-        step, store = checkpoint.step, self._store
-        path = self._config.metrics_path(step)
-        with self._pins.still:
-            checked_out = self._readiness.check_out(checkpoint)
+        step, store = checkpoint.step, self.store
+        path = self.config.metrics_path(step)
+        with self.pins.still:
+            checked_out = self.readiness.check_out(checkpoint)
             if checked_out is None:
                 return False
-            job = job_of(self._config, checked_out)
-            handles = [running.handle for _, running in _running(store.ledger)]
+            job = job_of(self.config, checked_out)
+            handles = self._handles()
             running = Running(
-                handle=self._launcher.reserve(job),
-                started_at=self._clock(),
+                handle=self.launcher.reserve(job),
+                started_at=self.clock(),
                 log=str(job.log),
                 path=str(checked_out.path),
-                fingerprint=self._readiness.fingerprint(checked_out),
+                fingerprint=self.readiness.fingerprint(checked_out),
                 before=attempt.stamp_before(path),
                 metrics=str(path),
-                origin=self._origins.origin_now(checked_out),
+                origin=self.origins.origin_now(checked_out),
                 log_size=attempt.log_size(job.log),
             )
             # It is on disk before the job exists: however this ends, the job is found again.
             store.update(lambda ledger: ledger.started(step, running))
-            self._origins.begin(step, running.origin, path)
+            self.origins.begin(step, running.origin, path)
         try:
-            handle = self._launcher.submit(job, handles)
+            handle = self.launcher.submit(job, handles)
         except (BusyError, UsageError):
             store.update(lambda ledger: ledger.interrupted(step))
             raise
@@ -127,7 +117,7 @@ class Jobs:
             remove_begun(path)
             return True
         self._phases.pop(step, None)
-        self._running_since[step] = self._monotonic()
+        self._running_since[step] = self.monotonic()
         store.update(lambda ledger: ledger.submitted(step, handle))
         log.info("%s: evaluation started, log: %s", checkpoint.name, job.log)
         return True
@@ -136,8 +126,8 @@ class Jobs:
 
     def collect(self) -> None:
         """Look at every evaluation under way, and settle those that are over."""
-        for entry, running in _running(self._store.ledger):
-            state = self._launcher.poll(running.handle)
+        for entry, running in _running(self.store.ledger):
+            state = self.launcher.poll(running.handle)
             self._phases[entry.step] = state.phase
             try:
                 if state.phase in (JobPhase.QUEUED, JobPhase.RUNNING, JobPhase.ELSEWHERE):
@@ -145,7 +135,7 @@ class Jobs:
                 else:
                     self._end(entry, running, state)
             except LaunchError as error:
-                self._warn_once(f"{entry.name}: {error}; will retry")
+                self.warn_once(f"{entry.name}: {error}; will retry")
 
     def _follow(self, entry: Entry, running: Running, state: JobState) -> None:
         """Note how far an evaluation is that is not over, and end it if it takes too long."""
@@ -153,38 +143,38 @@ class Jobs:
         if state.reason != running.state:
             log.info("%s: %s", entry.name, state.reason)
         if (began, state.reason) != (running.started_at, running.state):
-            running = self._update_running(
+            running = self._note(
                 entry, lambda ledger: ledger.followed(entry.step, started_at=began, state=state.reason)
             )
         if state.phase != JobPhase.RUNNING:
             self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
         elif running.ending is None and self._is_overdue(entry, running, state):
-            limit = self._config.time_limit
+            limit = self.config.time_limit
             why = f"the evaluation took longer than {limit:.0f} s (--eval-timeout-seconds)"
-            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why))
-        if running.ending is not None and self._launcher.cancel(running.handle):
+            running = self._note(entry, lambda ledger: ledger.ending(entry.step, why))
+        if running.ending is not None and self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
     def _end(self, entry: Entry, running: Running, state: JobState) -> None:
         """Settle an evaluation that is over once nothing that it may have left is running."""
         if state.phase == JobPhase.EVICTED and running.ending is None:
             why = state.reason or ""
-            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
-        if self._launcher.cancel(running.handle):
+            running = self._note(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
+        if self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
-    def _update_running(self, entry: Entry, transition: Callable[[Ledger], Ledger]) -> Running:
-        running = self._store.update(transition).entry(entry.step).running
+    def _note(self, entry: Entry, transition: Callable[[Ledger], Ledger]) -> Running:
+        running = self.store.update(transition).entry(entry.step).running
         assert running is not None
         return running
 
     def _is_overdue(self, entry: Entry, running: Running, state: JobState) -> bool:
         # A job of an earlier sidecar is given the time that it has run; a clock that was set back, none.
         began = self._running_since.setdefault(
-            entry.step, self._monotonic() - max(0.0, self._clock() - running.started_at)
+            entry.step, self.monotonic() - max(0.0, self.clock() - running.started_at)
         )
-        used = self._monotonic() - began if state.used is None else state.used
-        return bool(self._config.time_limit) and used > self._config.time_limit
+        used = self.monotonic() - began if state.used is None else state.used
+        return bool(self.config.time_limit) and used > self.config.time_limit
 
     # -- judge --------------------------------------------------------------------------------------
 
@@ -192,9 +182,9 @@ class Jobs:
         """Draw the consequences of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
         # Before its numbers count: what was evaluated may not be what is there now.
-        present = Checkpoint(entry.step, self._origins.folder / entry.name)
-        entry = self._origins.look(entry.step, present if present.path.is_dir() else None)
-        remove_links(self._config.log_dir / LINKS, self._config.model, entry.name)
+        present = Checkpoint(entry.step, self.origins.folder / entry.name)
+        entry = self.origins.look(entry.step, present if present.path.is_dir() else None)
+        remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
@@ -208,34 +198,34 @@ class Jobs:
             self._fail(entry, f"the job disappeared: {state.reason}", running)
         else:
             log.warning("%s: job lost (%s), will start it again", entry.name, state.reason)
-            attempt.interrupt(self._store, entry)
-        remove_begun(self._config.metrics_path(entry.step))
+            attempt.interrupt(self.store, entry)
+        remove_begun(self.config.metrics_path(entry.step))
 
     def _judge_evicted(self, entry: Entry, running: Running, why: str) -> None:
-        times, most = len(entry.evictions) + 1, self._preemption.most
-        seconds = self._preemption.pause(entry.step, times)
+        times, most = len(entry.evictions) + 1, self.preemption.most
+        seconds = self.preemption.pause(entry.step, times)
         if seconds is None:
             self._fail(entry, f"{why}, after {most} earlier evictions", running)
             return
         attempt.set_aside_unfinished(running, "interrupted")
         reason = f"{now_text()} {why}"
-        self._store.update(lambda ledger: ledger.evicted(entry.step, reason))
+        self.store.update(lambda ledger: ledger.evicted(entry.step, reason))
         when = f" in {seconds:.0f} s" if seconds else ""
         log.warning("%s: %s; will start it again%s (%d of %d)", entry.name, why, when, times, most)
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         if state.exit_code != 0:
             self._fail(entry, attempt.why_ended(state), running)
-        elif self._readiness.was_rewritten(entry.step, running):
+        elif self.readiness.was_rewritten(entry.step, running):
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
-                result = attempt.read_new_result(running, self._config.metrics_path(entry.step))
+                result = attempt.read_new_result(running, self.config.metrics_path(entry.step))
             except ResultError as error:
                 self._fail(entry, str(error), running)
             else:
-                self._origins.write_down(entry, running.origin, Path(result.path))
-                self.accept(entry, result, running.origin, self._clock() - running.started_at)
+                self.origins.write_down(entry, running.origin, Path(result.path))
+                self.accept(entry, result, running.origin, self.clock() - running.started_at)
 
     def accept(self, entry: Entry, result: Result, origin: Origin, seconds: Optional[float] = None) -> None:
         """Bring a result into the ledger.
@@ -246,29 +236,29 @@ class Jobs:
             origin: What they were made of.
             seconds: How long the evaluation took; None if the result was found on disk.
         """
-        number = 0 if seconds is None else self._store.ledger.forced.round
-        self._store.update(lambda ledger: ledger.evaluated(entry.step, result, origin, number))
+        number = 0 if seconds is None else self.store.ledger.forced.round
+        self.store.update(lambda ledger: ledger.evaluated(entry.step, result, origin, number))
         shown = ", ".join(f"{name} {value:g}" for name, value in headline(result.metrics).items())
         how = f"evaluated in {seconds:.0f} s" if seconds is not None else f"taken from {result.path}"
         log.info("%s: %s (%s)", entry.name, shown, how)
-        if left_out := left_out_of(self._config.model, entry.name, result):
-            self._warn_once(left_out)
-        if self._store.ledger.entry(entry.step).processed:  # else other weights are there now, and kept
-            self._readiness.unpin(entry.step)
+        if left_out := left_out_of(self.config.model, entry.name, result):
+            self.warn_once(left_out)
+        if self.store.ledger.entry(entry.step).processed:  # else other weights are there now, and kept
+            self.readiness.unpin(entry.step)
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         attempt.set_aside_unfinished(running, "failed")
-        said = attempt.last_words(running)
+        said = attempt.last_output(running)
         text = f"{error}: {said}" if said else error
-        if running.origin.identity not in (None, self._store.ledger.entry(entry.step).known_identity):
+        if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
             failure = Failure(now_text(), f"{text} (with earlier weights)", running.log)
             log.error("%s: %s; will evaluate the weights that are there now", entry.name, failure.error)
-            self._store.update(lambda ledger: ledger.failed_with_other_weights(entry.step, failure))
+            self.store.update(lambda ledger: ledger.failed_with_other_weights(entry.step, failure))
             return
-        number, most = entry.attempts + 1, self._config.max_attempts
+        number, most = entry.attempts + 1, self.config.max_attempts
         final = final or number >= most
         failure = Failure(now_text(), text, running.log, final)
-        self._store.update(lambda ledger: ledger.failed(entry.step, failure))
+        self.store.update(lambda ledger: ledger.failed(entry.step, failure))
         then = "it stays failed until `eval-sidecar retry`" if final else "will retry"
         log.error("%s: %s; attempt %d of %d, %s; log: %s", entry.name, text, number, most, then, running.log)
 

@@ -18,7 +18,7 @@ from eval_sidecar.ledger.intake import is_news, take_in
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, find_provenance, write_begun, write_provenance
 from eval_sidecar.ledger.settings import key_of
-from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, stamp
+from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, may_change_unseen, stamp
 from eval_sidecar.ledger.status import settings_line
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 
 #: Files that are written in place change no folder: each is looked at this often, in seconds.
 _FILES_SECONDS = 60.0
-#: What changed so recently may change once more without its time changing, in ns.
-_TOO_FRESH = 2 * 10**9
-#: A time further ahead than this is that of another clock, in ns.
+#: A time further ahead than this is of another clock, in ns: those weights are not read in each pass for it.
 _SKEW = 60 * 10**9
 
 
@@ -306,7 +304,7 @@ class Origins:
 
     def _is_old(self, changed: int) -> bool:
         now = self._clock()
-        return not now - _TOO_FRESH <= changed <= now + _SKEW
+        return changed > now + _SKEW or not may_change_unseen(changed, now)
 
     def _is_settled(self, step: int) -> bool:
         return bool(self._looked[step][1])

@@ -11,11 +11,12 @@ from eval_sidecar.checkpoints.pinning import Need, Pins
 from eval_sidecar.checkpoints.readiness import Readiness, need_of
 from eval_sidecar.errors import BusyError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.evaluation.discovery import Discovery
+from eval_sidecar.evaluation.discovery import find_ready
 from eval_sidecar.evaluation.jobs import Jobs, detach_jobs, give_up_elsewhere
 from eval_sidecar.evaluation.origins import Origins
 from eval_sidecar.evaluation.preemption import Preemption
 from eval_sidecar.launchers.base import Launcher
+from eval_sidecar.ledger.stamps import CloseLooks
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.types import Checkpoint
@@ -65,13 +66,10 @@ class Sidecar:
             warn_once=warn_once,
         )
         self._origins = Origins(
-            config,
-            store,
-            is_ready=self._readiness.is_ready,
-            warn_once=warn_once,
-            monotonic=monotonic,
+            config, store, is_ready=self._readiness.is_ready, warn_once=warn_once, monotonic=monotonic
         )
         self._preemption = Preemption(config.max_evictions, monotonic)
+        self._close_looks = CloseLooks(config.results_root / config.model, monotonic=monotonic)
         self._jobs = Jobs(
             config,
             store,
@@ -80,18 +78,9 @@ class Sidecar:
             self._readiness,
             self._origins,
             self._preemption,
-            clock=clock,
-            monotonic=monotonic,
-            warn_once=warn_once,
-        )
-        self._discovery = Discovery(
-            config,
-            store,
-            self.pins,
-            self._readiness,
-            self._origins,
-            accept=self._jobs.accept,
-            monotonic=monotonic,
+            clock,
+            monotonic,
+            warn_once,
         )
 
     @property
@@ -120,12 +109,20 @@ class Sidecar:
 
         Raises:
             StateError: if the ledger cannot be saved.
-            UsageError: if no job will ever be taken, as the flags are.
+            UsageError: if no job will ever be accepted, as the flags are.
             CheckpointError: if the model dir is a link that leads to another model now.
         """
         self._origins.require_place()
         self._jobs.collect()
-        self._ready = self._discovery.find_ready()
+        self._ready = find_ready(
+            self.config,
+            self.store,
+            self.pins,
+            self._readiness,
+            self._origins,
+            self._jobs.accept,
+            look_closely=self._close_looks.is_due(),
+        )
         started = self._start(budget)
         self.store.save()
         return started

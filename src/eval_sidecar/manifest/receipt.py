@@ -16,7 +16,6 @@ from eval_sidecar.system.files import write_json
 from eval_sidecar.system.text import now_text
 
 VERSION = 1
-FILE_NAME = ".wandb_eval_receipt.json"
 
 
 def part_of(ledger: Ledger) -> dict[str, Any]:
