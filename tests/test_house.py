@@ -137,6 +137,66 @@ def test_only_the_command_line_chooses_an_adapter(folder):
             assert is_in(module, "cli") or is_in(module, folder), module
 
 
+#: Words in what is given to `replace`, and fields set by it, that show it to be a value of the ledger.
+VALUES = {"ledger", "entry", "delivery", "running", "failure"}
+FIELDS = set(
+    [
+        "entries",
+        "table_due",
+        "session_open",
+        "problem",
+        "busy",
+        "writer",
+        "moved",
+        "verdict",
+        "pinned",
+        "attempts",
+        "evictions",
+        "running",
+        "failure",
+        "delivery",
+        "via",
+        "sent_at",
+        "handle",
+        "ending",
+        "evicted",
+    ]
+)
+
+
+def raw_changes(source: str) -> list[str]:
+    """Calls that change a ledger past its transitions: `replace` of what may be one, or whole entries."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("with_entry", "with_entries"):
+            found.append(ast.unparse(node))
+        elif ast.unparse(node.func) in ("replace", "dataclasses.replace") and node.args:
+            words = set(re.findall(r"[a-z]+", ast.unparse(node.args[0]).lower()))
+            if words & VALUES or {keyword.arg for keyword in node.keywords} & FIELDS:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not is_in(module, "ledger")])
+def test_nobody_changes_a_ledger_but_through_its_transitions(module):
+    assert raw_changes(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "store.update(lambda ledger: replace(ledger, problem=None))",
+        "replace(entry.delivery, via=where)",
+        "dataclasses.replace(known, attempts=0)",
+        "ledger.with_entry(step, running=None)",
+    ],
+)
+def test_a_change_past_the_transitions_is_noticed(source):
+    assert raw_changes(source) == [source if "store" not in source else "replace(ledger, problem=None)"]
+
+
 def test_nobody_but_the_entry_point_imports_the_command_line():
     assert importers("cli") <= {"__main__"}
 

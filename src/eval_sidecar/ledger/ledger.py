@@ -231,6 +231,10 @@ class Ledger:
             if entry.step in chosen
         )
 
+    def with_origins(self, origins: Mapping[int, Origin]) -> Ledger:
+        """What results of these steps are of is written down beside them."""
+        return self.with_entries(replace(self.entry(step), origin=one) for step, one in origins.items())
+
     def taking(self, entries: Iterable[Entry], known: Ledger, *, unread: Iterable[int]) -> Ledger:
         """Results were taken from disk.
 

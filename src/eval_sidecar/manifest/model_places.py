@@ -15,7 +15,7 @@ from typing import Optional
 from eval_sidecar.checkpoints.identity import read_identity
 from eval_sidecar.checkpoints.listing import list_checkpoints, list_steps
 from eval_sidecar.errors import UsageError
-from eval_sidecar.ledger.ledger import Entry, Ledger
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, read_provenance, share_weights
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.paths import PinPaths, ResultPaths
@@ -141,7 +141,7 @@ def require_same_models(root: Path, found: Mapping[str, Mapping[int, Provenance]
     for model, coming in sorted(found.items()):
         known = _provenances(root, model)
         there = admit(Ledger(model, "", ""), known, moved=True).ledger
-        there = there.with_entries(Entry(step, origin=one.origin) for step, one in known.items())
+        there = there.with_origins({step: one.origin for step, one in known.items()})
         admission = admit(there, coming)
         if admission.reason:
             raise UsageError(f"{model}: {admission.reason}")
