@@ -248,16 +248,20 @@ def train(root: Path, checkpoints: int, slots: int, samples: int) -> list[Sample
             if evaluated == checkpoints:
                 stop.set()
 
+        def after_pass() -> None:
+            courier.notify()
+            logs.rotate_output(log)
+
         training.on_wait = look
         courier.start()
         run_loop(
-            *(Sidecar(config, store, launcher, **clock), courier.notify),
+            Sidecar(config, store, launcher, **clock),
+            after_pass,
             once=False,
             poll_seconds=60.0,
             retry_request=root / "retry",
             wake=training,
             stop=stop,
-            on_pass=lambda: logs.rotate_output(log),
             monotonic=clock["monotonic"],
         )
         courier.deliver_rest(threading.Event())

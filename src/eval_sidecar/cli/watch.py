@@ -160,6 +160,11 @@ def _run(
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = store.path.with_suffix(".retry")
 
+    def after_pass() -> None:
+        if courier is not None:
+            courier.notify()
+        presence.after_pass([str(store.path)])
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
         if not once:
@@ -172,13 +177,13 @@ def _run(
             courier.start()
         try:
             run_loop(
-                *(sidecar, courier.notify if courier is not None else lambda: None),
+                sidecar,
+                after_pass,
                 once=once,
                 poll_seconds=plan.flags["poll_interval_seconds"],
                 retry_request=request,
                 wake=wake,
                 stop=stop,
-                on_pass=lambda: presence.after_pass([str(store.path)]),
             )
             if courier is not None and once:
                 courier.deliver_rest(stop)

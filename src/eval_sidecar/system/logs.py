@@ -180,6 +180,10 @@ class WarnOnce:
             self._said.add(text)
             log.warning("%s", text)
 
+    def forget(self) -> None:
+        """Say everything again if it returns: what was said has passed."""
+        self._said.clear()
+
 
 def last_line(path: Path, limit: int = 200) -> str:
     """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
