@@ -137,7 +137,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
         uploader = _uploader(flags, tracker, mode)
         wake, stop = threading.Event(), threading.Event()
         with contextlib.ExitStack() as stack:
-            presence = stack.enter_context(registered(instance_of(flags), [], "upload"))
+            instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
             stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
             if not flags["once"]:
                 is_own = functools.partial(_is_own, source, uploader)
@@ -155,7 +155,7 @@ def upload(**flags: Any) -> int:  # noqa: ANN401 - one an option
             while True:
                 wake.clear()
                 outcomes = _one_pass(source, uploader, stop, None if flags["once"] else outcomes)
-                presence.after_pass([str(uploader.state_file(outcome.spec)) for outcome in outcomes])
+                instance.after_pass([str(uploader.state_file(outcome.spec)) for outcome in outcomes])
                 if flags["once"] or stop.is_set():
                     break
                 if tracker is not None and not any(

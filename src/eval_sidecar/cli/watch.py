@@ -1,4 +1,4 @@
-"""``eval-sidecar watch``: wires the flags to a sidecar, a courier and a screen, and runs them."""
+"""``eval-sidecar watch``: wires the flags to a sidecar, a delivery thread and a screen, and runs them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
-from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
+from eval_sidecar.cli.running import RunningInstance, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
-from eval_sidecar.delivery.background import Courier
+from eval_sidecar.delivery.background import DeliveryThread
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.loop import Waker, run_loop
@@ -67,7 +67,6 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
     for line in check_runs([plan.spec]) if mode is not None else ():
         log.warning("%s", line)
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
-    instance = instance_of(flags)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(stop, wake, STOPPING[flags["launcher"]]))
@@ -77,8 +76,8 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         tracker = open_tracker(flags, mode, path.with_suffix(".wandb.log"))
         if reason:
             log.warning("%s", reason)
-        courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
-        presence = stack.enter_context(registered(instance, [str(path)], "watch"))
+        delivery = DeliveryThread(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
+        instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch"))
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
@@ -97,7 +96,7 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
         for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
-        interrupted = _run(plan, store, courier, presence, wake, stop)
+        interrupted = _run(plan, store, delivery, instance, wake, stop)
     return _report(plan, store, mode, interrupted)
 
 
@@ -150,8 +149,8 @@ def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
 def _run(
     plan: WatchPlan,
     store: LedgerStore,
-    courier: Optional[Courier],
-    presence: Presence,
+    delivery: Optional[DeliveryThread],
+    instance: RunningInstance,
     wake: threading.Event,
     stop: threading.Event,
 ) -> bool:
@@ -161,9 +160,9 @@ def _run(
     request = store.path.with_suffix(".retry")
 
     def after_pass() -> None:
-        if courier is not None:
-            courier.notify()
-        presence.after_pass([str(store.path)])
+        if delivery is not None:
+            delivery.notify()
+        instance.after_pass([str(store.path)])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
@@ -173,8 +172,8 @@ def _run(
             stack.enter_context(
                 watch_folders(folders, waker, collect_seconds=_COLLECT_SECONDS, is_regular=True)
             )
-        if courier is not None:
-            courier.start()
+        if delivery is not None:
+            delivery.start()
         try:
             run_loop(
                 sidecar,
@@ -185,16 +184,16 @@ def _run(
                 wake=wake,
                 stop=stop,
             )
-            if courier is not None and once:
-                courier.deliver_rest(stop)
+            if delivery is not None and once:
+                delivery.deliver_rest(stop)
         except BaseException:
             # A second signal, or a ledger that cannot be saved: no process is left behind.
             with contextlib.suppress(StateError):
                 sidecar.leave()
             raise
         finally:
-            if courier is not None:
-                courier.close(_LAST_SESSION_SECONDS)
+            if delivery is not None:
+                delivery.close(_LAST_SESSION_SECONDS)
     return stop.is_set()
 
 

@@ -6,7 +6,9 @@ import threading
 from typing import Callable, Optional
 
 
-def run_passes(do_pass: Callable[[], Optional[float]], *, wake: threading.Event, stop: threading.Event) -> bool:
+def run_passes(
+    do_pass: Callable[[], Optional[float]], *, wake: threading.Event, stop: threading.Event
+) -> bool:
     """Run passes.
 
     Args:
