@@ -19,7 +19,7 @@ WRONG_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "sft-root a file": (["--sft-root", "evaluate_sft_3b.sh"], ["--sft-root", "is a file"]),
     "repo-root missing": (["--repo-root", "no where"], ["--repo-root", "no such folder"]),
     "script missing": (["--eval-script", "no.sh"], ["--eval-script", "no.sh", "no such file"]),
-    "script a folder": (["--eval-script", "data"], ["--eval-script", "is no file"]),
+    "script a folder": (["--eval-script", "data"], ["--eval-script", "is not a file"]),
     "data missing": (["--test-data-path", "no.json"], ["--test-data-path", "no.json", "no such file"]),
     "index missing": (["--index-path", "no.json"], ["--index-path", "no.json", "no such file"]),
     "no GPU": (["--cuda-list", " "], ["--cuda-list is empty"]),

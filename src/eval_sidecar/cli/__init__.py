@@ -32,7 +32,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
-    "prepare-manifest": ("upload", "prepare_manifest", "Write down which models there are in results"),
+    "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
     "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
     "start": ("manage", "start", "Run in the background, with the flags of `run`"),

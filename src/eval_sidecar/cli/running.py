@@ -8,10 +8,11 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
+from eval_sidecar.cli.flags import RunFlags
 from eval_sidecar.system.instances import Instance, register, unregister
 from eval_sidecar.system.logs import WarnOnce, rotate_output
 
@@ -23,9 +24,9 @@ def manager_folder() -> Path:
     return Path(os.path.abspath(os.environ.get("MANAGER_DIR") or "log/eval_sidecar"))
 
 
-def instance_of(flags: Mapping[str, Any]) -> Optional[Instance]:
+def instance_of(flags: RunFlags) -> Optional[Instance]:
     """Return the instance that a command runs as; None for a command that ends by itself."""
-    return Instance(flags["instance"], manager_folder()) if flags["instance"] and not flags["once"] else None
+    return Instance(flags.instance, manager_folder()) if flags.instance and not flags.once else None
 
 
 class RunningInstance:

@@ -22,7 +22,7 @@ from eval_sidecar.types import HEADLINE
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from eval_sidecar.delivery.uploading import Outcome
+    from eval_sidecar.delivery.uploading import ModelUpload
 
 
 def set_up_logging() -> None:
@@ -253,7 +253,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, advance=1, description=clean(name))
 
 
-def outcome(done: Outcome) -> None:
+def upload(done: ModelUpload) -> None:
     """Print what became of one model, in one line."""
     report, left = done.report, done.left
     counts = (

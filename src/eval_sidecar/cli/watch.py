@@ -18,8 +18,9 @@ import click
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.checkpoints.places import lock_path, short_key
 from eval_sidecar.cli import show
+from eval_sidecar.cli.flags import WatchFlags, takes
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
-from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
+from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import RunningInstance, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
@@ -51,32 +52,32 @@ _COLLECT_SECONDS = 0.03
 
 
 @click.command()
-@watch_options
-def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
+@takes(WatchFlags)
+def watch(flags: WatchFlags) -> int:
     """Evaluate the checkpoints of a training as they appear, and report them to W&B.
 
     With --once, the exit code is 0 if all is done, 75 if nothing failed and something still waits (the
     last lines say for what), and 1 if something failed or was not delivered.
     """
     plan = plan_watch(flags, manager_folder())
-    if flags["once"] and not plan.config.model_dir.exists():
+    if flags.once and not plan.config.model_dir.exists():
         say(f"eval-sidecar: --sft-root {plan.config.model_dir}: there is no such folder yet", err=True)
         return os.EX_TEMPFAIL
-    mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
+    mode, reason = choose_mode(flags.wandb_mode, flags.disable_wandb)
     show.set_up_logging()
     for line in check_runs([plan.spec]) if mode is not None else ():
         log.warning("%s", line)
     path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(stop, wake, STOPPING[flags["launcher"]]))
+        stack.enter_context(stopping(stop, wake, STOPPING[flags.launcher]))
         store = stack.enter_context(_opened(path, plan))
         stack.enter_context(_only_one(plan.config))
-        settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags["moved"])
+        settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags.moved)
         tracker = open_tracker(flags, mode, path.with_suffix(".wandb.log"))
         if reason:
             log.warning("%s", reason)
-        delivery = DeliveryThread(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
+        delivery = DeliveryThread(store, tracker, plan.spec, flags.confirm_seconds) if tracker else None
         instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch"))
         settings = plan.config.settings.now()
         key = key_of(settings)
@@ -88,13 +89,13 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):
             log.warning("%s", line)
-        if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
+        if flags.eval_script is None and plan.config.eval_script == own_evaluation_script():
             log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
-        if (changed := settings_line(store.ledger, force=flags["force_eval"])) is not None:
+        if (changed := settings_line(store.ledger, force=flags.force_eval)) is not None:
             log.warning("%s: %s", plan.config.model, changed)
         if keeps_evaluator(flags, plan.config.eval_script):
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
-        for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
+        for line in () if flags.once else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
         interrupted = _run(plan, store, delivery, instance, wake, stop)
     return _report(plan, store, mode, interrupted)
@@ -155,7 +156,7 @@ def _run(
     stop: threading.Event,
 ) -> bool:
     """Do the work; return whether a signal ended it."""
-    once = plan.flags["once"]
+    once = plan.flags.once
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = store.path.with_suffix(".retry")
 
@@ -179,7 +180,7 @@ def _run(
                 sidecar,
                 after_pass,
                 once=once,
-                poll_seconds=plan.flags["poll_interval_seconds"],
+                poll_seconds=plan.flags.poll_interval_seconds,
                 retry_request=request,
                 wake=wake,
                 stop=stop,
@@ -209,15 +210,15 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
         waits = [f"{plan.config.model_dir}: no checkpoint is in it yet"]
     show.waiting(waits)
     show.problems(left)
-    if not plan.flags["once"]:
+    if not plan.flags.once:
         return 0
     if interrupted:
         return 130
     return 1 if left else os.EX_TEMPFAIL if waits else 0
 
 
-def _writer(flags: dict[str, Any]) -> dict[str, Any]:
-    command = f"instance {flags['instance']}" if flags["instance"] else "eval-sidecar watch"
+def _writer(flags: WatchFlags) -> dict[str, Any]:
+    command = f"instance {flags.instance}" if flags.instance else "eval-sidecar watch"
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
 
 
