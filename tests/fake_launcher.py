@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
-from eval_sidecar.launchers.base import CANCELLED, ELSEWHERE, ENDED, EVICTED, LOST, QUEUED, RUNNING, JobState
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.launchers.base import JobState
+from eval_sidecar.types import Handle, Job, JobPhase
 
 
 class FakeLauncher:
@@ -48,7 +48,7 @@ class FakeLauncher:
 
     def running(self) -> list[int]:
         """The steps that are being evaluated now."""
-        return [job.step for job in self.jobs if self._states[job.token].phase == RUNNING]
+        return [job.step for job in self.jobs if self._states[job.token].phase == JobPhase.RUNNING]
 
     def newest(self, step: int) -> Job:
         """The newest job of a step."""
@@ -56,36 +56,36 @@ class FakeLauncher:
 
     def end(self, step: int, exit_code: int = 0) -> None:
         """Let a step's newest job end."""
-        self._states[self.newest(step).token] = JobState(ENDED, exit_code)
+        self._states[self.newest(step).token] = JobState(JobPhase.ENDED, exit_code)
 
     def lose(self, step: int) -> None:
         """Let a step's newest job vanish without a trace."""
-        self._states[self.newest(step).token] = JobState(LOST, reason="no trace of it")
+        self._states[self.newest(step).token] = JobState(JobPhase.LOST, reason="no trace of it")
 
     def queue(self, step: int, reason: str = "PENDING (Priority)") -> None:
         """Let a step's newest job wait for a machine."""
-        self._states[self.newest(step).token] = JobState(QUEUED, reason=reason)
+        self._states[self.newest(step).token] = JobState(JobPhase.QUEUED, reason=reason)
 
     def begin(self, step: int, when: float, used: Optional[float] = None) -> None:
         """Let a step's newest job get its machine; it may have computed for less time since."""
-        state = JobState(RUNNING, reason="RUNNING on n1", began=when, used=used)
+        state = JobState(JobPhase.RUNNING, reason="RUNNING on n1", began=when, used=used)
         self._states[self.newest(step).token] = state
 
     def evict(self, step: int) -> None:
         """Let the machine take a step's newest job away."""
-        self._states[self.newest(step).token] = JobState(EVICTED, reason="job 7: NODE_FAIL")
+        self._states[self.newest(step).token] = JobState(JobPhase.EVICTED, reason="job 7: NODE_FAIL")
 
     def cancel_by_hand(self, step: int) -> None:
         """Let somebody cancel a step's newest job."""
-        self._states[self.newest(step).token] = JobState(CANCELLED, reason="job 7: CANCELLED")
+        self._states[self.newest(step).token] = JobState(JobPhase.CANCELLED, reason="job 7: CANCELLED")
 
     def run_out_of_time(self, step: int) -> None:
         """Let a step's newest job be ended for its own doing."""
-        self._states[self.newest(step).token] = JobState(ENDED, reason="job 7: TIMEOUT")
+        self._states[self.newest(step).token] = JobState(JobPhase.ENDED, reason="job 7: TIMEOUT")
 
     def go_elsewhere(self, step: int) -> None:
         """Let a step's newest job be on a machine that cannot be asked."""
-        self._states[self.newest(step).token] = JobState(ELSEWHERE, reason="runs on another, or did")
+        self._states[self.newest(step).token] = JobState(JobPhase.ELSEWHERE, reason="runs on another, or did")
 
     def free_slots(self, running: Sequence[Handle]) -> int:
         return max(0, self.slots - len(running))
@@ -100,29 +100,29 @@ class FakeLauncher:
         if self.mistake is not None:
             raise UsageError(self.mistake)
         self.jobs.append(job)
-        self._states[job.token] = JobState(RUNNING)
-        return {**self.announce(job), "pid": len(self.jobs)}
+        self._states[job.token] = JobState(JobPhase.RUNNING)
+        return {**self.reserve(job), "pid": len(self.jobs)}
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         return {"token": job.token}
 
     def poll(self, handle: Handle) -> JobState:
         if "pid" not in handle:
-            return JobState(LOST, reason="its start was cut short")
-        return self._states.get(handle["token"], JobState(LOST, reason="never heard of it"))
+            return JobState(JobPhase.LOST, reason="its start was cut short")
+        return self._states.get(handle["token"], JobState(JobPhase.LOST, reason="never heard of it"))
 
     def cancel(self, handle: Handle) -> bool:
         if self.stuck is not None:
             raise LaunchError(self.stuck)
         self.cancelled.append(handle["token"])
-        if self.reappears and self.poll(handle).phase == EVICTED:
-            self._states[handle["token"]] = JobState(RUNNING)
-        if self.slow and self.poll(handle).phase == RUNNING:
+        if self.reappears and self.poll(handle).phase == JobPhase.EVICTED:
+            self._states[handle["token"]] = JobState(JobPhase.RUNNING)
+        if self.slow and self.poll(handle).phase == JobPhase.RUNNING:
             return False
-        self._states[handle["token"]] = JobState(LOST, reason="cancelled")
+        self._states[handle["token"]] = JobState(JobPhase.LOST, reason="cancelled")
         return True
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         if not self.goes_on:
             self.cancel(handle)
         return self.goes_on

@@ -26,7 +26,7 @@ from typing import Optional
 import psutil
 
 from checkpoint_files import write_checkpoint
-from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.cli import show
 from eval_sidecar.delivery.background import DeliveryThread
@@ -35,6 +35,7 @@ from eval_sidecar.evaluation.loop import run_loop
 from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.ledger.store import open_store
+from eval_sidecar.paths import PinPaths
 from eval_sidecar.system import logs
 from tracking import Server, spec_of, wandb_on
 
@@ -112,7 +113,7 @@ class Training(threading.Event):
         self.seconds += time.thread_time() - self._began
         self.passes += 1
         self.on_wait()
-        room = self.backlog - len(list_checkpoints(pins_folder(self.model_dir)))
+        room = self.backlog - len(list_checkpoints(PinPaths.beside(self.model_dir).pins(self.model_dir.name)))
         for step in self.steps[self._written : self._written + max(0, room)]:
             self._save(step)
             self._written += 1

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.errors import CheckpointError
+from eval_sidecar.paths import PinPaths
 from eval_sidecar.types import Checkpoint, step_of
 
 
@@ -77,6 +78,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path, monk
 
 
 def test_pins_lie_in_a_folder_of_the_models_name_beside_the_model_dir(tmp_path):
-    folder = pins_folder(tmp_path / "my-model")
+    folder = PinPaths.beside(tmp_path / "my-model").pins("my-model")
     assert folder == tmp_path / ".eval-sidecar" / "my-model"
     assert step_of(folder.parent.name) is None

@@ -33,7 +33,9 @@ from eval_sidecar.checkpoints.completeness import (
     fingerprint,
     judge,
 )
-from eval_sidecar.types import ABANDONED, COMPLETE, GONE, PARTIAL, QUIET, SETTLING, Checkpoint
+from eval_sidecar.types import Checkpoint, Completeness
+
+COMPLETE, SETTLING, QUIET, PARTIAL, ABANDONED, GONE = Completeness
 
 QUIET_SECONDS = 120.0
 #: Long enough for everything that only needs patience, too short to be given up.

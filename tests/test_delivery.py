@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.errors import ReadBackUnsupported, StateError, TrackerError
-from eval_sidecar.ledger.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
+from eval_sidecar.ledger.ledger import CARRIED, Delivery, Ledger
 from eval_sidecar.ledger.status import unfinished
 from eval_sidecar.ledger.store import LedgerStore, load, open_store
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import ModelSpec, Result, digest
+from eval_sidecar.types import DeliveryStatus, ModelSpec, Result, digest
 from fakes import FakeTracker
+
+PENDING, SENT, CONFIRMED = DeliveryStatus
 
 SPEC = ModelSpec("m", "d", "cb64", "test", 42, 50, -1, "p", None, "eval-1", "m-eval")
 

@@ -76,7 +76,7 @@ def test_a_lock_is_refused_to_a_second_holder_and_free_after_the_first(tmp_path)
 
 def test_a_lock_is_freed_by_a_holder_that_is_killed(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from eval_sidecar.files import held_lock\n"
+        "import sys; from pathlib import Path; from eval_sidecar.system.files import held_lock\n"
         "with held_lock(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
+from eval_sidecar.launchers.base import JobState
 from eval_sidecar.launchers.local import LocalLauncher, split_devices
 from eval_sidecar.system.process import end_family, family, wait_for_end
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 
 MARKER = "EVAL_SIDECAR_JOB"
 
@@ -67,13 +67,13 @@ def has_ended(pid: int) -> bool:
 def test_the_exit_code_of_the_command_is_reported(launcher, job, code):
     handle = launcher.submit(bash(job, f"exit {code}"), [])
     wait_until_ended(handle)
-    assert launcher.poll(handle) == JobState(ENDED, code)
+    assert launcher.poll(handle) == JobState(JobPhase.ENDED, code)
 
 
 def test_a_command_that_a_signal_ended_is_reported_with_128_and_the_signal(launcher, job):
     handle = launcher.submit(bash(job, "kill -9 $$"), [])
     wait_until_ended(handle)
-    assert launcher.poll(handle) == JobState(ENDED, 128 + signal.SIGKILL)
+    assert launcher.poll(handle) == JobState(JobPhase.ENDED, 128 + signal.SIGKILL)
 
 
 def test_output_and_errors_go_to_the_jobs_log_after_what_is_there(launcher, job):
@@ -91,7 +91,7 @@ def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkey
     handle = launcher.submit(replace(bash(job, script), env={"CATEGORY": "Toys", "CUDA_LIST": "9"}), [])
     wait_until_ended(handle)
     assert job.log.read_text() == f"{job.cwd} kept Toys 0\n"
-    assert launcher.poll(handle) == JobState(ENDED, 0), "its input is empty, not the terminal"
+    assert launcher.poll(handle) == JobState(JobPhase.ENDED, 0), "its input is empty, not the terminal"
 
 
 def test_arguments_reach_the_command_as_they_are(launcher, job):
@@ -104,7 +104,7 @@ def test_arguments_reach_the_command_as_they_are(launcher, job):
 def test_a_command_that_is_not_there_ends_with_its_reason_in_the_log(launcher, job):
     handle = launcher.submit(replace(job, argv=("/no/such/script",)), [])
     wait_until_ended(handle)
-    assert launcher.poll(handle) == JobState(ENDED, 127)
+    assert launcher.poll(handle) == JobState(JobPhase.ENDED, 127)
     assert "/no/such/script" in job.log.read_text()
 
 
@@ -120,7 +120,7 @@ def test_a_second_attempt_does_not_inherit_the_first_ones_exit_code(launcher, jo
     wait_until_ended(launcher.submit(bash(job, "exit 3"), []))
     up = waiting(job)
     handle = launcher.submit(up, [])
-    assert launcher.poll(handle) == JobState(RUNNING)
+    assert launcher.poll(handle) == JobState(JobPhase.RUNNING)
     wait_until_up(up)
     launcher.cancel(handle)
 
@@ -132,14 +132,14 @@ def test_another_launcher_finds_a_running_job_by_its_handle_from_json(launcher, 
     up = waiting(job)
     handle = json.loads(json.dumps(launcher.submit(up, [])))
     wait_until_up(up)
-    assert LocalLauncher(["0"]).poll(handle) == JobState(RUNNING)
+    assert LocalLauncher(["0"]).poll(handle) == JobState(JobPhase.RUNNING)
     launcher.cancel(handle)
 
 
 def test_another_launcher_learns_the_exit_code_of_a_job_that_is_not_its_child(launcher, job):
     handle = launcher.submit(bash(job, "exit 3"), [])
     wait_until_ended(handle)
-    assert LocalLauncher(["0"]).poll(handle) == JobState(ENDED, 3)
+    assert LocalLauncher(["0"]).poll(handle) == JobState(JobPhase.ENDED, 3)
 
 
 def test_another_launcher_ends_a_job_that_is_not_its_child(launcher, job):
@@ -155,7 +155,7 @@ def test_a_job_of_which_only_the_token_is_known_is_lost_and_can_be_cancelled(lau
     launcher.submit(up, [])
     wait_until_up(up)
     handle = {"token": job.token}
-    assert LocalLauncher(["0"]).poll(handle) == JobState(LOST, reason="its start was cut short")
+    assert LocalLauncher(["0"]).poll(handle) == JobState(JobPhase.LOST, reason="its start was cut short")
     LocalLauncher(["0"], grace_seconds=30.0).cancel(handle)
     assert family(None, (MARKER, job.token)) == []
 
@@ -164,13 +164,13 @@ def test_a_job_whose_process_is_gone_without_an_exit_code_is_lost(launcher, job)
     handle = launcher.submit(job, [])
     wait_until_ended(handle)
     Path(handle["exit_file"]).unlink()
-    assert LocalLauncher(["0"]).poll(handle).phase == LOST
+    assert LocalLauncher(["0"]).poll(handle).phase == JobPhase.LOST
 
 
 def test_a_process_that_got_the_jobs_pid_later_is_not_the_job(launcher, job):
     handle = {**launcher.submit(job, []), "pid": os.getpid()}
     handle["exit_file"] += "-never-written"
-    assert LocalLauncher(["0"]).poll(handle).phase == LOST
+    assert LocalLauncher(["0"]).poll(handle).phase == JobPhase.LOST
 
 
 # -- on another machine ----------------------------------------------------------------------------------
@@ -187,13 +187,15 @@ def test_a_job_of_another_machine_is_left_to_that_and_takes_nothing_here(launche
     wait_until_up(up)
     there = on_another_machine(handle)
     state = LocalLauncher(["0"]).poll(there)
-    assert state.phase == ELSEWHERE
+    assert state.phase == JobPhase.ELSEWHERE
     assert "runs on another, or did" in state.reason and "eval-sidecar retry" in state.reason
     with pytest.raises(LaunchError, match="cannot be ended from here"):
         launcher.cancel(there)
-    assert launcher.leave(there) is True
+    assert launcher.detach(there) is True
     assert launcher.free_slots([there]) == 1
-    assert launcher.poll(handle) == JobState(RUNNING), "a process here that has the same pid is not the job"
+    assert launcher.poll(handle) == JobState(JobPhase.RUNNING), (
+        "a process here that has the same pid is not the job"
+    )
     launcher.cancel(handle)
 
 
@@ -201,27 +203,27 @@ def test_a_job_of_another_machine_has_ended_where_its_exit_file_is(launcher, job
     handle = launcher.submit(bash(job, "exit 3"), [])
     wait_until_ended(handle)
     there = on_another_machine(handle)
-    assert launcher.poll(there) == JobState(ENDED, 3)
+    assert launcher.poll(there) == JobState(JobPhase.ENDED, 3)
     assert launcher.cancel(there) is True
 
 
 def test_a_machine_under_another_name_is_the_same_until_it_boots(launcher, job):
-    if launcher.announce(job)["boot"] is None:
+    if launcher.reserve(job)["boot"] is None:
         pytest.skip("this system does not tell one boot from another")
     up = waiting(job)
     handle = {**launcher.submit(up, []), "host": "another"}
     wait_until_up(up)
-    assert launcher.poll(handle) == JobState(RUNNING)
+    assert launcher.poll(handle) == JobState(JobPhase.RUNNING)
     launcher.cancel(handle)
 
 
 def test_the_exit_code_of_an_attempt_that_was_given_up_judges_no_later_one(launcher, job):
-    first = launcher.announce(job)
+    first = launcher.reserve(job)
     up = waiting(replace(job, token=uuid.uuid4().hex))
     second = launcher.submit(up, [])
     wait_until_up(up)
     Path(first["exit_file"]).write_text("0\n")
-    assert launcher.poll(second) == JobState(RUNNING)
+    assert launcher.poll(second) == JobState(JobPhase.RUNNING)
     launcher.cancel(second)
 
 
@@ -252,7 +254,7 @@ def test_a_job_that_goes_on_after_all_signals_is_an_error_that_names_the_process
         patched.setattr("eval_sidecar.system.process.wait_for_end", lambda members, seconds: False)
         with pytest.raises(LaunchError, match=f"pid .*{handle['pid']}.* goes on"):
             launcher.cancel(handle)
-    assert launcher.poll(handle) == JobState(RUNNING)
+    assert launcher.poll(handle) == JobState(JobPhase.RUNNING)
     assert launcher.cancel(handle) is True
 
 
@@ -274,7 +276,7 @@ def test_a_cancelled_job_is_never_reported_as_a_success(launcher, job):
     wait_until_up(up)
     launcher.cancel(handle)
     state = launcher.poll(handle)
-    assert state.phase != RUNNING
+    assert state.phase != JobPhase.RUNNING
     assert state.exit_code != 0
 
 
@@ -283,7 +285,7 @@ def test_cancelling_twice_is_the_same_as_once(launcher, job):
     wait_until_ended(handle)
     launcher.cancel(handle)
     launcher.cancel(handle)
-    assert launcher.poll(handle) == JobState(ENDED, 0)
+    assert launcher.poll(handle) == JobState(JobPhase.ENDED, 0)
 
 
 def test_a_job_whose_wrapper_was_killed_is_lost_although_its_command_goes_on(launcher, job):
@@ -293,7 +295,7 @@ def test_a_job_whose_wrapper_was_killed_is_lost_although_its_command_goes_on(lau
     os.kill(handle["pid"], signal.SIGKILL)
     wait_until_ended(handle)
     state = launcher.poll(handle)
-    assert (state.phase, state.exit_code) == (LOST, None)
+    assert (state.phase, state.exit_code) == (JobPhase.LOST, None)
     assert "signal 9" in state.reason
     launcher.cancel(handle)
     assert has_ended(int((job.cwd / "command").read_text()))

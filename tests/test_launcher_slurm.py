@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
-from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
+from eval_sidecar.launchers.base import JobState
 from eval_sidecar.launchers.slurm import SlurmLauncher, require_slurm, sbatch_parameters
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 
 TOKEN = "0123456789abcdef"
 NAME = f"eval-495.{TOKEN}"
@@ -92,7 +92,7 @@ class Slurm:
     @property
     def handle(self) -> Handle:
         """The handle of the job, as a ledger holds it after it was submitted."""
-        return {**self.launcher().announce(self.job), "job_id": "7"}
+        return {**self.launcher().reserve(self.job), "job_id": "7"}
 
     def poll(self) -> JobState:
         return self.launcher().poll(self.handle)
@@ -117,14 +117,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 @pytest.mark.parametrize("state", ["PENDING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD"])
 def test_a_job_without_a_machine_is_queued_with_slurms_reason(slurm, state):
     slurm.shows(state, "Resources", start="1700000000")
-    assert slurm.poll() == JobState(QUEUED, reason=f"Slurm job 7: {state} (Resources)", used=0.0)
+    assert slurm.poll() == JobState(JobPhase.QUEUED, reason=f"Slurm job 7: {state} (Resources)", used=0.0)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
 def test_a_job_with_a_machine_runs_since_slurm_started_it(slurm, state):
     slurm.shows(state, start="1700000000", used="1:05")
     said = f"Slurm job 7: {state} on n1"
-    assert slurm.poll() == JobState(RUNNING, reason=said, began=1_700_000_000.0, used=65.0)
+    assert slurm.poll() == JobState(JobPhase.RUNNING, reason=said, began=1_700_000_000.0, used=65.0)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_how_long_a_job_has_computed_is_slurms_own_count(slurm, shown, seconds):
 def test_an_evaluation_that_has_failed_waits_for_slurms_reason_before_it_is_judged(slurm):
     slurm.leaves("exit", "137\n")
     slurm.shows("RUNNING", start="5")
-    assert slurm.poll().phase == RUNNING
+    assert slurm.poll().phase == JobPhase.RUNNING
 
 
 def test_one_question_is_enough_for_all_jobs_and_good_for_a_while(slurm):
@@ -173,40 +173,40 @@ def test_a_users_own_settings_of_squeue_do_not_hide_jobs(slurm, monkeypatch):
 def test_no_answer_is_not_the_end_of_a_job(slurm):
     slurm.goes_down()
     state = slurm.poll()
-    assert state.phase == QUEUED
+    assert state.phase == JobPhase.QUEUED
     assert DOWN in state.reason and "Slurm job 7" in state.reason
 
 
 def test_a_missing_squeue_is_not_the_end_of_a_job(slurm, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert slurm.poll().phase == QUEUED
+    assert slurm.poll().phase == JobPhase.QUEUED
 
 
 def test_an_answer_that_is_no_list_of_jobs_is_not_the_end_of_a_job(slurm):
     slurm.says("squeue", "This cluster is under maintenance.\n")
     state = slurm.poll()
-    assert state.phase == QUEUED and "under maintenance" in state.reason
+    assert state.phase == JobPhase.QUEUED and "under maintenance" in state.reason
 
 
 def test_an_answer_of_nothing_but_an_error_is_not_the_end_of_a_job(slurm):
     slurm.script("squeue", "echo 'squeue: error: Invalid user: 4242' >&2")
     state = slurm.poll_twice()
-    assert state.phase == QUEUED and "Invalid user: 4242" in state.reason
+    assert state.phase == JobPhase.QUEUED and "Invalid user: 4242" in state.reason
 
 
 def test_a_job_that_one_answer_leaves_out_goes_on(slurm):
     launcher = slurm.launcher()
     slurm.shows("RUNNING", start="5")
-    assert launcher.poll(slurm.handle).phase == RUNNING
+    assert launcher.poll(slurm.handle).phase == JobPhase.RUNNING
     for _ in range(2):  # times that the list is empty
         slurm.says("squeue", "")
         for seconds in (ASK_EVERY, ASK_EVERY / 2):  # two looks at one answer
             slurm.now += seconds
             state = launcher.poll(slurm.handle)
-            assert state.phase == QUEUED and "not in the queue" in state.reason
+            assert state.phase == JobPhase.QUEUED and "not in the queue" in state.reason
         slurm.shows("RUNNING", start="5")
         slurm.now += ASK_EVERY / 2
-        assert launcher.poll(slurm.handle).phase == RUNNING
+        assert launcher.poll(slurm.handle).phase == JobPhase.RUNNING
     assert slurm.calls("sacct") == []
 
 
@@ -215,26 +215,26 @@ def test_answers_that_come_at_once_are_not_two(slurm):
     slurm.forgets()
     for _ in range(2):
         launcher.cancel(slurm.handle)
-        assert launcher.poll(slurm.handle).phase == QUEUED
+        assert launcher.poll(slurm.handle).phase == JobPhase.QUEUED
 
 
 def test_a_line_break_in_the_name_of_another_job_hides_no_job(slurm):
     line = "{}|RUNNING|None|5|1:00|n1|{}\n"
     slurm.says("squeue", line.format(6, "first line\n\nsecond | line\n2") + line.format(7, NAME))
-    assert slurm.poll().phase == RUNNING
+    assert slurm.poll().phase == JobPhase.RUNNING
 
 
 @pytest.mark.parametrize("cut", ["9|RUNN", "12_[1-3]|PENDING|None"])
 def test_a_job_whose_line_is_cut_short_does_not_count_as_gone(slurm, cut):
     slurm.says("squeue", f"8|RUNNING|None|5|1:00|n2|another job\n{cut}")
     state = slurm.poll_twice()
-    assert state.phase == QUEUED and "does not answer with jobs" in state.reason
+    assert state.phase == JobPhase.QUEUED and "does not answer with jobs" in state.reason
 
 
 def test_a_failure_is_not_judged_while_nobody_can_tell_the_reason(slurm):
     slurm.leaves("exit", "1\n")
     slurm.goes_down()
-    assert slurm.poll().phase == QUEUED
+    assert slurm.poll().phase == JobPhase.QUEUED
 
 
 def test_a_job_goes_on_where_it_was_when_the_controller_is_back(slurm, caplog):
@@ -245,7 +245,7 @@ def test_a_job_goes_on_where_it_was_when_the_controller_is_back(slurm, caplog):
         launcher.poll(slurm.handle)
         slurm.now += ASK_EVERY
     slurm.comes_back()
-    assert launcher.poll(slurm.handle).phase == RUNNING
+    assert launcher.poll(slurm.handle).phase == JobPhase.RUNNING
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 1 and DOWN in said[0], "once, not at each look"
 
@@ -254,7 +254,7 @@ def test_a_success_needs_no_controller(slurm):
     slurm.goes_down()
     slurm.leaves("exit", "0\n")
     launcher = slurm.launcher()
-    assert launcher.poll(slurm.handle) == JobState(ENDED, 0)
+    assert launcher.poll(slurm.handle) == JobState(JobPhase.ENDED, 0)
     launcher.cancel(slurm.handle)
     assert slurm.calls("squeue") == slurm.calls("scancel") == []
 
@@ -267,19 +267,19 @@ def test_the_exit_code_is_what_the_evaluation_said_itself(slurm, state):
     slurm.leaves("exit", "3\n")
     slurm.shows(state, "NonZeroExitCode")
     said = "Slurm job 7: the evaluation script ended with exit code 3"
-    assert slurm.poll() == JobState(ENDED, 3, said)
+    assert slurm.poll() == JobState(JobPhase.ENDED, 3, said)
 
 
 def test_a_completed_job_whose_exit_file_is_lost_has_succeeded(slurm):
     slurm.shows("COMPLETED")
-    assert slurm.poll() == JobState(ENDED, 0)
+    assert slurm.poll() == JobState(JobPhase.ENDED, 0)
 
 
 @pytest.mark.parametrize(("state", "why"), [("TIMEOUT", "--slurm-time"), ("DEADLINE", "deadline")])
 def test_what_took_too_long_has_ended_by_its_own_doing(slurm, state, why):
     slurm.shows(state, "TimeLimit")
     ended = slurm.poll()
-    assert (ended.phase, ended.exit_code) == (ENDED, None)
+    assert (ended.phase, ended.exit_code) == (JobPhase.ENDED, None)
     assert f"Slurm job 7: {state} (TimeLimit)" in ended.reason and why in ended.reason
 
 
@@ -289,7 +289,7 @@ def test_what_needed_too_much_memory_is_told_so_whatever_its_exit_code(slurm, co
         slurm.leaves("exit", f"{code}\n")
     slurm.shows("OUT_OF_MEMORY", "OutOfMemory")
     ended = slurm.poll()
-    assert (ended.phase, ended.exit_code) == (ENDED, code)
+    assert (ended.phase, ended.exit_code) == (JobPhase.ENDED, code)
     assert "OUT_OF_MEMORY" in ended.reason and "mem=" in ended.reason
 
 
@@ -304,24 +304,24 @@ def test_what_the_cluster_took_away_is_evicted(slurm, state, reason):
     slurm.leaves("begun", "")
     slurm.shows(state, reason)
     shown = f" ({reason})" if reason != "None" else ""
-    assert slurm.poll() == JobState(EVICTED, reason=f"Slurm job 7: {state}{shown}")
+    assert slurm.poll() == JobState(JobPhase.EVICTED, reason=f"Slurm job 7: {state}{shown}")
 
 
 def test_an_exit_code_from_a_preemptions_signal_is_not_the_evaluations_doing(slurm):
     slurm.leaves("exit", "143\n")
     slurm.shows("PREEMPTED")
-    assert slurm.poll().phase == EVICTED
+    assert slurm.poll().phase == JobPhase.EVICTED
 
 
 def test_what_somebody_cancelled_is_cancelled(slurm):
     slurm.shows("CANCELLED")
-    assert slurm.poll() == JobState(CANCELLED, reason="Slurm job 7: CANCELLED")
+    assert slurm.poll() == JobState(JobPhase.CANCELLED, reason="Slurm job 7: CANCELLED")
 
 
 def test_a_job_that_could_not_be_launched_tells_where_to_look(slurm):
     slurm.shows("FAILED", "JobLaunchFailure")
     ended = slurm.poll()
-    assert ended.phase == EVICTED
+    assert ended.phase == JobPhase.EVICTED
     assert "(JobLaunchFailure) before the evaluation began" in ended.reason
     assert "is this folder on a shared disk?" in ended.reason and slurm.handle["folder"] in ended.reason
 
@@ -334,7 +334,7 @@ def test_a_job_that_failed_before_its_evaluation_began_failed_by_the_machine(slu
         slurm.forgets()
         slurm.says("sacct", "7|FAILED\n")
     ended = slurm.poll_twice()
-    assert (ended.phase, ended.exit_code) == (EVICTED, None)
+    assert (ended.phase, ended.exit_code) == (JobPhase.EVICTED, None)
     assert "No module named submitit" in ended.reason and f"{NAME}.out" in ended.reason
 
 
@@ -342,7 +342,7 @@ def test_a_job_that_failed_without_an_exit_code_after_its_evaluation_began_is_it
     slurm.leaves("begun", "")
     slurm.shows("FAILED", "NonZeroExitCode")
     ended = slurm.poll()
-    assert (ended.phase, ended.exit_code) == (ENDED, None)
+    assert (ended.phase, ended.exit_code) == (JobPhase.ENDED, None)
     assert "without an exit code" in ended.reason
 
 
@@ -354,11 +354,11 @@ LAST_WORDS = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:0
 @pytest.mark.parametrize(
     ("cause", "phase", "state"),
     [
-        ("", CANCELLED, "CANCELLED"),
-        (" DUE to SIGNAL Terminated", CANCELLED, "CANCELLED"),
-        (" DUE TO TIME LIMIT", ENDED, "TIMEOUT"),
-        (" DUE TO PREEMPTION", EVICTED, "PREEMPTED"),
-        (" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", EVICTED, "NODE_FAIL"),
+        ("", JobPhase.CANCELLED, "CANCELLED"),
+        (" DUE to SIGNAL Terminated", JobPhase.CANCELLED, "CANCELLED"),
+        (" DUE TO TIME LIMIT", JobPhase.ENDED, "TIMEOUT"),
+        (" DUE TO PREEMPTION", JobPhase.EVICTED, "PREEMPTED"),
+        (" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", JobPhase.EVICTED, "NODE_FAIL"),
     ],
 )
 def test_slurms_last_words_in_the_output_say_why_a_forgotten_job_ended(slurm, cause, phase, state):
@@ -375,7 +375,7 @@ def test_slurms_last_words_in_the_output_say_why_a_forgotten_job_ended(slurm, ca
 def test_memory_that_ran_out_is_found_in_the_output_of_a_forgotten_job(slurm, words):
     slurm.leaves("out", f"slurmstepd: error: {words}. Some of the step tasks have been OOM Killed.\n")
     slurm.forgets()
-    assert slurm.poll_twice().phase == ENDED
+    assert slurm.poll_twice().phase == JobPhase.ENDED
 
 
 def test_a_forgotten_job_that_left_its_exit_code_is_judged_by_it(slurm):
@@ -387,7 +387,7 @@ def test_a_forgotten_job_that_left_its_exit_code_is_judged_by_it(slurm):
 def test_accounting_is_asked_only_where_nothing_else_tells(slurm):
     slurm.forgets()
     slurm.says("sacct", "7|CANCELLED by 1000\n")
-    assert slurm.poll_twice().phase == CANCELLED
+    assert slurm.poll_twice().phase == JobPhase.CANCELLED
     assert f"--name={NAME}" in slurm.calls("sacct")[0]
 
 
@@ -399,9 +399,9 @@ def test_an_accounting_that_does_not_answer_is_waited_for_and_not_for_ever(slurm
     for _ in range(2):
         slurm.now += 295
         state = launcher.poll(slurm.handle)
-        assert state.phase == QUEUED and "slurmdbd: Connection refused" in state.reason
+        assert state.phase == JobPhase.QUEUED and "slurmdbd: Connection refused" in state.reason
     slurm.now += ASK_EVERY
-    assert launcher.poll(slurm.handle).phase == EVICTED
+    assert launcher.poll(slurm.handle).phase == JobPhase.EVICTED
 
 
 def test_an_accounting_that_answers_late_says_who_has_ended_the_job(slurm):
@@ -411,17 +411,17 @@ def test_an_accounting_that_answers_late_says_who_has_ended_the_job(slurm):
     launcher = slurm.launcher()
     launcher.poll(slurm.handle)
     slurm.now += 60
-    assert launcher.poll(slurm.handle).phase == QUEUED
+    assert launcher.poll(slurm.handle).phase == JobPhase.QUEUED
     (slurm.folder / "away").unlink()
     slurm.says("sacct", "7|CANCELLED by 1000\n")
-    assert launcher.poll(slurm.handle).phase == CANCELLED
+    assert launcher.poll(slurm.handle).phase == JobPhase.CANCELLED
 
 
 @pytest.mark.parametrize(
     ("state", "phase"),
     [
-        *(("PENDING", QUEUED), ("REQUEUED", QUEUED), ("SUSPENDED", QUEUED)),
-        *(("RUNNING", RUNNING), ("COMPLETING", RUNNING)),
+        *(("PENDING", JobPhase.QUEUED), ("REQUEUED", JobPhase.QUEUED), ("SUSPENDED", JobPhase.QUEUED)),
+        *(("RUNNING", JobPhase.RUNNING), ("COMPLETING", JobPhase.RUNNING)),
     ],
 )
 def test_a_job_that_only_accounting_shows_goes_on(slurm, state, phase):
@@ -439,39 +439,41 @@ def test_a_job_that_vanished_is_cancelled_all_the_same_before_another_takes_its_
 def test_a_job_that_vanished_without_a_trace_was_not_the_evaluations_doing(slurm):
     slurm.forgets()
     slurm.script("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
-    assert slurm.poll_twice() == JobState(EVICTED, reason="Slurm job 7: gone from the queue without a trace")
+    assert slurm.poll_twice() == JobState(
+        JobPhase.EVICTED, reason="Slurm job 7: gone from the queue without a trace"
+    )
 
 
 # -- a job whose submission was cut short ----------------------------------------------------------------
 
 
 def test_a_job_without_a_number_is_found_by_its_name(slurm):
-    handle = slurm.launcher().announce(slurm.job)
+    handle = slurm.launcher().reserve(slurm.job)
     Path(handle["folder"]).mkdir(parents=True)
     (Path(handle["folder"]) / "7_submitted.pkl").touch()
     slurm.shows("RUNNING", start="5")
-    assert slurm.launcher().poll(handle).phase == RUNNING
+    assert slurm.launcher().poll(handle).phase == JobPhase.RUNNING
 
 
 def test_a_job_that_would_wait_in_vain_for_what_it_is_to_do_is_evicted_and_can_be_cancelled(slurm):
-    handle = slurm.launcher().announce(slurm.job)
+    handle = slurm.launcher().reserve(slurm.job)
     slurm.shows("RUNNING", start="5")
     slurm.script("scancel", "sed -i 's/7|RUNNING/7|CANCELLED/' squeue.says")
-    assert slurm.launcher().poll(handle).phase == EVICTED
+    assert slurm.launcher().poll(handle).phase == JobPhase.EVICTED
     assert slurm.launcher().cancel(handle) is True
     assert f"--name={NAME}" in slurm.calls("scancel")[0]
-    assert slurm.launcher().poll(handle).phase == EVICTED, "and not cancelled by somebody"
+    assert slurm.launcher().poll(handle).phase == JobPhase.EVICTED, "and not cancelled by somebody"
 
 
 def test_a_job_that_has_waited_in_vain_for_what_it_is_to_do_is_evicted(slurm):
     slurm.leaves("out", "RuntimeError: Waited for 60 seconds but could not find submitted jobs in path\n")
     slurm.shows("FAILED", "NonZeroExitCode")
-    assert slurm.launcher().poll(slurm.launcher().announce(slurm.job)).phase == EVICTED
+    assert slurm.launcher().poll(slurm.launcher().reserve(slurm.job)).phase == JobPhase.EVICTED
 
 
 def test_a_job_that_was_never_submitted_is_evicted(slurm):
     slurm.forgets()
-    assert slurm.launcher().poll(slurm.launcher().announce(slurm.job)).phase == EVICTED
+    assert slurm.launcher().poll(slurm.launcher().reserve(slurm.job)).phase == JobPhase.EVICTED
 
 
 # -- cancelling ------------------------------------------------------------------------------------------
@@ -503,7 +505,7 @@ def test_a_cancel_that_slurm_does_not_take_is_an_error_that_names_the_job(slurm,
 
 def test_a_job_is_left_running_where_the_sidecar_ends(slurm):
     slurm.shows("RUNNING", start="5")
-    assert slurm.launcher().leave(slurm.handle) is True
+    assert slurm.launcher().detach(slurm.handle) is True
     assert slurm.calls("scancel") == []
 
 
@@ -576,7 +578,7 @@ def test_a_job_submitted_after_the_last_answer_is_not_missed_in_it(accepting):
     launcher = accepting.launcher()
     handle = launcher.submit(accepting.job, [])
     accepting.shows("PENDING", "Priority")
-    assert launcher.poll(handle).phase == QUEUED
+    assert launcher.poll(handle).phase == JobPhase.QUEUED
 
 
 def refusing(slurm: Slurm, said: str, meanwhile: str = "") -> None:
@@ -704,7 +706,7 @@ def test_nothing_is_submitted_while_the_controller_does_not_answer(accepting):
 def test_a_submission_of_which_nobody_knows_whether_it_arrived_is_settled_later(slurm, meanwhile):
     refusing(slurm, "Socket timed out on send/recv operation", meanwhile)
     handle = slurm.launcher().submit(slurm.job, [])
-    assert handle == slurm.launcher().announce(slurm.job)
+    assert handle == slurm.launcher().reserve(slurm.job)
 
 
 def test_there_are_as_many_slots_as_jobs_may_be_in_flight(slurm):

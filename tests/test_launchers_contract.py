@@ -11,10 +11,10 @@ from typing import Callable
 import psutil
 import pytest
 
-from eval_sidecar.launchers.base import ENDED, RUNNING, Launcher
+from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.launchers.slurm import SlurmLauncher
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 from toolbox import wait_until
 
 MakeLauncher = Callable[[], Launcher]
@@ -50,7 +50,9 @@ def wait_until_up(job: Job) -> int:
 
 
 def wait_until_ended(launcher: Launcher, handle: Handle) -> None:
-    wait_until(lambda: launcher.poll(handle).phase not in ("queued", RUNNING), "the job having ended")
+    wait_until(
+        lambda: launcher.poll(handle).phase not in (JobPhase.QUEUED, JobPhase.RUNNING), "the job having ended"
+    )
 
 
 def is_gone(pid: int) -> bool:
@@ -63,11 +65,11 @@ def test_a_job_runs_as_it_is_described_and_another_launcher_collects_its_exit_co
     handle = json.loads(json.dumps(make().submit(job, [])))
     wait_until_up(job)
     second = make()
-    wait_until(lambda: second.poll(handle).phase == RUNNING, "the job being seen")
+    wait_until(lambda: second.poll(handle).phase == JobPhase.RUNNING, "the job being seen")
     (job.cwd / "go").touch()
     wait_until_ended(second, handle)
     state = second.poll(handle)
-    assert (state.phase, state.exit_code) == (ENDED, 3)
+    assert (state.phase, state.exit_code) == (JobPhase.ENDED, 3)
     assert job.log.read_text() == "first attempt\na 'b' $c * x y 3 4\n"
 
 
@@ -78,20 +80,20 @@ def test_a_cancel_leaves_nothing_running_and_may_be_repeated(make, job):
     wait_until(lambda: launcher.cancel(handle), "the job having ended")
     assert is_gone(child)
     state = launcher.poll(handle)
-    assert state.phase != RUNNING and state.exit_code != 0
+    assert state.phase != JobPhase.RUNNING and state.exit_code != 0
     assert launcher.cancel(handle)
 
 
-def test_a_job_of_which_only_the_announcement_was_saved_can_be_ended(make, job):
-    announced = json.loads(json.dumps(make().announce(job)))
+def test_a_job_of_which_only_the_reservation_was_saved_can_be_ended(make, job):
+    reserved = json.loads(json.dumps(make().reserve(job)))
     make().submit(job, [])
     child = wait_until_up(job)
-    wait_until(lambda: make().cancel(announced), "the job having ended")
+    wait_until(lambda: make().cancel(reserved), "the job having ended")
     assert is_gone(child)
 
 
 def test_a_job_is_left_running_or_ended_as_the_launcher_says(make, job):
     handle = make().submit(job, [])
     child = wait_until_up(job)
-    goes_on = make().leave(handle)
+    goes_on = make().detach(handle)
     assert is_gone(child) is not goes_on

@@ -11,9 +11,8 @@ from eval_sidecar.cli.flags import LauncherFlags
 from eval_sidecar.cli.launching import choose_launcher, keeps_evaluator, launcher_of_old_jobs
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import own_evaluation_script
-from eval_sidecar.launchers.base import LOST, QUEUED
 from eval_sidecar.launchers.slurm import SlurmLauncher
-from eval_sidecar.types import Job
+from eval_sidecar.types import Job, JobPhase
 
 FLAGS = LauncherFlags(cuda_list="0 1", gpus_per_eval=1)
 POLL_SECONDS = 60.0
@@ -43,17 +42,18 @@ def test_jobs_of_the_other_launcher_take_no_slots(on_a_login_node):
 
 
 def test_a_job_of_slurm_is_asked_after_in_slurm_whatever_the_flags(on_a_login_node):
-    assert choose_launcher(FLAGS, POLL_SECONDS).poll(SLURM_JOB).phase == QUEUED, (
+    assert choose_launcher(FLAGS, POLL_SECONDS).poll(SLURM_JOB).phase == JobPhase.QUEUED, (
         "squeue is not there, so nobody knows"
     )
-    assert launcher_of_old_jobs().leave(SLURM_JOB) is True
+    assert launcher_of_old_jobs().detach(SLURM_JOB) is True
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
-def test_a_job_announced_by_one_launcher_is_known_as_its_own(on_a_login_node, tmp_path: Path, kind: str):
+def test_a_job_reserved_by_one_launcher_is_known_as_its_own(on_a_login_node, tmp_path: Path, kind: str):
     job = Job(495, "t0", ("true",), {}, tmp_path, tmp_path / "x.log")
-    announced = choose_launcher(replace(FLAGS, launcher=kind), POLL_SECONDS).announce(job)
-    assert launcher_of_old_jobs().poll(announced).phase == {"local": LOST, "slurm": QUEUED}[kind]
+    reserved = choose_launcher(replace(FLAGS, launcher=kind), POLL_SECONDS).reserve(job)
+    expected = {"local": JobPhase.LOST, "slurm": JobPhase.QUEUED}[kind]
+    assert launcher_of_old_jobs().poll(reserved).phase == expected
 
 
 @pytest.mark.parametrize(("poll", "pause"), [(60.0, 10.0), (2.0, 2.0)])

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from eval_sidecar.ledger.ledger import (
-    CARRIED,
-    CONFIRMED,
-    PENDING,
-    SENT,
-    Delivery,
-    Entry,
-    Failure,
-    Ledger,
-    Running,
-)
-from eval_sidecar.types import Result, digest
+from eval_sidecar.ledger.ledger import CARRIED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.types import DeliveryStatus, Result, digest
+
+PENDING, SENT, CONFIRMED = DeliveryStatus
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")
 RUNNING = Running({"token": "t"}, 0.0, "x.log", "/checkpoint-10", ())
@@ -155,3 +147,20 @@ def test_other_numbers_than_an_older_script_delivered_are_due():
     old = Delivery(CONFIRMED, digest=result(a=1.0).digest, via=CARRIED)
     carried = EMPTY.with_entry(10, result=result(a=1.0), delivery=old)
     assert carried.evaluated(10, result(a=9.0, b=2.0)).entry(10).due() == Delivery(PENDING, revision=1)
+
+
+# -- an evaluation under way -----------------------------------------------------------------------------
+
+
+def test_an_evaluation_under_way_keeps_what_it_was_started_with():
+    ledger = EMPTY.started(10, RUNNING).submitted(10, {"pid": 7}).followed(10, started_at=5.0, state="runs")
+    ended = ledger.ending(10, "took too long", evicted=True).entry(10).running
+    assert ended == Running(
+        {"pid": 7}, 5.0, "x.log", "/checkpoint-10", (), state="runs", ending="took too long", evicted=True
+    )
+
+
+def test_a_failure_with_weights_that_are_gone_costs_no_attempt():
+    ledger = EMPTY.started(10, RUNNING).failed_with_other_weights(10, Failure("", "no"))
+    entry = ledger.entry(10)
+    assert (entry.running, entry.attempts, entry.failure) == (None, 0, Failure("", "no"))

@@ -54,7 +54,7 @@ def test_the_oldest_of_the_logs_set_aside_goes(log):
 WRITES = """
 import subprocess, sys
 from pathlib import Path
-from eval_sidecar import logs
+from eval_sidecar.system import logs
 log, limit = Path(sys.argv[1]), int(sys.argv[2])
 logs.FULL = 1 << 10
 logs.KEPT = 200
@@ -76,7 +76,7 @@ def spawn_writer(log: Path, lines: int, output: Path) -> subprocess.Popen[bytes]
             [sys.executable, "-c", WRITES, str(log), str(lines)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(Path(logs.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(logs.__file__).parents[2])},
         )
 
 

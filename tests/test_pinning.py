@@ -11,7 +11,7 @@ import pytest
 
 from checkpoint_files import safetensors, trainer_files, write_checkpoint, write_files
 from eval_sidecar.checkpoints import linking
-from eval_sidecar.checkpoints.listing import list_checkpoints, old_pins_folder, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints, old_pins_folder
 from eval_sidecar.checkpoints.pinning import Need, Pins
 from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.errors import CheckpointError
@@ -71,7 +71,7 @@ def names(folder: Path) -> set[str]:
 def test_an_evaluation_gets_the_checkpoints_own_name_below_the_models_name_beside_the_model_dir(model):
     model.write()
     assert model.use() == model.own / "my-model" / "checkpoint-495"
-    assert list_checkpoints(pins_folder(model.folder)) == [Checkpoint(STEP, model.use())]
+    assert list_checkpoints(model.own / "my-model") == [Checkpoint(STEP, model.use())]
 
 
 def test_nothing_of_ours_lies_in_the_model_dir(model):
@@ -515,7 +515,7 @@ def test_releasing_one_keeps_the_others(model):
     model.use(20)
     model.pins.release(10)
     assert list(model.pins.held()) == [20]
-    assert [checkpoint.step for checkpoint in list_checkpoints(pins_folder(model.folder))] == [20]
+    assert [checkpoint.step for checkpoint in list_checkpoints(model.own / "my-model")] == [20]
 
 
 def test_releasing_what_is_not_pinned_does_nothing(model):
@@ -690,7 +690,7 @@ def test_one_that_is_being_evaluated_is_never_given_up(model, disk):
     model.needs = {1: Need.RUNNING}
     rotate(model, range(2, 5))
     assert 1 in model.pins.held()
-    assert (pins_folder(model.folder) / "checkpoint-1" / "model.safetensors").exists()
+    assert (model.own / "my-model" / "checkpoint-1" / "model.safetensors").exists()
 
 
 def test_the_trainings_next_checkpoint_always_has_room_with_its_optimizer(model, disk):

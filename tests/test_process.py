@@ -137,7 +137,7 @@ def test_a_process_with_another_value_of_the_marker_is_none_of_the_family(marker
 
 def test_the_asking_process_is_never_in_a_family_by_the_marker(marker):
     script = (
-        "import os; from eval_sidecar.process import family;"
+        "import os; from eval_sidecar.system.process import family;"
         f"print([p.pid for p in family(None, ({MARKER!r}, {marker[1]!r}))])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), marker[0]: marker[1]}

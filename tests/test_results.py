@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.ledger.results import best_step, digest, metrics_path, read_result
+from eval_sidecar.ledger.results import best_step, digest, read_result
 from eval_sidecar.ledger.stamps import stamp
+from eval_sidecar.paths import ResultPaths
 
 METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 
@@ -23,7 +24,8 @@ def path(tmp_path):
 
 def test_results_lie_below_the_models_and_the_checkpoints_name(tmp_path):
     assert (
-        metrics_path(tmp_path, "my-model", 495) == tmp_path / "my-model" / "checkpoint-495" / "metrics.json"
+        ResultPaths(tmp_path).metrics("my-model", 495)
+        == tmp_path / "my-model" / "checkpoint-495" / "metrics.json"
     )
 
 

@@ -14,10 +14,13 @@ import pytest
 from checkpoint_files import safetensors, torch_zip, trainer_files
 from eval_sidecar.checkpoints.identity import read_identity
 from eval_sidecar.evaluation import origins
-from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, Delivery
+from eval_sidecar.ledger.ledger import Delivery
 from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.settings import Settings
+from eval_sidecar.types import DeliveryStatus
 from watching import METRICS, MODEL, RUN, World
+
+PENDING, _, CONFIRMED = DeliveryStatus
 
 OLD, NEW = {"HR@10": 0.1}, {"HR@10": 0.9}
 

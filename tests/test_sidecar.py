@@ -6,10 +6,12 @@ import os
 
 import pytest
 
-from eval_sidecar.checkpoints.listing import pins_folder
 from eval_sidecar.evaluation import origins
-from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, Delivery
+from eval_sidecar.ledger.ledger import Delivery
+from eval_sidecar.types import DeliveryStatus
 from watching import METRICS, MODEL, World
+
+PENDING, _, CONFIRMED = DeliveryStatus
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_the_script_is_called_as_users_scripts_expect_it(world):
     assert job.cwd == world.config.repo_root
     assert job.env == {
         "CATEGORY": "Toys",
-        "CKPT_LIST": str(pins_folder(world.model_dir) / "checkpoint-495"),
+        "CKPT_LIST": str(world.pins_folder / "checkpoint-495"),
     }
 
 

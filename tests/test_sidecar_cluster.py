@@ -106,7 +106,7 @@ def test_evictions_are_bounded(tmp_path):
         world.tick()
         world.tick(after=600)
     assert len(world.launcher.jobs) == 3 + world.config.max_attempts
-    assert "NODE_FAIL, after the machine took it away 3 times" in world.entry(495).failure.error
+    assert "NODE_FAIL, after 3 earlier evictions" in world.entry(495).failure.error
 
 
 def test_each_eviction_but_the_first_is_followed_by_a_longer_pause(tmp_path):

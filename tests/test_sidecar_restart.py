@@ -64,7 +64,7 @@ def test_one_that_was_lost_under_our_eyes_has_failed(world):
     world.tick()
     world.launcher.lose(495)
     world.sidecar.tick(budget=0)
-    assert world.entry(495).failure.error == "the evaluation vanished: no trace of it"
+    assert world.entry(495).failure.error == "the job disappeared: no trace of it"
     assert world.launcher.cancelled == [world.launcher.jobs[0].token]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from checkpoint_files import safetensors, trainer_files, trainer_state
-from eval_sidecar.checkpoints.listing import pins_folder
 from eval_sidecar.checkpoints.space import Room
 from watching import METRICS, READY_SECONDS, World
 
@@ -163,7 +162,7 @@ def test_one_that_is_written_anew_while_it_waits_is_evaluated_as_it_is_now(world
     (world.checkpoint(20) / "incoming").replace(world.checkpoint(20) / "model.safetensors")
     world.finish(10)
     world.tick()
-    assert (pins_folder(world.model_dir) / "checkpoint-20" / "model.safetensors").read_bytes() == new
+    assert (world.pins_folder / "checkpoint-20" / "model.safetensors").read_bytes() == new
     assert world.launcher.running() == [20]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eval_sidecar.ledger.ledger import CONFIRMED, SENT, Delivery, Failure, Ledger, Running
+from eval_sidecar.ledger.ledger import Delivery, Failure, Ledger, Running
 from eval_sidecar.ledger.status import describe, last_error, unfinished
-from eval_sidecar.types import Result, digest
+from eval_sidecar.types import DeliveryStatus, Result, digest
+
+_, SENT, CONFIRMED = DeliveryStatus
 
 EMPTY = Ledger("my-model", "eval-1", "my-model-eval")
 OOM = Failure("2026-01-02", "out of memory", "x.log", final=True)

@@ -10,9 +10,12 @@ import pytest
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.ledger.codec import from_json, to_text
-from eval_sidecar.ledger.ledger import CONFIRMED, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
-from eval_sidecar.types import Content, Forced, Origin, Place, Result, digest
+from eval_sidecar.ledger.ledger import Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.store import LedgerStore, load, open_store
+from eval_sidecar.paths import StatePaths
+from eval_sidecar.types import Content, DeliveryStatus, Forced, Origin, Place, Result, digest
+
+_, _, CONFIRMED = DeliveryStatus
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 METRICS = {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}
@@ -20,7 +23,7 @@ METRICS = {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return state_path(tmp_path / "state", MODEL, RUN)
+    return StatePaths(tmp_path / "state").ledger(MODEL, RUN)
 
 
 def put(path: Path, content: object) -> Path:
@@ -63,7 +66,7 @@ def save(path: Path, ledger: Ledger) -> LedgerStore:
 
 
 def test_a_state_file_is_named_after_the_model_and_a_hash_that_is_the_same_everywhere(tmp_path):
-    assert state_path(tmp_path, "m", "eval-1") == tmp_path / "m_0cd663b7598a.json"
+    assert StatePaths(tmp_path).ledger("m", "eval-1") == tmp_path / "m_0cd663b7598a.json"
 
 
 # -- older scripts' files --------------------------------------------------------------------------------

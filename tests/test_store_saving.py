@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.codec import from_json, to_text
-from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Ledger, Running
-from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
-from eval_sidecar.types import Result, digest
+from eval_sidecar.ledger.ledger import Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.store import LedgerStore, load, open_store
+from eval_sidecar.paths import StatePaths
+from eval_sidecar.types import DeliveryStatus, Result, digest
 
+PENDING, SENT, CONFIRMED = DeliveryStatus
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
 
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return state_path(tmp_path / "state", MODEL, RUN)
+    return StatePaths(tmp_path / "state").ledger(MODEL, RUN)
 
 
 def opened(path: Path):
@@ -122,7 +124,7 @@ HOLDER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from eval_sidecar.store import open_store
+from eval_sidecar.ledger.store import open_store
 with open_store(Path(sys.argv[1]), *sys.argv[2:5]) as store:
     writer = {"pid": 4711, "host": "node7", "command": "instance cb64"}
     store.update(lambda ledger: replace(ledger, writer=writer))

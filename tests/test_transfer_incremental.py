@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from eval_sidecar.errors import ResultError, UsageError
 from eval_sidecar.ledger.results import read_result
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST, ResultPaths
 from eval_sidecar.transfer import changes
-from eval_sidecar.transfer.changes import CACHE_NAME, Digests, digest_of
+from eval_sidecar.transfer.changes import Digests, digest_of
 from transfer_files import (
     MODEL,
     NOW,
@@ -52,14 +52,14 @@ def test_only_what_is_not_confirmed_is_carried_with_what_lies_beside_it(root, tm
     report = make(
         root, tmp_path / "out", receipt=confirm(tmp_path, {MODEL: {200: 0.2}, "Games-grec-sft": {50: 0.3}})
     )
-    assert carried(report) == {result(100), f"{MODEL}/checkpoint-100/metrics.tsv", MANIFEST_NAME}
+    assert carried(report) == {result(100), f"{MODEL}/checkpoint-100/metrics.tsv", MANIFEST}
     assert report.archive[0].name.endswith("_incremental.tar.gz")
 
 
 def test_a_result_that_changed_is_carried_again(root, tmp_path):
     write(root / result(200), metrics(0.9))
     report = make(root, tmp_path / "out", receipt=confirm(tmp_path))
-    assert carried(report) == {result(200), MANIFEST_NAME}
+    assert carried(report) == {result(200), MANIFEST}
 
 
 def test_a_result_that_was_only_written_again_is_not(root, tmp_path):
@@ -74,7 +74,7 @@ def test_where_nothing_is_new_there_is_no_archive(root, tmp_path):
 
 def test_a_model_that_belongs_to_another_run_now_is_carried_whole(root, tmp_path):
     manifest = {"models": [{"model_dir": MODEL, "wandb_run_id": "eval-new"}]}
-    write(root / MANIFEST_NAME, json.dumps(manifest).encode())
+    write(root / MANIFEST, json.dumps(manifest).encode())
     report = make(root, tmp_path / "out", receipt=confirm(tmp_path, run_id="eval-old"))
     assert carried(report) == set(TREE) - {result(50, "Games-grec-sft")}
 
@@ -146,7 +146,7 @@ def count_reads(monkeypatch) -> list[str]:
 
 def age(root: Path) -> None:
     """Have the cache take the tree for an old one: status change times cannot be set."""
-    cache = Digests(root / CACHE_NAME, now_ns=2**62)
+    cache = Digests(ResultPaths(root).pack_cache, now_ns=2**62)
     for model, steps in ALL.items():
         for step in steps:
             cache.of_file(model, str(step), str(root / result(step, model)))
@@ -162,7 +162,7 @@ def test_what_has_not_changed_is_not_read_again(root, tmp_path, monkeypatch, pat
     make(root, tmp_path / "out", receipt=path_of_receipt and confirmed)
     seen = count_reads(monkeypatch)
     write(root / result(300), metrics(0.5))
-    assert carried(make(root, tmp_path / "out", receipt=confirmed)) == {result(300), MANIFEST_NAME}
+    assert carried(make(root, tmp_path / "out", receipt=confirmed)) == {result(300), MANIFEST}
     assert seen == ["checkpoint-300"]
 
 
@@ -170,28 +170,28 @@ def test_a_file_of_the_same_size_and_time_is_told_apart_by_its_status_change(roo
     age(root)
     write(root / result(200), metrics(0.4))  # sets the old time again
     report = make(root, tmp_path / "out", receipt=confirm(tmp_path))
-    assert carried(report) == {result(200), MANIFEST_NAME}
+    assert carried(report) == {result(200), MANIFEST}
 
 
 def test_a_file_that_was_just_written_is_not_cached(root):
     status = (root / result(100)).stat()
-    cache = Digests(root / CACHE_NAME, now_ns=status.st_ctime_ns + 10**9)
+    cache = Digests(ResultPaths(root).pack_cache, now_ns=status.st_ctime_ns + 10**9)
     cache.of_file(MODEL, "100", str(root / result(100)))
     cache.save()
-    assert json.loads((root / CACHE_NAME).read_bytes())["models"] == {}
+    assert json.loads((ResultPaths(root).pack_cache).read_bytes())["models"] == {}
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"version": 9, "models": {}}', '{"version": 1, "models": 5}']
 )
 def test_a_cache_that_cannot_be_read_is_made_again(root, tmp_path, content):
-    (root / CACHE_NAME).write_text(content)
+    (ResultPaths(root).pack_cache).write_text(content)
     assert make(root, tmp_path / "out", receipt=confirm(tmp_path)).archive == []
 
 
 def test_a_folder_that_cannot_keep_a_cache_can_be_packed(root, tmp_path, caplog):
-    (root / CACHE_NAME).mkdir()
-    (root / CACHE_NAME / "x").touch()
+    (ResultPaths(root).pack_cache).mkdir()
+    (ResultPaths(root).pack_cache / "x").touch()
     assert make(root, tmp_path / "out").files == len(TREE)
 
 

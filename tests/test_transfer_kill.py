@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST, ResultPaths
 from eval_sidecar.transfer import arriving, staging
-from eval_sidecar.transfer.staging import STAGING_NAME
 from transfer_files import NOW, TREE, bring, bundle, make, metrics, read_tree, result, write_tree
 
 SOURCES = Path(__file__).resolve().parents[1] / "src"
-OLD = {result(100): metrics(0.7), MANIFEST_NAME: b"{}", "gone/x": b"x", "mine": b"mine"}
+OLD = {result(100): metrics(0.7), MANIFEST: b"{}", "gone/x": b"x", "mine": b"mine"}
 NEW = {**OLD, **TREE}
 
 #: Calls a function of the package, and kills the process right before or after the nth call of another.
@@ -61,7 +60,7 @@ def kill(owner: str, name: str, number: int, when: str, verb: str, *arguments: P
 
 def assert_each_is_old_or_new(root: Path) -> None:
     for name, data in read_tree(root).items():
-        assert name.startswith(STAGING_NAME) or data in (OLD.get(name), TREE.get(name)), name
+        assert name.startswith(".unpack") or data in (OLD.get(name), TREE.get(name)), name
     assert all((root / name).exists() for name in OLD.keys() & TREE.keys())
 
 
@@ -93,7 +92,7 @@ def test_killed_while_unpacking_each_file_is_old_or_new_and_the_next_time_finish
     assert_each_is_old_or_new(root)
     bring(archive, root, mirror=True)
     assert read_tree(root) == TREE
-    assert not (root / STAGING_NAME).exists()
+    assert not (ResultPaths(root).unpack_staging).exists()
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
@@ -115,7 +114,7 @@ def test_a_rename_that_fails_leaves_each_file_old_or_new_and_the_next_time_finis
         ):
             bring(archive, root)
     assert_each_is_old_or_new(root)
-    assert not (root / STAGING_NAME).exists()
+    assert not (ResultPaths(root).unpack_staging).exists()
     bring(archive, root)
     assert read_tree(root) == NEW
 
@@ -127,7 +126,7 @@ def test_the_manifest_comes_last(archive, root, monkeypatch):
     )
     bring(archive, root)
     targets = [target for target in targets if target.name != ".unpacked.json"]
-    assert targets[-1] == root / MANIFEST_NAME and len(targets) == 5
+    assert targets[-1] == root / MANIFEST and len(targets) == 5
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])

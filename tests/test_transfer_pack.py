@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eval_sidecar.errors import BundleError, UsageError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST
 from eval_sidecar.transfer import PackPlan, Rules, pack, scan
 from eval_sidecar.transfer.index import parse_size
 from transfer_files import (
@@ -121,21 +121,21 @@ def test_other_names_can_be_left_out(root, out):
 
 
 def test_the_manifest_is_made_first_and_carried_from_wherever_it_is(root, out, tmp_path):
-    (root / MANIFEST_NAME).unlink()
+    (root / MANIFEST).unlink()
     manifest = tmp_path / "manifest.json"
     out.mkdir()
     report = pack(PackPlan(root, manifest, out), lambda: write(manifest, b"{}"))
     assert report.has_manifest
-    assert [info.name for info, _ in members_of(report.archive[0])][1] == f"results/{MANIFEST_NAME}"
+    assert [info.name for info, _ in members_of(report.archive[0])][1] == f"results/{MANIFEST}"
 
 
 def test_an_archive_without_manifest_says_so(root, out):
-    (root / MANIFEST_NAME).unlink()
+    (root / MANIFEST).unlink()
     assert not make(root, out).has_manifest
 
 
 def test_nothing_is_made_where_there_are_no_results(tmp_path, out):
-    root = write_tree(tmp_path / "results", {MANIFEST_NAME: b"{}"})
+    root = write_tree(tmp_path / "results", {MANIFEST: b"{}"})
     with pytest.raises(BundleError, match="nothing to pack"):
         make(root, out)
     assert list(out.iterdir()) == []
@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_no_archive_and_no_rest(root, out, monkeypatch, chunk
 def test_progress_counts_to_the_end(root, out):
     out.mkdir()
     seen: list[tuple[int, int]] = []
-    pack(PackPlan(root, root / MANIFEST_NAME, out), None, lambda *counts: seen.append(counts))
+    pack(PackPlan(root, root / MANIFEST, out), None, lambda *counts: seen.append(counts))
     assert seen[-1] == (5, 5)
 
 

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from eval_sidecar.errors import BundleError, LockedError
 from eval_sidecar.ledger.stamps import list_stamps
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST, ResultPaths
 from eval_sidecar.transfer import Rules, arriving, scan
 from eval_sidecar.transfer.changes import digest_of
-from eval_sidecar.transfer.staging import STAGING_NAME
 from transfer_files import (
     MODEL,
     NOW,
@@ -175,15 +174,13 @@ def test_the_archives_of_two_machines_are_each_in_their_own_order(tmp_path, root
 def test_the_manifests_of_two_machines_become_one(tmp_path, root):
     for name in ("a", "b"):
         listed = json.dumps({"version": 1, "models": [{"model_dir": name}]}).encode()
-        source = write_tree(
-            tmp_path / name, {f"{name}/checkpoint-1/metrics.json": b"{}", MANIFEST_NAME: listed}
-        )
+        source = write_tree(tmp_path / name, {f"{name}/checkpoint-1/metrics.json": b"{}", MANIFEST: listed})
         bring(bundle(source, tmp_path / f"{name}1"), root)
     write(tmp_path / "a/a/checkpoint-2/metrics.json", b"{}")
     again = bundle(tmp_path / "a", tmp_path / "a2")
     for _ in range(2):
         report = bring(again, root)
-        models = json.loads(read_tree(root)[MANIFEST_NAME])["models"]
+        models = json.loads(read_tree(root)[MANIFEST])["models"]
         assert sorted(model["model_dir"] for model in models) == ["a", "b"]
     assert (report.same, report.changed, report.beside) == (3, [], {})
 
@@ -202,7 +199,7 @@ def test_archives_of_before_are_ordered_by_their_manifests_time_or_else_their_ne
     for moment in (1, 2):
         time = f"2026-01-0{moment if words == 'manifest' else 1}T00:00:00+00:00"
         listed = json.dumps({"version": 1, "generated_at": time, "models": []}).encode()
-        write(source / MANIFEST_NAME, listed)
+        write(source / MANIFEST, listed)
         age = 1 if words == "result" else -1
         write(source / result(100), metrics(moment / 10), NOW + age * moment)
         packed = bundle(source, tmp_path / f"packed {moment}")
@@ -284,10 +281,10 @@ def test_in_any_order_the_newest_of_each_file_stays(tmp_path_factory, data):
     base = tmp_path_factory.mktemp("order")
     source, newest, archives = base / "source", {}, []
     for moment in range(1, data.draw(st.integers(2, 4)) + 1):
-        for name in data.draw(st.sets(st.sampled_from([result(1), result(2), MANIFEST_NAME]), min_size=1)):
+        for name in data.draw(st.sets(st.sampled_from([result(1), result(2), MANIFEST]), min_size=1)):
             newest[name] = metrics(data.draw(st.sampled_from([0.1, 0.2])))
             write(source / name, newest[name], NOW + moment)
-        if not newest.keys() - {MANIFEST_NAME}:
+        if not newest.keys() - {MANIFEST}:
             newest[result(1)] = b"{}"
             write(source / result(1), b"{}", NOW + moment)
         archives.append(bundle(source, base / str(moment)))
@@ -514,9 +511,9 @@ def test_two_do_not_unpack_at_a_time(archive, root):
 
 
 def test_what_a_killed_one_left_is_removed(archive, root):
-    write(root / STAGING_NAME / "0", b"half")
+    write(ResultPaths(root).unpack_staging / "0", b"half")
     bring(archive, root)
-    assert read_tree(root) == TREE and not (root / STAGING_NAME).exists()
+    assert read_tree(root) == TREE and not (ResultPaths(root).unpack_staging).exists()
 
 
 def test_large_files_pass_through_the_disk(tmp_path, root, monkeypatch):

@@ -10,10 +10,10 @@ from typing import Any, Callable
 
 import pytest
 
-from eval_sidecar.delivery.unchanged import FILE_NAME
 from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.ledger import store as stores
 from eval_sidecar.ledger.store import load
+from eval_sidecar.paths import StatePaths
 from eval_sidecar.types import ModelSpec
 from fakes import FakeTracker
 
@@ -197,7 +197,7 @@ def test_a_model_that_is_not_in_order_is_opened_every_time(machine: Machine) -> 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 1}', '{"version": 99, "models": {}}'])
 def test_what_was_seen_is_made_anew_where_it_cannot_be_used(machine: Machine, content: str) -> None:
-    (machine.state / FILE_NAME).write_text(content)
+    (StatePaths(machine.state).unchanged).write_text(content)
     machine.restart()
     assert machine.opened() == ["a", "b"]
     machine.restart()

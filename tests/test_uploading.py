@@ -14,7 +14,8 @@ import pytest
 from eval_sidecar.delivery.source import choose_models
 from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.errors import TrackerError, UsageError
-from eval_sidecar.ledger.store import load, open_store, state_path
+from eval_sidecar.ledger.store import load, open_store
+from eval_sidecar.paths import StatePaths
 from eval_sidecar.types import ModelSpec, digest
 from fakes import FakeTracker
 
@@ -108,7 +109,7 @@ def test_a_result_that_breaks_after_delivery_is_named_and_what_was_known_is_kept
     machine.write("a", 10, "{")
     outcome = machine.upload("a")[0]
     assert len(outcome.left) == 1
-    ledger = load(state_path(machine.state, "a", "eval-a"))
+    ledger = load(StatePaths(machine.state).ledger("a", "eval-a"))
     assert ledger is not None and ledger.entry(10).result is not None
     assert machine.steps("a") == [10]
 
@@ -119,7 +120,7 @@ def test_a_broken_result_that_was_removed_is_forgotten(machine: Machine) -> None
     assert machine.upload("a")[0].left
     shutil.rmtree(broken.parent)
     assert machine.upload("a")[0].left == ()
-    ledger = load(state_path(machine.state, "a", "eval-a"))
+    ledger = load(StatePaths(machine.state).ledger("a", "eval-a"))
     assert ledger is not None and list(ledger.entries) == [10]
 
 
@@ -197,7 +198,7 @@ def test_a_known_number_of_epochs_places_every_checkpoint(machine: Machine) -> N
 
 
 def test_a_version_one_state_is_carried_on(machine: Machine) -> None:
-    path = state_path(machine.state, "a", "eval-a")
+    path = StatePaths(machine.state).ledger("a", "eval-a")
     path.parent.mkdir()
     rows = [{"checkpoint_step": 10, "checkpoint_name": "checkpoint-10", "HR@10": 0.01, "metrics_path": "x"}]
     version_1 = {

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.ledger.store import name_in_files, state_path
 from eval_sidecar.manifest.manifest import Defaults
+from eval_sidecar.paths import StatePaths, name_in_files
 from eval_sidecar.trackers.wandb_checks import check_runs, check_server, display_name, folder_mode, is_ours
 from eval_sidecar.trackers.wandb_errors import describe
 from tracking import spec_of
@@ -140,7 +140,7 @@ def test_a_server_that_nobody_hears_of_is_no_wrong_key(monkeypatch, text):
 
 def test_names_of_files_are_as_they_were_and_no_longer_than_a_file_system_takes(tmp_path):
     assert name_in_files("m" * 223) == "m" * 223
-    paths = {state_path(tmp_path, "模" * 83 + end, "r") for end in ("a", "b")}
+    paths = {StatePaths(tmp_path).ledger("模" * 83 + end, "r") for end in ("a", "b")}
     assert len(paths) == 2
     assert all(len(f".{path.name}.01234567.tmp".encode()) <= 255 for path in paths)
 

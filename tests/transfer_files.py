@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST
 from eval_sidecar.transfer import Found, PackPlan, PackReport, UnpackReport, pack, unpack
 from eval_sidecar.transfer.index import INDEX_NAME, TOP
 
@@ -37,7 +37,7 @@ TREE: Tree = {
     f"{MODEL}/checkpoint-100/metrics.tsv": b"HR@10\t0.1\n",
     result(200): metrics(0.2),
     result(50, "Games-grec-sft"): metrics(0.3),
-    MANIFEST_NAME: b'{"version": 1, "models": []}',
+    MANIFEST: b'{"version": 1, "models": []}',
 }
 
 
@@ -69,7 +69,7 @@ def read_times(root: Path) -> dict[str, int]:
 
 def make(root: Path, out: Path, **changes: Any) -> PackReport:
     out.mkdir(parents=True, exist_ok=True)
-    return pack(PackPlan(root, root / MANIFEST_NAME, out, **changes))
+    return pack(PackPlan(root, root / MANIFEST, out, **changes))
 
 
 def bundle(root: Path, out: Path, **changes: Any) -> Path:

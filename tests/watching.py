@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from checkpoint_files import trainer_files, write_files
-from eval_sidecar.checkpoints.listing import list_checkpoints, pins_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.store import LedgerStore, load
+from eval_sidecar.paths import PinPaths
 from fake_launcher import FakeLauncher
 
 MODEL, RUN = "my-model", "eval-0123456789abcdef0123"
@@ -115,4 +116,8 @@ class World:
         return self.store.ledger.entry(step)
 
     def pins(self) -> list[int]:
-        return [checkpoint.step for checkpoint in list_checkpoints(pins_folder(self.model_dir))]
+        return [checkpoint.step for checkpoint in list_checkpoints(self.pins_folder)]
+
+    @property
+    def pins_folder(self) -> Path:
+        return PinPaths.beside(self.model_dir).pins(self.model_dir.name)

@@ -8,8 +8,77 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
+
+
+class Word(str, Enum):
+    """One of a closed set of words. In messages, JSON and comparisons it is that word, as text."""
+
+    # Else an f-string would show ``gone`` up to Python 3.11, and ``Completeness.GONE`` from then on.
+    __str__ = str.__str__
+    __format__ = str.__format__  # type: ignore[assignment]
+
+
+class Completeness(Word):
+    """How completely a checkpoint is written."""
+
+    COMPLETE = "complete"
+    """Proved."""
+
+    SETTLING = "settling"
+    """Not proved, and still inside the quiet period."""
+
+    QUIET = "quiet"
+    """Cannot be proved, and unchanged for long enough."""
+
+    PARTIAL = "partial"
+    """Proved to be incomplete."""
+
+    ABANDONED = "abandoned"
+    """Incomplete, and unchanged for hours."""
+
+    GONE = "gone"
+    """Deleted by the trainer before it could be evaluated."""
+
+
+class DeliveryStatus(Word):
+    """How far a point has come on its way to the tracker."""
+
+    PENDING = "pending"
+    """To be sent."""
+
+    SENT = "sent"
+    """The intent is on disk; whether it arrived is not known."""
+
+    CONFIRMED = "confirmed"
+    """Read back from the server."""
+
+
+class JobPhase(Word):
+    """Where a job stands at its launcher."""
+
+    QUEUED = "queued"
+    """Accepted, and not known to compute: it waits for a machine, or the scheduler does not answer."""
+
+    RUNNING = "running"
+    """It computes."""
+
+    ENDED = "ended"
+    """It ended on its own: with an exit code, or over its time or memory."""
+
+    EVICTED = "evicted"
+    """Taken away by the machine: preempted, or its node failed."""
+
+    CANCELLED = "cancelled"
+    """Cancelled by a user."""
+
+    ELSEWHERE = "elsewhere"
+    """On another machine, which cannot be asked from here; it may have ended."""
+
+    LOST = "lost"
+    """Gone without a trace: killed from outside, or the machine restarted."""
 
 
 @dataclass(frozen=True)
@@ -244,14 +313,6 @@ def step_of(name: str) -> Optional[int]:
     match = _NAME.fullmatch(name)
     return int(match[1]) if match and name == f"checkpoint-{int(match[1])}" else None
 
-
-#: Verdicts on whether a checkpoint is completely written.
-COMPLETE = "complete"  # proved
-SETTLING = "settling"  # not proved, still inside the quiet period
-QUIET = "quiet"  # not provable, quiet long enough
-PARTIAL = "partial"  # proved incomplete
-ABANDONED = "abandoned"  # partial, and untouched for long
-GONE = "gone"  # rotated away before it could be evaluated
 
 #: In each fact about what this user may not read.
 DENIED = "permission denied"

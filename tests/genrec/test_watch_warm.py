@@ -65,7 +65,7 @@ def test_a_killed_warm_process_costs_its_checkpoint_one_retry_and_nothing_else(r
     command.signal(signal.SIGTERM)
     assert command.wait() == 0, command.output
     assert wait_for_end([second], 60), "it ends with the sidecar"
-    assert command.output.count("attempt 1 of 2, it is tried again") == 1
+    assert command.output.count("attempt 1 of 2, will retry") == 1
     assert "attempt 2 of 2" not in command.output
     died = [step for step in STEPS if "died during the evaluation" in log_of(repository, step)]
     assert died == [5]

@@ -374,7 +374,7 @@ def test_stop_ends_an_evaluation_whose_sidecar_was_killed(repository: Repository
     done = repository.sidecar("stop", "--instance", "cb64")
     assert done.returncode == 0
     assert "cb64 is not running" in done.stdout
-    assert "ended the evaluation of checkpoint-100" in done.stdout
+    assert "checkpoint-100: evaluation stopped, the checkpoint stays pending" in done.stdout
     assert repository.processes() == []
     assert repository.status()["models"][0]["running"] == []
     repository.release()

@@ -104,7 +104,7 @@ def test_a_stop_leaves_jobs_to_the_next_start_and_says_so(cluster, repository):
     repository.wait_for_call(100)
     job = cluster.wait_for("RUNNING")
     done = repository.sidecar("stop", "--instance", "cb64")
-    assert f"checkpoint-100 is left to the next start: Slurm job {job}: RUNNING" in done.stdout
+    assert f"checkpoint-100: left to the next start: Slurm job {job}: RUNNING" in done.stdout
     shown = repository.status()["models"][0]["running"][0]
     assert shown["job"]["job_id"] == str(job)
     assert f"Slurm job {job}: RUNNING" in shown["state"]

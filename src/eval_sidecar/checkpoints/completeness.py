@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.checkpoints import weights
-from eval_sidecar.types import ABANDONED, COMPLETE, DENIED, GONE, PARTIAL, QUIET, SETTLING, Checkpoint
+from eval_sidecar.types import DENIED, Checkpoint, Completeness
 
 #: A partial checkpoint that nothing has touched for this long has no writer any more, in seconds.
 ABANDONED_SECONDS = 6 * 3600.0
@@ -57,19 +57,19 @@ class Verdict:
     """How complete a checkpoint is, and how that is known.
 
     Attributes:
-        name: One of the names above.
+        name: How complete.
         evidence: One fact each, in the order in which they were found.
         ready_in: Of one that settles: seconds until it may be evaluated if nothing happens.
     """
 
-    name: str
+    name: Completeness
     evidence: tuple[str, ...]
     ready_in: Optional[float] = field(default=None, compare=False)
 
     @property
     def ready(self) -> bool:
         """Whether the checkpoint may be evaluated."""
-        return self.name in (COMPLETE, QUIET)
+        return self.name in (Completeness.COMPLETE, Completeness.QUIET)
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,24 @@ def judge(
         finding = _inspect(checkpoint, names, usual)
     except OSError as error:
         if not checkpoint.path.exists():
-            return Verdict(GONE, ("the folder has been deleted",))
-        return Verdict(PARTIAL, (unreadable(checkpoint.path, error),))
+            return Verdict(Completeness.GONE, ("the folder has been deleted",))
+        return Verdict(Completeness.PARTIAL, (unreadable(checkpoint.path, error),))
     if not names:
-        return Verdict(PARTIAL, ("the folder is empty",))
+        return Verdict(Completeness.PARTIAL, ("the folder is empty",))
     if finding.broken:
         if unchanged_seconds < ABANDONED_SECONDS:
-            return Verdict(PARTIAL, tuple(finding.broken))
+            return Verdict(Completeness.PARTIAL, tuple(finding.broken))
         idle = f"nothing has changed in it for {unchanged_seconds / 3600:.0f} h"
-        return Verdict(ABANDONED, (*finding.broken, idle))
+        return Verdict(Completeness.ABANDONED, (*finding.broken, idle))
     if not finding.open:
-        return Verdict(COMPLETE, tuple(finding.proved))
+        return Verdict(Completeness.COMPLETE, tuple(finding.proved))
     doubtful = awaits_more(checkpoint.path, names, trainer_state_expected)
     needed = quiet_seconds * (_UNFINISHED_PATIENCE if doubtful else 1)
     waited = f"unchanged for {unchanged_seconds:.0f} s of the {needed:.0f} s that it must be left alone"
     facts = (*finding.proved, *finding.open, waited)
     if unchanged_seconds >= needed:
-        return Verdict(QUIET, facts)
-    return Verdict(SETTLING, facts, needed - unchanged_seconds)
+        return Verdict(Completeness.QUIET, facts)
+    return Verdict(Completeness.SETTLING, facts, needed - unchanged_seconds)
 
 
 def awaits_more(folder: Path, names: Collection[str], trainer_state_expected: bool) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from eval_sidecar.checkpoints import weights
 from eval_sidecar.checkpoints.linking import copy_for_use, link, list_files, remove
-from eval_sidecar.checkpoints.places import Place, checkpoint_in
+from eval_sidecar.checkpoints.places import PinFolder, checkpoint_in
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.types import Checkpoint
 
@@ -47,7 +47,7 @@ def is_whole_by_itself(held: Checkpoint) -> bool:
     return (held.path / "trainer_state.json").is_file() and weights.has_whole_weights(held.path)
 
 
-def show(held: Checkpoint, place: Place, *, is_to_be_written: bool) -> Checkpoint:
+def show(held: Checkpoint, place: PinFolder, *, is_to_be_written: bool) -> Checkpoint:
     """Show a checkpoint where evaluations look, whole or not at all.
 
     Args:

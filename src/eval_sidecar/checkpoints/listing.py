@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Callable, Union
 
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.paths import OWN_FOLDER
@@ -77,20 +77,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False  # a link in a circle, say
-
-
-def own_folder(model_dir: Path) -> Path:
-    """Return our folder beside a model dir; nothing of ours lies in the folder that a trainer writes."""
-    return model_dir.parent / OWN_FOLDER
-
-
-def pins_folder(model_dir: Path, name: Optional[str] = None) -> Path:
-    """Return where the checkpoints of a model are that evaluations get.
-
-    The last part is the model's name, because evaluation scripts take it for the parent's name when they
-    decide where their results go.
-    """
-    return own_folder(model_dir) / (name or model_dir.name)
 
 
 def old_pins_folder(model_dir: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints.holding import is_needed, is_whole_by_itself, make_slim, show, size_of
 from eval_sidecar.checkpoints.linking import File, LinksUnsupported, link, list_files, remove, remove_tree
 from eval_sidecar.checkpoints.listing import list_checkpoints, list_steps, old_pins_folder
-from eval_sidecar.checkpoints.places import Place, checkpoint_in, places
+from eval_sidecar.checkpoints.places import PinFolder, checkpoint_in, places
 from eval_sidecar.checkpoints.space import Limits, Room
 from eval_sidecar.errors import CheckpointError
 from eval_sidecar.paths import OWN_FOLDER
@@ -62,7 +62,7 @@ class Pins:
     ) -> None:
         self._source = source or (lambda: model_dir)
         self._all_places = places(model_dir, name, elsewhere)
-        self._barred: dict[Place, OSError] = {}
+        self._barred: dict[PinFolder, OSError] = {}
         self._look_for_bars()
         self._limits = limits
         self._need = need
@@ -110,7 +110,7 @@ class Pins:
         return self._source()
 
     @property
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[PinFolder]:
         return [place for place in self._all_places if place not in self._barred]
 
     def _look_for_bars(self) -> None:
@@ -267,12 +267,12 @@ class Pins:
     def _held(self, step: int) -> Optional[Checkpoint]:
         return next((held for held, _ in self._all_held(step)), None)
 
-    def _find(self, step: int) -> tuple[Checkpoint, Place]:
+    def _find(self, step: int) -> tuple[Checkpoint, PinFolder]:
         for found in self._all_held(step):
             return found
         raise CheckpointError(f"checkpoint-{step}: its pin was given up meanwhile")
 
-    def _all_held(self, step: int) -> Iterator[tuple[Checkpoint, Place]]:
+    def _all_held(self, step: int) -> Iterator[tuple[Checkpoint, PinFolder]]:
         for place in self._places:
             held = checkpoint_in(place.held, step)
             if held.path.is_dir():
@@ -387,7 +387,7 @@ class Pins:
                 self._notice = f"{checkpoint.path}: cannot be moved to {place.held} ({error.strerror})"
 
 
-def _as_unsupported(error: Exception, place: Place) -> LinksUnsupported:
+def _as_unsupported(error: Exception, place: PinFolder) -> LinksUnsupported:
     if isinstance(error, LinksUnsupported):
         return error
     reason = error.strerror if isinstance(error, OSError) else error

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.checkpoints.listing import list_checkpoints, own_folder
-from eval_sidecar.paths import OWN_FOLDER
+from eval_sidecar.checkpoints.listing import list_checkpoints
+from eval_sidecar.paths import OWN_FOLDER, PinPaths, short_key
 from eval_sidecar.types import Checkpoint
-
-_HELD = ".held"
 
 
 @dataclass(frozen=True)
-class Place:
+class PinFolder:
     """A folder of ours for one model.
 
     ``<folder>/.held/<model dir>/`` holds links that no script sees, ``<folder>/<model>/`` what scripts get.
@@ -29,12 +26,12 @@ class Place:
     @property
     def held(self) -> Path:
         """Where the trainer's files are linked as they appear."""
-        return self.folder / _HELD / self.model_dir.name
+        return PinPaths(self.folder).held(self.model_dir.name)
 
     @property
     def used(self) -> Path:
         """Where evaluations get their checkpoints; its name is the model's."""
-        return self.folder / self.name
+        return PinPaths(self.folder).pins(self.name)
 
     def why_barred(self) -> Optional[OSError]:
         """Return why what is here cannot even be looked at (another user's folder, say); None if it can."""
@@ -96,7 +93,7 @@ class Place:
                 continue  # is not there, or still holds something
 
 
-def places(model_dir: Path, name: str, elsewhere: Optional[Path]) -> list[Place]:
+def places(model_dir: Path, name: str, elsewhere: Optional[Path]) -> list[PinFolder]:
     """Return where pins of a model may be, the best first.
 
     Args:
@@ -105,22 +102,12 @@ def places(model_dir: Path, name: str, elsewhere: Optional[Path]) -> list[Place]
         elsewhere: A folder to fall back on, if none beside the model dir can be used.
     """
     real = Path(os.path.realpath(model_dir))
-    folders = [own_folder(model_dir), own_folder(real)]
+    folders = [PinPaths.beside(model_dir).folder, PinPaths.beside(real).folder]
     # Where models of several users lie side by side, that folder belongs to the first of them.
     folders += [folder.with_name(f"{OWN_FOLDER}-{os.getuid()}") for folder in folders]
     if elsewhere is not None:
         folders.append(elsewhere / f"{OWN_FOLDER}-{short_key(model_dir)}")
-    return [Place(folder, model_dir, name) for folder in dict.fromkeys(folders)]
-
-
-def short_key(model_dir: Path) -> str:
-    """Return a short name for the place of a model dir, whatever links lead there."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(model_dir))).hexdigest()[:12]
-
-
-def lock_path(model_dir: Path) -> Path:
-    """Return the file that keeps a second sidecar off a model dir, by whatever path it is named."""
-    return own_folder(Path(os.path.realpath(model_dir))) / f".lock-{short_key(model_dir)}"
+    return [PinFolder(folder, model_dir, name) for folder in dict.fromkeys(folders)]
 
 
 def checkpoint_in(folder: Path, step: int) -> Checkpoint:

@@ -28,7 +28,7 @@ from eval_sidecar.ledger.ledger import Entry, Ledger, Running
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
-from eval_sidecar.types import ABANDONED, COMPLETE, GONE, PARTIAL, SETTLING, Checkpoint
+from eval_sidecar.types import Checkpoint, Completeness
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Readiness:
             entry = self._store.ledger.entry(step)
             if not entry.processed:
                 facts = (*entry.evidence, f"pin given up: {why}")
-                name = GONE if step not in here else entry.verdict or COMPLETE
+                name = Completeness.GONE if step not in here else entry.verdict or Completeness.COMPLETE
                 self._note(entry, Verdict(name, facts), pinned=False)
         if notice := self._pins.take_notice():
             self._warn_once(notice)
@@ -123,15 +123,17 @@ class Readiness:
                 self._note_gone(entry, entry.evidence)
             return None
         verdict = self._judge(subject, present)
-        if verdict.name == PARTIAL and held is not None and present is not None:
+        if verdict.name == Completeness.PARTIAL and held is not None and present is not None:
             verdict = self._judge_anew(held, present) or verdict
         if present is not None:  # what people are told to look at is the trainer's
             shown = (fact.replace(str(subject.path), str(present.path)) for fact in verdict.evidence)
             verdict = replace(verdict, evidence=tuple(shown))
         if not verdict.ready:
-            if present is not None or (verdict.name == SETTLING and not self._is_unfinished(subject)):
+            if present is not None or (
+                verdict.name == Completeness.SETTLING and not self._is_unfinished(subject)
+            ):
                 # Half of a checkpoint is kept too, but that is of no use to anybody.
-                self._note(entry, verdict, pinned=held is not None and verdict.name == SETTLING)
+                self._note(entry, verdict, pinned=held is not None and verdict.name == Completeness.SETTLING)
             else:
                 self.unpin(entry.step)
                 self._note_gone(entry, entry.evidence or verdict.evidence)
@@ -173,10 +175,10 @@ class Readiness:
         return awaits_more(checkpoint.path, names, self._store.ledger.provable)
 
     def _note_gone(self, entry: Entry, evidence: tuple[str, ...]) -> None:
-        if not entry.processed and entry.verdict != GONE:
+        if not entry.processed and entry.verdict != Completeness.GONE:
             log.error("%s: was deleted before it could be evaluated", entry.name)
             known = tuple(fact for fact in evidence if fact != _DELETED)
-            self._note(entry, Verdict(GONE, (*known, _DELETED)), pinned=False)
+            self._note(entry, Verdict(Completeness.GONE, (*known, _DELETED)), pinned=False)
 
     # -- judging ------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class Readiness:
         try:
             changed = self._changed_at(subject, present)
         except OSError as error:  # it may not be read: say so
-            return Verdict(PARTIAL, (unreadable(subject.path, error),))
+            return Verdict(Completeness.PARTIAL, (unreadable(subject.path, error),))
         self._see(subject)
         known = self._quiet_since.get(subject.step)
         if known is None or known[0] != changed:
@@ -199,7 +201,7 @@ class Readiness:
             usual=self._usual(subject.step),
         )
         if verdict.ready and present is not None and (present.path / INCOMPLETE_MARKER).exists():
-            return Verdict(PARTIAL, (INCOMPLETE,))
+            return Verdict(Completeness.PARTIAL, (INCOMPLETE,))
         if verdict.ready_in is not None:
             self._due[subject.step] = self._monotonic() + verdict.ready_in
         return verdict
@@ -211,7 +213,7 @@ class Readiness:
         except OSError:
             return None
         verdict = self._judge(present, present)
-        if verdict.name in (PARTIAL, ABANDONED, GONE):
+        if verdict.name in (Completeness.PARTIAL, Completeness.ABANDONED, Completeness.GONE):
             return None
         self._pins.forget_others(held.step, names)
         return verdict
@@ -273,7 +275,10 @@ class Readiness:
             usual = companions({path.name for path in held.path.iterdir()})
         except OSError:
             return
-        if judge(present, quiet_seconds=0.0, unchanged_seconds=0.0, usual=usual).name == COMPLETE:
+        if (
+            judge(present, quiet_seconds=0.0, unchanged_seconds=0.0, usual=usual).name
+            == Completeness.COMPLETE
+        ):
             self._pins.forget_others(held.step, names)
 
     def fingerprint(self, checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
@@ -306,7 +311,10 @@ class Readiness:
             entry.verdict != verdict.name
             or entry.pinned != pinned
             or (verdict.ready and entry.evidence[-1:] != verdict.evidence[-1:])
-            or (verdict.name in (PARTIAL, GONE) and entry.evidence != verdict.evidence)
+            or (
+                verdict.name in (Completeness.PARTIAL, Completeness.GONE)
+                and entry.evidence != verdict.evidence
+            )
         )
 
         def transition(ledger: Ledger) -> Ledger:
@@ -318,7 +326,7 @@ class Readiness:
                 first_seen=known.first_seen or now_text(),
                 pinned=pinned,
             )
-            provable = ledger.provable or verdict.name == COMPLETE
+            provable = ledger.provable or verdict.name == Completeness.COMPLETE
             return replace(ledger.with_entries([changed]), provable=provable)
 
         if entry.verdict != verdict.name:
@@ -342,7 +350,7 @@ class Readiness:
             entry = self._store.ledger.entry(step)
             log.warning("%s: its evaluation failed, and its pin, the last copy, is given up", entry.name)
             facts = (*entry.evidence, "pin given up: the sidecar was stopped after its evaluation had failed")
-            self._note(entry, Verdict(GONE, facts), pinned=False)
+            self._note(entry, Verdict(Completeness.GONE, facts), pinned=False)
 
 
 def _are_others(evaluated: Checkpoint, held: Checkpoint, known: Mapping[str, tuple[int, int]]) -> bool:

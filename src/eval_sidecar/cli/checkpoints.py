@@ -23,11 +23,12 @@ from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.planning import find_path, state_folder
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import LockedError, UsageError
-from eval_sidecar.evaluation.attempt import give_up_elsewhere, is_elsewhere
+from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.requests import leave_request
 from eval_sidecar.ledger.status import delivery_state, origin_lines
-from eval_sidecar.ledger.store import load, name_in_files, open_store
+from eval_sidecar.ledger.store import load, open_store
+from eval_sidecar.paths import LedgerPaths, name_in_files
 from eval_sidecar.types import Checkpoint, step_of
 
 
@@ -206,7 +207,7 @@ def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
                 give_up_elsewhere(store, launcher, given_up)
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
-            _ask_holder(path.with_suffix(".retry"), numbers)
+            _ask_holder(LedgerPaths(path).retry_request, numbers)
             say("the running sidecar takes it from here")
         say(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
     return 0

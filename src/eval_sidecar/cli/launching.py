@@ -46,9 +46,9 @@ class Launchers:
         """How many more jobs the chosen one takes; those of others do not count."""
         return self._chosen.free_slots(self._own(running))
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """See `Launcher`."""
-        return self._chosen.announce(job)
+        return self._chosen.reserve(job)
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """See `Launcher`."""
@@ -62,9 +62,9 @@ class Launchers:
         """See `Launcher`."""
         return self._of(handle).cancel(handle)
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """See `Launcher`."""
-        return self._of(handle).leave(handle)
+        return self._of(handle).detach(handle)
 
     def _of(self, handle: Handle) -> Launcher:
         return self._launchers[_kind(handle)]

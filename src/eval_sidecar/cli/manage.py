@@ -14,9 +14,8 @@ from eval_sidecar.cli import show
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import say, say_json, say_lines
-from eval_sidecar.errors import LaunchError, LockedError, StateError
-from eval_sidecar.evaluation.attempt import interrupt
-from eval_sidecar.launchers.base import ENDED
+from eval_sidecar.errors import LockedError, StateError
+from eval_sidecar.evaluation.jobs import detach_jobs
 from eval_sidecar.ledger.status import describe, list_origins, settings_line
 from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.system import instances
@@ -60,40 +59,18 @@ def stop(instance: str) -> None:
     chosen = Instance(instance, manager_folder())
     pid = instances.stop(chosen)
     say(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
-    for sentence in _settle_left(chosen):
-        say(sentence)
-
-
-def _settle_left(instance: Instance) -> list[str]:
-    """End evaluations under way that cannot go on alone, as of a killed sidecar; return what was found."""
-    found = []
     launcher = launcher_of_old_jobs()
-    for path in _state_files(instance):
+    for path in _state_files(chosen):
         ledger = load(path, keep_corrupt=True)
-        left = [entry for entry in ledger.steps() if entry.running] if ledger else []
-        if ledger is None or not left:
+        if ledger is None or all(entry.running is None for entry in ledger.steps()):
             continue
-        # Where another sidecar holds the ledger, they are that one's.
+        # If another sidecar holds the ledger, they are that one's.
         with (
             contextlib.suppress(LockedError),
             open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store,
         ):
-            for entry in left:
-                assert entry.running is not None
-                state = launcher.poll(entry.running.handle)
-                if state.phase == ENDED:
-                    continue
-                try:
-                    goes_on = launcher.leave(entry.running.handle)
-                except LaunchError as error:
-                    found.append(f"{entry.name}: {error}")
-                    continue
-                if goes_on:
-                    found.append(f"{entry.name} is left to the next start: {state.reason}")
-                    continue
-                interrupt(store, entry)
-                found.append(f"ended the evaluation of {entry.name}, which a killed sidecar had left behind")
-    return found
+            for _, sentence in detach_jobs(store, launcher):
+                say(sentence)
 
 
 def _state_files(instance: Instance) -> list[Path]:

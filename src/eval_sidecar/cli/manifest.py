@@ -13,7 +13,8 @@ from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import flag, takes
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.manifest.manifest import FILE_NAME, Defaults, load_manifest, write_manifest
+from eval_sidecar.manifest.manifest import Defaults, load_manifest, write_manifest
+from eval_sidecar.paths import MANIFEST, ResultPaths
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ManifestFlags:
     """Where a manifest goes, and what it says of models that are new in it."""
 
     results_root: str = flag("./results")
-    output_manifest: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{FILE_NAME}]")
+    output_manifest: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{MANIFEST}]")
     overrides: Optional[str] = flag(
         help="JSON file that changes what is inferred from a model dir's name, or any other field."
     )
@@ -33,7 +34,7 @@ class ManifestFlags:
     @property
     def manifest(self) -> Path:
         """The manifest's file."""
-        return Path(self.output_manifest or Path(self.results_root) / FILE_NAME)
+        return Path(self.output_manifest or ResultPaths(Path(self.results_root)).manifest)
 
 
 def prepare(flags: ManifestFlags) -> Path:

@@ -17,6 +17,7 @@ from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.ledger.settings import Settings
 from eval_sidecar.manifest.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
+from eval_sidecar.paths import ManagerPaths
 from eval_sidecar.system.scripts import why_no_shell_script
 from eval_sidecar.types import ModelSpec, step_of
 
@@ -84,7 +85,7 @@ def plan_watch(flags: WatchFlags, log_folder: Path) -> WatchPlan:
         repo_root=repo_root,
         eval_script=eval_script,
         environment=environment,
-        log_dir=log_folder / "evaluations",
+        log_dir=ManagerPaths(log_folder).evaluations,
         ready_seconds=flags.checkpoint_ready_seconds,
         max_pending=flags.max_pending_per_cycle,
         newest_first=flags.order == "newest",

@@ -19,8 +19,7 @@ from eval_sidecar.cli.manifest import ManifestFlags, prepare
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
-from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.paths import MANIFEST, MOVED_AWAY, RECEIPT, ResultPaths
 from eval_sidecar.transfer import (
     PackPlan,
     PackReport,
@@ -33,7 +32,6 @@ from eval_sidecar.transfer import (
 from eval_sidecar.transfer.changes import is_result
 from eval_sidecar.transfer.index import parse_size, shown
 from eval_sidecar.transfer.scan import KEPT_MARK, UNWANTED
-from eval_sidecar.transfer.staging import AWAY_NAME
 
 Notify = Callable[[int, int], None]
 _QUIET_SECONDS = 2.0
@@ -68,7 +66,7 @@ class _PackFlags(ManifestFlags):
         "90M", "Cut a larger archive into parts of this size; 0 never does.", type=_Bytes()
     )
     incremental: bool = flag(False, "Only what the receipt does not confirm.", is_flag=True)
-    receipt: Optional[str] = flag(help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT_NAME}]")
+    receipt: Optional[str] = flag(help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
     no_manifest: bool = flag(False, "Take the manifest that is there, instead of making it.", is_flag=True)
 
 
@@ -91,7 +89,7 @@ def pack_command(flags: _PackFlags) -> int:
 
 
 def _receipt(flags: _PackFlags) -> Optional[Path]:
-    path = Path(flags.receipt or Path(flags.results_root) / RECEIPT_NAME)
+    path = Path(flags.receipt or ResultPaths(Path(flags.results_root)).receipt)
     if path.is_file():
         return path
     if flags.receipt:
@@ -186,12 +184,12 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
     if len(report.beside) > _MANY:
         say(f"kept beside  {len(report.beside) - _MANY} more, as *{KEPT_MARK}*")
     if report.moved:
-        say(f"moved        {_count(len(report.moved), 'file')} that no archive had brought, to {AWAY_NAME}/")
+        say(f"moved        {_count(len(report.moved), 'file')} that no archive had brought, to {MOVED_AWAY}/")
     if report.removed:
         say(f"removed      {_count(len(report.removed), 'file')} that the archive does not have")
     root = shlex.quote(results_root)
     if report.has_manifest:
-        manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST_NAME}")
+        manifest = shlex.quote(f"{results_root.rstrip('/')}/{MANIFEST}")
         say(f"next         {_upload()} --results-root {root} --manifest-path {manifest} --wandb-mode online")
     else:
         say(f"next         there is no manifest in {root}: make one with prepare-manifest, then upload")

@@ -23,8 +23,7 @@ from eval_sidecar.delivery.reconcile import Comparison
 from eval_sidecar.delivery.source import Source
 from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.errors import SidecarError, UsageError
-from eval_sidecar.manifest.manifest import FILE_NAME
-from eval_sidecar.manifest.receipt import FILE_NAME as RECEIPT_NAME
+from eval_sidecar.paths import MANIFEST, RECEIPT, ResultPaths, StatePaths
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.loop import run_passes
 from eval_sidecar.trackers.base import Tracker
@@ -42,7 +41,7 @@ class _SourceFlags:
     """Which results of which models, and where their ledgers are."""
 
     results_root: str = flag("./results")
-    manifest_path: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{FILE_NAME}]")
+    manifest_path: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{MANIFEST}]")
     manifest_overrides: Optional[str] = flag(
         help="Overrides on top of the manifest, as for prepare-manifest."
     )
@@ -62,7 +61,7 @@ class _SourceFlags:
 
 @dataclass(frozen=True)
 class _ReceiptFlags(_SourceFlags):
-    output: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{RECEIPT_NAME}]")
+    output: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{RECEIPT}]")
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ def upload(flags: _UploadFlags) -> int:
     with contextlib.ExitStack() as stack:
         tracker = stack.enter_context(_tracker(flags, mode))
         uploader = _uploader(flags, tracker, mode, moved=flags.moved)
-        receipt = ReceiptWriter(flags.results / RECEIPT_NAME)
+        receipt = ReceiptWriter(ResultPaths(flags.results).receipt)
         passes = _Passes(source, uploader, receipt, stop, once=flags.once)
         instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
         stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
 
         def on_change(changed: Collection[Path]) -> None:
-            foreign = [path for path in changed if RECEIPT_NAME not in path.name]
+            foreign = [path for path in changed if RECEIPT not in path.name]
             for path in foreign:
                 uploader.notice(path)
             if foreign or not changed:
@@ -240,7 +239,7 @@ def receipt(flags: _ReceiptFlags) -> int:
     """Write what is confirmed, for `pack --incremental` on the training machine."""
     source = _source(flags)
     models = source.load()
-    writer = ReceiptWriter(Path(flags.output) if flags.output else flags.results / RECEIPT_NAME)
+    writer = ReceiptWriter(Path(flags.output) if flags.output else ResultPaths(flags.results).receipt)
     writer.write(source.all_models, Uploader(flags.results, flags.ledgers, None, confirms=False))
     say(f"{len(models)} models in {writer.path}")
     return 0
@@ -253,7 +252,7 @@ def _source(flags: _SourceFlags, *, checks_runs: bool = False) -> Source:
             " (to watch a training instead, give its folder as --sft-root)"
         )
     return Source(
-        Path(flags.manifest_path) if flags.manifest_path else flags.results / FILE_NAME,
+        Path(flags.manifest_path) if flags.manifest_path else ResultPaths(flags.results).manifest,
         Path(flags.manifest_overrides) if flags.manifest_overrides else None,
         flags.model_filter,
         check_runs if checks_runs else lambda models: (),
@@ -276,7 +275,7 @@ def _uploader(
 
 @contextlib.contextmanager
 def _tracker(flags: _DeliveryFlags, mode: Optional[str]) -> Iterator[Optional[Tracker]]:
-    tracker = open_tracker(flags, mode, flags.ledgers / "wandb.log")
+    tracker = open_tracker(flags, mode, StatePaths(flags.ledgers).client_log)
     try:
         yield tracker
     finally:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import Any, Optional
 import click
 
 from eval_sidecar.checkpoints.listing import list_checkpoints
-from eval_sidecar.checkpoints.places import lock_path, short_key
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import WatchFlags, takes
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
@@ -35,13 +33,12 @@ from eval_sidecar.ledger import lookalikes
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.ledger.status import settings_line, unfinished, waiting
-from eval_sidecar.ledger.store import LedgerStore, load, open_store, state_path
+from eval_sidecar.ledger.store import LedgerStore, load, open_store
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
-from eval_sidecar.paths import OWN_FOLDER
+from eval_sidecar.paths import OWN_FOLDER, LedgerPaths, PinPaths, ResultPaths, StatePaths, TemporaryPaths
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.files import held_lock, private_folder
 from eval_sidecar.trackers.wandb_checks import check_runs
-from eval_sidecar.types import stable_hash
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +64,14 @@ def watch(flags: WatchFlags) -> int:
     show.set_up_logging()
     for line in check_runs([plan.spec]) if mode is not None else ():
         log.warning("%s", line)
-    path = state_path(plan.state_dir, plan.spec.model_dir, plan.spec.run_id)
+    path = StatePaths(plan.state_dir).ledger(plan.spec.model_dir, plan.spec.run_id)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopping(stop, wake, STOPPING[flags.launcher]))
         store = stack.enter_context(_opened(path, plan))
         stack.enter_context(_only_one(plan.config))
         settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags.moved)
-        tracker = open_tracker(flags, mode, path.with_suffix(".wandb.log"))
+        tracker = open_tracker(flags, mode, LedgerPaths(path).client_log)
         if reason:
             log.warning("%s", reason)
         delivery = DeliveryThread(store, tracker, plan.spec, flags.confirm_seconds) if tracker else None
@@ -158,7 +155,7 @@ def _run(
     """Do the work; return whether a signal ended it."""
     once = plan.flags.once
     sidecar = Sidecar(plan.config, store, plan.launcher)
-    request = store.path.with_suffix(".retry")
+    request = LedgerPaths(store.path).retry_request
 
     def after_pass() -> None:
         if delivery is not None:
@@ -230,12 +227,12 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
         f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
         " two would evaluate everything twice"
     )
-    of_results = results / OWN_FOLDER / f"{stable_hash({'model_dir': config.model})[:12]}.lock"
+    of_results = ResultPaths(results).lock(config.model)
     results_busy = (
         f"{results / config.model}: another sidecar already writes its results there (of another folder"
         " of this name?); give one of them a name of its own with --model-name"
     )
-    beside = lock_path(model_dir)
+    beside = PinPaths.beside(Path(os.path.realpath(model_dir))).lock(model_dir)
     old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
         if old.parent.is_dir():  # a sidecar of an earlier version may be at work
@@ -253,8 +250,8 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
             raise
         except StateError as error:
             log.warning("%s: a second sidecar is kept off by this user on this machine only", error)
-            own = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
-            stack.enter_context(held_lock(own / f"{short_key(model_dir)}.lock", busy))
+            private_folder(TemporaryPaths().private)
+            stack.enter_context(held_lock(TemporaryPaths().watch_lock(model_dir), busy))
         try:
             stack.enter_context(held_lock(of_results, results_busy))
         except LockedError:

@@ -7,10 +7,7 @@ trackers only read and append.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -21,12 +18,13 @@ from typing import Callable, Optional
 from eval_sidecar.delivery.ownership import home_of, why_foreign
 from eval_sidecar.delivery.reconcile import reconcile, with_changes_due, with_deliveries
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
-from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, SENT, Delivery, Entry, Ledger
+from eval_sidecar.ledger.ledger import Delivery, Entry, Ledger
 from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.paths import TemporaryPaths
 from eval_sidecar.system.accounts import server_address
 from eval_sidecar.system.files import held_lock, private_folder
 from eval_sidecar.trackers.base import ServerView, Session, Tracker, plan_rows
-from eval_sidecar.types import ModelSpec, Point, digest
+from eval_sidecar.types import DeliveryStatus, ModelSpec, Point, digest
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +103,12 @@ def _run_lock(spec: ModelSpec) -> Path:
         TrackerError: where the folder for it is not this user's own.
     """
     # Without the entity: named or left to the key's default, it is the same run.
-    name = f"{server_address() or ''}|{spec.project}|{spec.run_id}"
+    name, paths = f"{server_address() or ''}|{spec.project}|{spec.run_id}", TemporaryPaths()
     try:
-        folder = private_folder(Path(tempfile.gettempdir()) / f"eval-sidecar-{os.getuid()}")
+        private_folder(paths.private)
     except StateError as error:
         raise TrackerError(f"{error}; nothing was sent", nothing_sent=True) from error
-    return folder / f"run-{hashlib.sha256(name.encode()).hexdigest()[:20]}.lock"
+    return paths.run_lock(name)
 
 
 def _report(before: Ledger, after: Ledger, session: _Delivery, problem: Optional[str]) -> Report:
@@ -118,9 +116,9 @@ def _report(before: Ledger, after: Ledger, session: _Delivery, problem: Optional
     newly = {
         entry.step
         for entry in before.due()
-        if (delivery := after.entry(entry.step).delivery) and delivery.status == CONFIRMED
+        if (delivery := after.entry(entry.step).delivery) and delivery.is_confirmed
     }
-    was_sent = {entry.step for entry in before.due() if entry.delivery and entry.delivery.status == SENT}
+    was_sent = {entry.step for entry in before.due() if entry.delivery and entry.delivery.is_sent}
     return Report(
         sent=len(sent),
         confirmed=len(newly & (sent | was_sent)),
@@ -169,7 +167,9 @@ class _Delivery:
                 ) from unsupported
             # Whatever is sent may have arrived: only what was never sent may be sent, and what has changed.
             self.store.update(with_changes_due)
-            self._send([entry for entry in self.store.ledger.due() if _status(entry) == PENDING], None)
+            self._send(
+                [entry for entry in self.store.ledger.due() if _status(entry) == DeliveryStatus.PENDING], None
+            )
             if self._table_problem:
                 raise TrackerError(self._without_table()) from unsupported
 
@@ -201,7 +201,7 @@ class _Delivery:
     def _may_still_show(self, entry: Entry) -> bool:
         """Whether a point was sent so recently that a server may hold it without showing it."""
         delivery = entry.due()
-        if delivery is None or delivery.status != SENT or delivery.sent_at is None:
+        if delivery is None or not delivery.is_sent or delivery.sent_at is None:
             return False
         age = self.clock() - delivery.sent_at
         return age < self.settle_seconds  # also where the clock was set back
@@ -216,7 +216,9 @@ class _Delivery:
         last_index = view.last_index if view else _last_known_index(ledger)
         rows = plan_rows(points, last_index)
         intents = {
-            point.step: Delivery(SENT, point.revision, _digest(ledger, point.step), index, self.clock())
+            point.step: Delivery(
+                DeliveryStatus.SENT, point.revision, _digest(ledger, point.step), index, self.clock()
+            )
             for index, point in rows
         }
         marked = self.store.update(

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from eval_sidecar.ledger.ledger import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Ledger
+from eval_sidecar.ledger.ledger import CARRIED, Delivery, Ledger
 from eval_sidecar.trackers.base import ServerRow, ServerView
-from eval_sidecar.types import Result
+from eval_sidecar.types import DeliveryStatus, Result
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def table_is_old(ledger: Ledger, view: ServerView) -> bool:
     return view.described is not None and any(
         described.get(entry.step) != entry.delivery.digest
         for entry in ledger.steps()
-        if entry.delivery and entry.delivery.status == CONFIRMED and entry.delivery.via != CARRIED
+        if entry.delivery and entry.delivery.is_confirmed and entry.delivery.via != CARRIED
     )
 
 
@@ -86,9 +86,9 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
             continue
         shown = rows.get(entry.step)
         if shown is None:
-            if entry.delivery.status == CONFIRMED:
+            if entry.delivery.is_confirmed:
                 log.warning("%s: was on the server and is no longer shown", entry.name)
-                changed[entry.step] = replace(entry.delivery, status=SENT, sent_at=now)
+                changed[entry.step] = replace(entry.delivery, status=DeliveryStatus.SENT, sent_at=now)
         elif entry.due() is not None:
             changed[entry.step] = _shown(entry.result, shown, entry.delivery)
     ledger = with_deliveries(ledger, changed)
@@ -107,7 +107,7 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
         {
             entry.step: _shown(entry.result, rows[entry.step], Delivery())
             if entry.step in rows
-            else Delivery(PENDING)
+            else Delivery(DeliveryStatus.PENDING)
             for entry in ledger.steps()
             if entry.result is not None
         },
@@ -118,9 +118,9 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
 def with_changes_due(ledger: Ledger) -> Ledger:
     """Make results due again that have changed since they were sent to where nothing can be read back."""
     changed = {
-        entry.step: Delivery(PENDING, entry.delivery.revision + 1, index=entry.delivery.index)
+        entry.step: Delivery(DeliveryStatus.PENDING, entry.delivery.revision + 1, index=entry.delivery.index)
         for entry in ledger.due()
-        if entry.delivery and entry.result and entry.delivery.status == SENT
+        if entry.delivery and entry.result and entry.delivery.is_sent
         if entry.delivery.digest != entry.result.digest
     }
     return with_deliveries(ledger, changed)
@@ -139,6 +139,10 @@ def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
     has_changed = delivery.digest not in (None, result.digest)
     if row.shows(result) and not (has_changed and row.lacks_metrics_of(result)):
         return replace(
-            delivery, status=CONFIRMED, revision=row.revision, digest=result.digest, index=row.index
+            delivery,
+            status=DeliveryStatus.CONFIRMED,
+            revision=row.revision,
+            digest=result.digest,
+            index=row.index,
         )
-    return Delivery(PENDING, row.revision + 1)
+    return Delivery(DeliveryStatus.PENDING, row.revision + 1)

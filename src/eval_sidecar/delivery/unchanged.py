@@ -24,13 +24,13 @@ from eval_sidecar.ledger.stamps import (
     settled_mtime,
     stamp,
 )
+from eval_sidecar.paths import METRICS
 from eval_sidecar.system.files import write_json
 from eval_sidecar.types import Stamp
 
 log = logging.getLogger(__name__)
 
 VERSION = 2
-FILE_NAME = ".seen"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class UnchangedModels:
                     self._has_changed = True
             else:
                 is_same = folder.stat().st_mtime_ns == then.folder and not any(
-                    stamp(f"{folder}/checkpoint-{step}/metrics.json") for step in then.waiting
+                    stamp(f"{folder}/checkpoint-{step}/{METRICS}") for step in then.waiting
                 )
         except (OSError, SidecarError):
             is_same = False  # reported when it is opened

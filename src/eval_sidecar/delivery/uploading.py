@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
-from eval_sidecar.delivery.unchanged import FILE_NAME, UnchangedModels
+from eval_sidecar.delivery.unchanged import UnchangedModels
 from eval_sidecar.errors import MissingResultError, ResultError, SidecarError
 from eval_sidecar.ledger import lookalikes
 from eval_sidecar.ledger.ledger import Entry, Failure
@@ -26,9 +26,10 @@ from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.results import left_out_of, read_result
 from eval_sidecar.ledger.stamps import list_stamps
 from eval_sidecar.ledger.status import unfinished
-from eval_sidecar.ledger.store import LedgerStore, open_store, state_path
+from eval_sidecar.ledger.store import LedgerStore, open_store
 from eval_sidecar.manifest.model_places import admit
 from eval_sidecar.manifest.receipt import part_of
+from eval_sidecar.paths import METRICS, StatePaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
 from eval_sidecar.trackers.base import Tracker
@@ -88,7 +89,7 @@ class Uploader:
 
     def state_file(self, spec: ModelSpec) -> Path:
         """Return the path of a model's ledger."""
-        return state_path(self.state_dir, spec.model_dir, spec.run_id)
+        return StatePaths(self.state_dir).ledger(spec.model_dir, spec.run_id)
 
     def run_pass(
         self,
@@ -140,7 +141,7 @@ class Uploader:
 
     @functools.cached_property
     def _unchanged(self) -> UnchangedModels:
-        return UnchangedModels(self.state_dir / FILE_NAME)
+        return UnchangedModels(StatePaths(self.state_dir).unchanged)
 
     @functools.cached_property
     def _warn_once(self) -> WarnOnce:
@@ -208,7 +209,7 @@ class Uploader:
         changed, taken = [], 0
         news_of = [step for step, found in stamps.items() if _is_news(store.ledger.entry(step), found)]
         # A Path would cost as much as reading the file.
-        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/metrics.json" for step in news_of}
+        paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/{METRICS}" for step in news_of}
         written = {step: one for step, path in paths.items() if (one := read_provenance(path)) is not None}
         admission = admit(store.ledger, written, moved=self.moved)
         for step, path in paths.items():

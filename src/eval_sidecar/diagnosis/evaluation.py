@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 from eval_sidecar.diagnosis.base import Finding, Mark, unmet
 from eval_sidecar.installation import PACKAGE, install_command
+from eval_sidecar.paths import ResultPaths
 from eval_sidecar.system.logs import last_line
 
 #: On a network disk, the first import of torch may take minutes.
@@ -156,7 +157,7 @@ def try_evaluation(python: str, script: Path, devices: str, scratch: Path) -> Fi
             "NUM_BEAMS": "5",
         }
         problem = _run(["bash", str(script), str(checkpoint.parent)], scratch, log, variables)
-    metrics = scratch / "results" / "model" / "checkpoint-1" / "metrics.json"
+    metrics = ResultPaths(scratch / "results").metrics("model", 1)
     took = f"{time.monotonic() - began:.0f} s"
     if problem:
         return Finding("evaluation", Mark.BROKEN, f"a small model cannot be evaluated: {problem}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from eval_sidecar.checkpoints.listing import folder_of_links
 from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.ledger.settings import Settings
-from eval_sidecar.paths import LINKS
+from eval_sidecar.paths import EvaluationPaths, ResultPaths
 from eval_sidecar.types import Checkpoint, Job
 
 
@@ -64,6 +64,10 @@ class WatchConfig:
         """Where evaluations leave their results."""
         return self.repo_root / "results"
 
+    def metrics_path(self, step: int) -> Path:
+        """Return where the evaluation of a step leaves its ``metrics.json``."""
+        return ResultPaths(self.results_root).metrics(self.model, step)
+
 
 def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
     """Return the job that evaluates a checkpoint.
@@ -73,12 +77,12 @@ def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
     """
     if checkpoint.path.parent.name != config.model:
         # The script takes that for the model's name.
-        checkpoint = folder_of_links(config.log_dir / LINKS, config.model, checkpoint)
+        checkpoint = folder_of_links(EvaluationPaths(config.log_dir).links, config.model, checkpoint)
     return Job(
         step=checkpoint.step,
         token=uuid.uuid4().hex,
         argv=("bash", str(config.eval_script), str(config.model_dir)),
         env={**config.environment, "CKPT_LIST": str(checkpoint.path)},
         cwd=config.repo_root,
-        log=config.log_dir / config.model / f"{checkpoint.name}.log",
+        log=EvaluationPaths(config.log_dir).log(config.model, checkpoint.name),
     )

@@ -15,11 +15,11 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints.identity import look_at_weights, read_content, read_identity
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.ledger.ledger import PENDING, Entry, Failure, Ledger
+from eval_sidecar.ledger.ledger import Entry, Failure, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, find_provenance, write_begun, write_provenance
 from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.settings import key_of
-from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, stamp
+from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, may_change_unseen, stamp
 from eval_sidecar.ledger.status import settings_line
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Files that are written in place change no folder: each is looked at this often, in seconds.
 _FILES_SECONDS = 60.0
-#: What changed so recently may change once more without its time changing, in ns.
-_TOO_FRESH = 2 * 10**9
-#: A time further ahead than this is that of another clock, in ns.
+#: A time further ahead than this is of another clock, in ns: those weights are not read in each pass for it.
 _SKEW = 60 * 10**9
 
 
@@ -192,6 +190,10 @@ class Origins:
         if now.forced.round == ledger.forced.round and is_through:
             log.info("--force-eval: an earlier start has evaluated all of it, with the same settings")
 
+    def is_wanted_again(self, entry: Entry) -> bool:
+        """Return whether --force-eval asks for a checkpoint that this request has not evaluated yet."""
+        return self._config.force and entry.round < self._store.ledger.forced.round
+
     def take(
         self,
         entry: Entry,
@@ -312,14 +314,14 @@ class Origins:
 
     def _is_old(self, changed: int) -> bool:
         now = self._clock()
-        return not now - _TOO_FRESH <= changed <= now + _SKEW
+        return changed > now + _SKEW or not may_change_unseen(changed, now)
 
     def _is_settled(self, step: int) -> bool:
         return bool(self._looked[step][1])
 
     def _say_other(self, entry: Entry, content: Content) -> None:
         evaluated = entry.result is not None or entry.listed or entry.running is not None
-        was_sent = entry.delivery is not None and entry.delivery.status != PENDING
+        was_sent = entry.delivery is not None and not entry.delivery.is_pending
         revision = f" as revision {entry.delivery.revision + 1}" if was_sent and entry.delivery else ""
         log.warning(
             "%s: other weights than those %s before (saved again at %s): evaluated again%s",

@@ -10,15 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional, Protocol
 
-from eval_sidecar.types import Handle, Job
-
-QUEUED = "queued"  # accepted, and not known to compute: waits for a machine, or nobody answers
-RUNNING = "running"
-ENDED = "ended"  # by its own doing: with an exit code, or over its time or memory
-EVICTED = "evicted"  # taken away by the machine: preempted, node failed
-CANCELLED = "cancelled"  # by a person
-ELSEWHERE = "elsewhere"  # on another machine, which cannot be asked from here; it may have ended
-LOST = "lost"  # without a trace: killed from outside, or the machine restarted
+from eval_sidecar.types import Handle, Job, JobPhase
 
 
 @dataclass(frozen=True)
@@ -26,16 +18,16 @@ class JobState:
     """Where a job stands.
 
     Attributes:
-        phase: One of the constants above.
-        exit_code: Of a job that has ended, where it has one.
-        reason: In words, where the launcher knows more than the phase and the code say.
-        began: When a running job began to compute, seconds since the epoch; None where that is when it
-            was submitted.
-        used: Seconds that a running job has computed, where the launcher knows better than by ``began``:
-            a job may have been suspended.
+        phase: Where it stands.
+        exit_code: Of a job that has ended, if it has one.
+        reason: In words, if the launcher knows more than the phase and the code say.
+        began: When a running job began to compute, seconds since the epoch; None if that is when it was
+            submitted.
+        used: Seconds that a running job has computed, if the launcher knows better than by ``began``: a
+            job may have been suspended.
     """
 
-    phase: str
+    phase: JobPhase
     exit_code: Optional[int] = None
     reason: Optional[str] = None
     began: Optional[float] = None
@@ -51,39 +43,39 @@ class Launcher(Protocol):
         ...
 
     def free_slots(self, running: Sequence[Handle]) -> int:
-        """How many more jobs may be submitted beside these."""
+        """Return how many more jobs may be submitted beside these."""
         ...
 
-    def announce(self, job: Job) -> Handle:
-        """What finds a job again whose submission was cut short; saved before it is submitted."""
+    def reserve(self, job: Job) -> Handle:
+        """Return what finds a job again whose submission was cut short; saved before it is submitted."""
         ...
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job beside these and return at once.
 
         Raises:
-            BusyError: where no job is taken at the moment; nothing was started.
-            LaunchError: where it cannot be started.
-            UsageError: where no such job will ever be taken, whatever the checkpoint; nothing was started.
+            BusyError: if no job is accepted at the moment; nothing was started.
+            LaunchError: if it cannot be started.
+            UsageError: if no such job will ever be accepted, whatever the checkpoint; nothing was started.
         """
         ...
 
     def poll(self, handle: Handle) -> JobState:
-        """Where a job stands now. Raises nothing."""
+        """Return where a job stands now. Raises nothing."""
         ...
 
     def cancel(self, handle: Handle) -> bool:
-        """End a job with everything that it started; True where nothing of it runs any more.
+        """End a job with everything that it started; return True if nothing of it runs any more.
 
-        False where it is about to end: ask again later. Idempotent.
+        False if it is still ending: ask again later. Idempotent.
 
         Raises:
-            LaunchError: where it cannot be ended, or nobody can tell.
+            LaunchError: if it cannot be ended, or the scheduler does not answer.
         """
         ...
 
-    def leave(self, handle: Handle) -> bool:
-        """Prepare a job for the sidecar's end; True where it goes on, for the next sidecar to collect.
+    def detach(self, handle: Handle) -> bool:
+        """Prepare a job for the sidecar's end; return True if it goes on, for the next sidecar to collect.
 
         A job that cannot go on alone is ended.
         """

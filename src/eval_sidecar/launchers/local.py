@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import ELSEWHERE, ENDED, LOST, RUNNING, JobState
+from eval_sidecar.launchers.base import JobState
+from eval_sidecar.paths import JobPaths
 from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
@@ -18,7 +19,7 @@ from eval_sidecar.system.process import (
     machine_elsewhere,
     this_machine,
 )
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 
 #: Every process of a job inherits this variable, so that those are found that left its group.
 _MARKER = "EVAL_SIDECAR_JOB"
@@ -85,18 +86,22 @@ class LocalLauncher:
         here = [handle for handle in running if machine_elsewhere(handle) is None]
         return max(0, len(self.device_lists) - len(here))
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """The token, which every process of the job carries, and where those are."""
-        return {"token": job.token, **this_machine(), "exit_file": f"{job.log}.{job.token}.exit"}
+        return {
+            "token": job.token,
+            **this_machine(),
+            "exit_file": str(JobPaths(job.log).exit_code(job.token)),
+        }
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Start a job on a device list that none of the running ones has."""
-        handle = self.announce(job)
+        handle = self.reserve(job)
         taken = [other.get("devices") for other in running if machine_elsewhere(other) is None]
         free = [devices for devices in self.device_lists if devices not in taken] or list(self.device_lists)
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            for of_before in job.log.parent.glob(f"{job.log.name}.*.exit"):
+            for of_before in job.log.parent.glob(JobPaths(job.log).exit_code("*").name):
                 of_before.unlink(missing_ok=True)
             with job.log.open("ab") as log:
                 child = subprocess.Popen(
@@ -120,28 +125,29 @@ class LocalLauncher:
         """Where a job stands, from its exit file; its process is only asked while there is none."""
         elsewhere = machine_elsewhere(handle)
         if "pid" not in handle and elsewhere is None:
-            return JobState(LOST, reason="its start was cut short")
+            return JobState(JobPhase.LOST, reason="its start was cut short")
         # The order matters: the file appears before the process ends, so look at the process first.
         code = self._reap(handle) if elsewhere is None else None
         alive = elsewhere is None and code is None and ProcessIdentity.from_json(handle).is_running()
         try:
-            return JobState(ENDED, int(Path(handle["exit_file"]).read_text()))
+            return JobState(JobPhase.ENDED, int(Path(handle["exit_file"]).read_text()))
         except FileNotFoundError:
             pass
         except ValueError as error:
-            return JobState(LOST, reason=f"its exit file is unreadable ({error})")
+            return JobState(JobPhase.LOST, reason=f"its exit file is unreadable ({error})")
         if elsewhere is not None:
             advice = "start the sidecar there, or give it up with `eval-sidecar retry --sft-root … <step>`"
-            return JobState(ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
+            return JobState(JobPhase.ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
         if alive:
-            return JobState(RUNNING)
+            return JobState(JobPhase.RUNNING)
         if code is not None and code >= 0:
-            return JobState(ENDED, code)
+            return JobState(JobPhase.ENDED, code)
         if code is not None:
             # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
-            return JobState(LOST, reason=f"its process was {describe_signal(-code)}")
+            return JobState(JobPhase.LOST, reason=f"its process was {describe_signal(-code)}")
         return JobState(
-            LOST, reason="its process is gone without an exit code (killed, or the machine restarted)"
+            JobPhase.LOST,
+            reason="its process is gone without an exit code (killed, or the machine restarted)",
         )
 
     def cancel(self, handle: Handle) -> bool:
@@ -162,7 +168,7 @@ class LocalLauncher:
             )
         return True
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """End the job: nobody expects GPUs to be busy after `stop`. One elsewhere is left to that machine."""
         if machine_elsewhere(handle) is not None:
             return True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.installation import install_command
-from eval_sidecar.launchers.base import CANCELLED, ENDED, EVICTED, QUEUED, RUNNING, JobState
+from eval_sidecar.launchers.base import JobState
 from eval_sidecar.launchers.slurm_queue import (
     PATIENCE,
     Queue,
@@ -28,8 +28,9 @@ from eval_sidecar.launchers.slurm_queue import (
     refusal,
     state_from_output,
 )
+from eval_sidecar.paths import JobPaths
 from eval_sidecar.system.logs import last_line
-from eval_sidecar.types import Handle, Job
+from eval_sidecar.types import Handle, Job, JobPhase
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -179,10 +180,10 @@ class SlurmLauncher:
         """How many more jobs may be submitted beside these."""
         return max(0, self._max_jobs - len(running))
 
-    def announce(self, job: Job) -> Handle:
+    def reserve(self, job: Job) -> Handle:
         """The job's name, and the folder of submitit's files and its own, which must be on a shared disk."""
         name = f"eval-{job.step}.{job.token}"
-        return {"launcher": KIND, "name": name, "folder": str(job.log.parent / "slurm" / name)}
+        return {"launcher": KIND, "name": name, "folder": str(JobPaths(job.log).slurm(name))}
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:
         """Hand the job to Slurm through submitit."""
@@ -190,7 +191,7 @@ class SlurmLauncher:
 
         if self._queue.jobs() is None:
             raise BusyError(f"checkpoint-{job.step}: not submitted, {self._queue.problem}; it is tried again")
-        handle = self.announce(job)
+        handle = self.reserve(job)
         try:
             Path(handle["folder"]).mkdir(parents=True, exist_ok=True)
             executor = _make_executor(handle["folder"])
@@ -220,20 +221,22 @@ class SlurmLauncher:
     def poll(self, handle: Handle) -> JobState:
         """Where a job stands, from its exit file and the queue; all jobs share one question to Slurm."""
         if _exit_code(handle) == 0:
-            return JobState(ENDED, 0)
+            return JobState(JobPhase.ENDED, 0)
         jobs = self._queue.jobs()
         if jobs is None:
-            return JobState(QUEUED, reason=f"{_label(handle)}: not known, {self._queue.problem}")
+            return JobState(JobPhase.QUEUED, reason=f"{_label(handle)}: not known, {self._queue.problem}")
         if _was_cut_short(handle):
-            return JobState(EVICTED, reason=f"{_label(handle)}: its submission was cut short")
+            return JobState(JobPhase.EVICTED, reason=f"{_label(handle)}: its submission was cut short")
         seen = jobs.get(handle["name"])
         if seen is None:
             seen, doubt = self._look_for(handle)
             if doubt:
-                return JobState(QUEUED, reason=f"{_label(handle)}: not in the queue, {doubt}")
+                return JobState(JobPhase.QUEUED, reason=f"{_label(handle)}: not in the queue, {doubt}")
         if seen is None or seen.has_ended:
             return _judge(handle, seen)
-        return JobState(RUNNING if seen.computes else QUEUED, None, str(seen), seen.began, seen.used)
+        return JobState(
+            JobPhase.RUNNING if seen.computes else JobPhase.QUEUED, None, str(seen), seen.began, seen.used
+        )
 
     def cancel(self, handle: Handle) -> bool:
         """Cancel the job in Slurm, also where the queue does not show it: no second one may run beside it.
@@ -251,7 +254,7 @@ class SlurmLauncher:
             raise LaunchError(f"{_label(handle)}: cannot be ended, {problem or self._queue.problem}")
         return handle["name"] not in jobs or jobs[handle["name"]].has_ended
 
-    def leave(self, handle: Handle) -> bool:
+    def detach(self, handle: Handle) -> bool:
         """Leave the job to Slurm: login nodes restart, and queues are long."""
         return True
 
@@ -310,26 +313,26 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
     state = seen.state if seen else ""
     if code is not None and state in ("", "COMPLETED", "FAILED"):
         said = f"{_label(handle, seen)}: the evaluation script ended with exit code {code}"
-        return JobState(ENDED, code, said if code else None)
+        return JobState(JobPhase.ENDED, code, said if code else None)
     if state in ("", "FAILED"):
         state = state_from_output(_file(handle, "out")) or state
     reason = seen.reason if seen else ""
     said = f"{_label(handle, seen)}: {state}" + (f" ({reason})" if reason else "")
     if state == "COMPLETED":
-        return JobState(ENDED, 0)
+        return JobState(JobPhase.ENDED, 0)
     if state == "CANCELLED":
-        return JobState(CANCELLED, reason=said)
+        return JobState(JobPhase.CANCELLED, reason=said)
     if state in _OWN_DOING:
-        return JobState(ENDED, code, f"{said}, {_OWN_DOING[state]}")
+        return JobState(JobPhase.ENDED, code, f"{said}, {_OWN_DOING[state]}")
     has_begun = _has(_file(handle, "begun"))
     if state == "FAILED" and not (has_begun and reason in _MACHINES_DOING):
         when = "without an exit code of the evaluation" if has_begun else "before the evaluation began"
         words = last_line(_file(handle, "out")) or "nothing was printed (is this folder on a shared disk?)"
         said = f"{said} {when}; {_file(handle, 'out')}: {words}"
-        return JobState(ENDED, code, said) if has_begun else JobState(EVICTED, reason=said)
+        return JobState(JobPhase.ENDED, code, said) if has_begun else JobState(JobPhase.EVICTED, reason=said)
     if not state:
         said = f"{_label(handle, seen)}: gone from the queue without a trace"
-    return JobState(EVICTED, reason=said)
+    return JobState(JobPhase.EVICTED, reason=said)
 
 
 def _label(handle: Handle, seen: Optional[QueuedJob] = None) -> str:

@@ -11,9 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.ledger.ledger import CARRIED, CONFIRMED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.ledger import CARRIED, Delivery, Entry, Failure, Ledger, Running
 from eval_sidecar.system.files import encode
-from eval_sidecar.types import TABLE_COLUMNS, Content, Forced, Origin, Place, Result, digest
+from eval_sidecar.types import (
+    TABLE_COLUMNS,
+    Completeness,
+    Content,
+    DeliveryStatus,
+    Forced,
+    Origin,
+    Place,
+    Result,
+    digest,
+)
 
 VERSION = 2
 
@@ -152,7 +162,9 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
         has_result = step in processed or bool(detail.get("superseded"))
         entry = _entry(step, detail, rows.get(step) if has_result else None)
         if first_version and step in processed:
-            carried = Delivery(CONFIRMED, digest=entry.result.digest if entry.result else None, via=CARRIED)
+            carried = Delivery(
+                DeliveryStatus.CONFIRMED, digest=entry.result.digest if entry.result else None, via=CARRIED
+            )
             entry = replace(entry, delivery=carried)
         entry = replace(entry, listed=step in processed and entry.result is None)
         entries[step] = replace(entry, failure=failure, attempts=0 if first_version else attempts)
@@ -179,7 +191,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
 
 def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any]]) -> Entry:
     result = None
-    delivery = Delivery(**details["delivery"]) if details.get("delivery") else None
+    delivery = _delivery(details["delivery"]) if details.get("delivery") else None
     if row is not None:
         metrics = _row_metrics(row)
         stamp = [*(details.get("stamp") or ()), 0, 0, 0]
@@ -204,7 +216,7 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
     content = details.get("content")
     return Entry(
         step=step,
-        verdict=details.get("verdict"),
+        verdict=Completeness(details["verdict"]) if details.get("verdict") else None,
         evidence=tuple(details.get("evidence") or ()),
         first_seen=details.get("first_seen"),
         pinned=bool(details.get("pinned", False)),
@@ -216,6 +228,10 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
         origin=Origin(**(details.get("origin") or {})),
         round=int(details.get("round", 0)),
     )
+
+
+def _delivery(value: Mapping[str, Any]) -> Delivery:
+    return Delivery(**{**value, "status": DeliveryStatus(value["status"])})
 
 
 def _rows(value: Any, first_version: bool) -> dict[int, dict[str, Any]]:  # noqa: ANN401 - any older script's

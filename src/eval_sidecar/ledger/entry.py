@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
-from eval_sidecar.types import UNKNOWN, Content, Origin, Point, Result
-
-PENDING = "pending"  # to be sent
-SENT = "sent"  # the intent is on disk; what arrived is not known
-CONFIRMED = "confirmed"  # read back from the server
+from eval_sidecar.types import UNKNOWN, Completeness, Content, DeliveryStatus, Origin, Point, Result
 
 #: `Delivery.via` of what an older script's state file calls processed: taken as delivered.
 CARRIED = "the state file of an older version"
@@ -21,7 +17,7 @@ class Delivery:
     """Where a point stands on its way to the tracker.
 
     Attributes:
-        status: `PENDING`, `SENT` or `CONFIRMED`.
+        status: How far it has come.
         revision: Revision of the point that this is about.
         digest: `Result.digest` of what was sent; None before.
         index: Index of the row on the server.
@@ -29,12 +25,27 @@ class Delivery:
         via: What is known about how it went: where an offline session lies, or who says that it is there.
     """
 
-    status: str = PENDING
+    status: DeliveryStatus = DeliveryStatus.PENDING
     revision: int = 0
     digest: Optional[str] = None
     index: Optional[int] = None
     sent_at: Optional[float] = None
     via: Optional[str] = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is still to be sent."""
+        return self.status == DeliveryStatus.PENDING
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it was sent, and nobody has seen it on the server."""
+        return self.status == DeliveryStatus.SENT
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the server was seen to have it."""
+        return self.status == DeliveryStatus.CONFIRMED
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class Entry:
     """
 
     step: int
-    verdict: Optional[str] = None
+    verdict: Optional[Completeness] = None
     evidence: tuple[str, ...] = ()
     first_seen: Optional[str] = None
     pinned: bool = False
@@ -150,7 +161,7 @@ class Entry:
     @property
     def is_pending(self) -> bool:
         """Whether an evaluation is still to come, or under way."""
-        lost = self.verdict in ("gone", "abandoned")
+        lost = self.verdict in (Completeness.GONE, Completeness.ABANDONED)
         return self.running is not None or not (self.processed or self.has_failed or lost)
 
     def due(self) -> Optional[Delivery]:
@@ -161,11 +172,11 @@ class Entry:
         """
         if self.result is None or self.delivery is None or self.is_withheld:
             return None
-        if self.delivery.status != CONFIRMED:
+        if not self.delivery.is_confirmed:
             return self.delivery
         if self.delivery.digest in (None, self.result.digest):
             return None
-        return Delivery(PENDING, self.delivery.revision + 1)
+        return Delivery(DeliveryStatus.PENDING, self.delivery.revision + 1)
 
     @property
     def is_withheld(self) -> bool:
@@ -173,14 +184,14 @@ class Entry:
         if not self.is_superseded or self.result is None:
             return False
         delivery = self.delivery or Delivery()
-        return delivery.status == PENDING or delivery.digest not in (None, self.result.digest)
+        return delivery.is_pending or delivery.digest not in (None, self.result.digest)
 
     @property
     def is_unsent(self) -> bool:
         """Whether the result, as it is now, has not been sent."""
         due = self.due()
         return due is not None and (
-            due.status == PENDING or (self.result is not None and due.digest != self.result.digest)
+            due.is_pending or (self.result is not None and due.digest != self.result.digest)
         )
 
     def evaluated(self, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Entry:

@@ -9,14 +9,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-from eval_sidecar.ledger.entry import CARRIED, CONFIRMED, PENDING, SENT, Delivery, Entry, Failure, Running
-from eval_sidecar.types import NEVER_FORCED, UNKNOWN, Content, Forced, Origin, Place, Point, Result
+from eval_sidecar.ledger.entry import CARRIED, Delivery, Entry, Failure, Running
+from eval_sidecar.types import (
+    NEVER_FORCED,
+    UNKNOWN,
+    Completeness,
+    Content,
+    Forced,
+    Handle,
+    Origin,
+    Place,
+    Point,
+    Result,
+)
 
 __all__ = [
     "CARRIED",
-    "CONFIRMED",
-    "PENDING",
-    "SENT",
     "Delivery",
     "Entry",
     "Failure",
@@ -128,6 +136,33 @@ class Ledger:
         """An evaluation was started, or more is known of it."""
         return self.with_entries([self.entry(step).begun(running)])
 
+    def submitted(self, step: int, handle: Handle) -> Ledger:
+        """The launcher has taken the evaluation that was started, and finds it by this handle."""
+        return self._with_running(step, handle=handle)
+
+    def followed(self, step: int, *, started_at: float, state: Optional[str]) -> Ledger:
+        """A look at an evaluation under way has shown since when it computes, and where it stands."""
+        return self._with_running(step, started_at=started_at, state=state)
+
+    def ending(self, step: int, why: str, *, evicted: bool = False) -> Ledger:
+        """The sidecar is about to end an evaluation. Saved first: afterwards it looks like a cancellation.
+
+        Args:
+            step: Its step.
+            why: In words; becomes the failure's.
+            evicted: Whether the machine has taken it away, which costs no attempt.
+        """
+        return self._with_running(step, ending=why, evicted=evicted)
+
+    def _with_running(self, step: int, **changes: Any) -> Ledger:  # noqa: ANN401 - the fields of Running
+        entry = self.entry(step)
+        assert entry.running is not None, f"{entry.name} is not being evaluated"
+        return self.with_entry(step, running=replace(entry.running, **changes))
+
+    def busy_with(self, reason: Optional[str]) -> Ledger:
+        """Why no evaluation can be started now; None if one can be."""
+        return replace(self, busy=reason)
+
     def interrupted(self, step: int) -> Ledger:
         """An evaluation ended for a reason that is not its own; the checkpoint is as if never tried."""
         return self.with_entry(step, running=None)
@@ -141,6 +176,10 @@ class Ledger:
         entry = self.entry(step)
         number = self.forced.round if failure.final else entry.round
         return self.with_entry(step, running=None, attempts=entry.attempts + 1, failure=failure, round=number)
+
+    def failed_with_other_weights(self, step: int, failure: Failure) -> Ledger:
+        """An evaluation failed of weights that are no longer there: no attempt of those that are."""
+        return self.with_entry(step, running=None, failure=failure)
 
     def evaluated(self, step: int, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Ledger:
         """A result is there. The same numbers again change nothing about their delivery."""
@@ -156,7 +195,7 @@ class Ledger:
                 evictions=(),
                 failure=None,
                 round=0 if entry.failure else entry.round,
-                verdict=None if entry.verdict == "gone" else entry.verdict,
+                verdict=None if entry.verdict == Completeness.GONE else entry.verdict,
             )
             for entry in self.steps()
             if entry.step in chosen

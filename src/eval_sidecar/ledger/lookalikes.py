@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
+from eval_sidecar.paths import METRICS, PROVENANCE
 from eval_sidecar.types import step_of
 
-_METRICS = "metrics.json"
 #: What Macs, Windows, NAS boxes and file systems put into any folder.
 _CLUTTER = frozenset({"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"})
 #: Files that evaluations write under other names than ours.
@@ -21,7 +21,7 @@ _OTHER_NAME = re.compile(
     re.IGNORECASE,
 )
 #: Written beside the numbers by evaluations that do write metrics.json.
-_BESIDE = frozenset({"final_result.json", "rollout.json", "provenance.json", _METRICS})
+_BESIDE = frozenset({"final_result.json", "rollout.json", PROVENANCE, METRICS})
 #: Folders to look into below a model, and names to look at in one.
 _DEEPEST, _MOST = 3, 10_000
 _STEP = re.compile(r".*?(\d+)")
@@ -78,10 +78,10 @@ def _model_folders(root: Path) -> list[Path]:
 
 def _at_the_top(root: Path) -> Iterator[str]:
     for name in _names(root):
-        if name == _METRICS:
+        if name == METRICS:
             advice = f"move it to {root}/<model>/checkpoint-<step>/"
             yield _line(root / name, "it lies directly in the results", advice)
-        elif step_of(name) is not None and (root / name / _METRICS).exists():
+        elif step_of(name) is not None and (root / name / METRICS).exists():
             yield _line(root / name, "it lies in no model's folder", f"move it to {root}/<model>/")
         elif not is_clutter(name):
             yield from _lost(root / name)
@@ -106,7 +106,7 @@ def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]
     named = [
         line
         for name in steps
-        if not os.path.exists(f"{folder}/{name}/{_METRICS}")  # noqa: PTH110 - of every checkpoint
+        if not os.path.exists(f"{folder}/{name}/{METRICS}")  # noqa: PTH110 - of every checkpoint
         for line in _in_checkpoint(folder / name)
     ]
     return [*_some(lines, folder), *_some(named, folder)]
@@ -115,15 +115,15 @@ def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]
 def _in_checkpoint(folder: Path) -> Iterator[str]:
     """Lines for what may be the numbers of a checkpoint without ``metrics.json``."""
     yield from _lost(folder)
-    yield from _lost(folder / _METRICS)
+    yield from _lost(folder / METRICS)
     for found in names_like_results(folder):
         yield _line(folder / found, "the file is not called metrics.json", "rename it")
     waiting = [(path, 1) for path in _folders(folder)]
     while waiting:
         below, depth = waiting.pop()
         for found in _names(below):
-            if found == _METRICS or found in names_like_results(below):
-                yield _line(below / found, "it lies in a folder below", f"move it to {folder}/{_METRICS}")
+            if found == METRICS or found in names_like_results(below):
+                yield _line(below / found, "it lies in a folder below", f"move it to {folder}/{METRICS}")
         waiting += [(path, depth + 1) for path in _folders(below) if depth < _DEEPEST]
 
 
@@ -185,7 +185,7 @@ def like_checkpoints(model_dir: Path) -> list[str]:
 
 def _elsewhere(path: Path) -> Iterator[str]:
     """Lines for the results in a folder of a model that is not called as a checkpoint is."""
-    if path.name == _METRICS:
+    if path.name == METRICS:
         yield _line(path, "it lies in no checkpoint's folder", f"move it to {path.parent}/checkpoint-<step>/")
         return
     waiting = [(path, 1)]
@@ -195,18 +195,16 @@ def _elsewhere(path: Path) -> Iterator[str]:
         if _has_result(folder):
             why = "a model is a folder directly in the results"
             yield _line(folder, why, f"move it up to {path.parents[1]}/")
-        elif _METRICS in names:
+        elif METRICS in names:
             step = _STEP.fullmatch(folder.name)
             new = f"checkpoint-{int(step[1])}" if step else "checkpoint-<step>"
-            yield _line(
-                folder / _METRICS, "its folder is not called checkpoint-<step>", f"rename it to {new}"
-            )
+            yield _line(folder / METRICS, "its folder is not called checkpoint-<step>", f"rename it to {new}")
         elif depth < _DEEPEST:
             waiting += [(inner, depth + 1) for inner in _folders(folder)]
 
 
 def _has_result(model: Path) -> bool:
-    return any(step_of(name) is not None and (model / name / _METRICS).exists() for name in _names(model))
+    return any(step_of(name) is not None and (model / name / METRICS).exists() for name in _names(model))
 
 
 def _line(path: Path, why: str, advice: str) -> str:

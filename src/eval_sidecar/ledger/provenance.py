@@ -17,12 +17,11 @@ from typing import Any, Optional, Union
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.ledger.settings import key_of
-from eval_sidecar.paths import OWN_FOLDER
+from eval_sidecar.paths import PROVENANCE, ResultPaths
 from eval_sidecar.system.files import write_json
 from eval_sidecar.types import Origin, Place
 
 VERSION = 1
-FILE_NAME = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def write_provenance(metrics: Path, found: Provenance) -> None:
         OSError: where the numbers cannot be read.
     """
     digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
-    write_json(metrics.with_name(FILE_NAME), _as_json(found, digest))
+    write_json(metrics.with_name(PROVENANCE), _as_json(found, digest))
 
 
 def _as_json(found: Provenance, digest: str) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
     newer version: the numbers are then those of a person, of whom nothing is known.
     """
     try:
-        with open(f"{os.path.dirname(metrics)}/{FILE_NAME}", "rb") as file:  # noqa: PTH120, PTH123 - one a result
+        with open(f"{os.path.dirname(metrics)}/{PROVENANCE}", "rb") as file:  # noqa: PTH120, PTH123 - one a result
             found = parse_provenance(file.read())
         if found is None or hashlib.sha256(Path(metrics).read_bytes()).hexdigest() != found.metrics:
             return None
@@ -112,9 +111,8 @@ def parse_provenance(data: bytes) -> Optional[Provenance]:
 
 
 def _begun_path(metrics: Path) -> Path:
-    # Not beside the numbers: a script may want to make that folder itself.
     checkpoint = metrics.parent
-    return checkpoint.parent.parent / OWN_FOLDER / checkpoint.parent.name / f"{checkpoint.name}.json"
+    return ResultPaths(checkpoint.parent.parent).begun(checkpoint.parent.name, checkpoint.name)
 
 
 def write_begun(metrics: Path, found: Provenance) -> None:

@@ -1,4 +1,4 @@
-"""``metrics.json`` -> `Result`, and best and last of many. Knows the layout of ``results/``."""
+"""``metrics.json`` -> `Result`, and best and last of many."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.ledger.metrics import NOT_FINITE, parse_metrics
 from eval_sidecar.ledger.stamps import _stamp_of
 from eval_sidecar.types import HEADLINE, Result, digest
-
-
-def metrics_path(results_root: Path, model_dir: str, step: int) -> Path:
-    """Where an evaluation leaves its numbers: ``<root>/<model dir>/checkpoint-<step>/metrics.json``."""
-    return Path(f"{results_root}/{model_dir}/checkpoint-{step}/metrics.json")
 
 
 def read_result(path: Union[str, Path]) -> Result:

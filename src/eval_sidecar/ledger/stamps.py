@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 
 from eval_sidecar.errors import CheckpointError, ResultError
+from eval_sidecar.paths import METRICS
 from eval_sidecar.types import Stamp, step_of
 
 #: Of a folder: inode, mtime and ctime in ns.
@@ -56,8 +57,18 @@ UNKNOWN: Stamp = (-1, -1, -1)
 OwnStamp = tuple[int, int, int]
 
 
-#: A folder that changed so recently may change once more without its time changing, in ns.
-_TOO_FRESH = 2 * 10**9
+#: Steps in which the coarsest file systems count time, in ns.
+_COARSEST_CLOCK = 2 * 10**9
+
+
+def may_change_unseen(changed: int, now: int) -> bool:
+    """Return whether a file may change once more without its time changing, as it has changed just now.
+
+    Args:
+        changed: Its mtime or ctime in ns.
+        now: The time in ns.
+    """
+    return changed > now - _COARSEST_CLOCK
 
 
 def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
@@ -84,7 +95,7 @@ def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
         step = step_of(name)
         if step is not None:
             try:
-                found[step] = stamp(f"{prefix}{name}/metrics.json")
+                found[step] = stamp(f"{prefix}{name}/{METRICS}")
             except ResultError:
                 found[step] = UNKNOWN
     return dict(sorted(found.items()))
@@ -102,7 +113,7 @@ def own_stamp(path: str) -> Optional[OwnStamp]:
 def settled_mtime(folder: str, now: int) -> Optional[int]:
     """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
     found = own_stamp(folder)
-    return found[2] if found and found[2] <= now - _TOO_FRESH else None
+    return found[2] if found and not may_change_unseen(found[2], now) else None
 
 
 class CloseLooks:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.ledger.ledger import CONFIRMED, Entry, Ledger
+from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.results import best_step
 from eval_sidecar.ledger.settings import differences
-from eval_sidecar.types import ABANDONED, DENIED, GONE, HEADLINE
+from eval_sidecar.types import DENIED, HEADLINE, Completeness, DeliveryStatus
 
 
 def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
@@ -28,8 +28,10 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
         "waiting": [_waiting(entry) for entry in entries if entry.is_pending and not entry.running],
         "busy": ledger.busy,
         "failed": sum(entry.has_failed for entry in entries),
-        "gone": sum(entry.verdict == GONE and not entry.processed for entry in entries),
-        "abandoned": sum(entry.verdict == ABANDONED and not entry.processed for entry in entries),
+        "gone": sum(entry.verdict == Completeness.GONE and not entry.processed for entry in entries),
+        "abandoned": sum(
+            entry.verdict == Completeness.ABANDONED and not entry.processed for entry in entries
+        ),
         "undelivered": len(ledger.undelivered()),
         "unconfirmed": len(ledger.unconfirmed()),
         "best": {
@@ -81,7 +83,7 @@ def delivery_state(entry: Entry) -> str:
     """How far the point of an entry's result has come, in words."""
     if (due := entry.due()) is not None:
         return due.status
-    return "not sent" if entry.is_withheld else CONFIRMED
+    return "not sent" if entry.is_withheld else DeliveryStatus.CONFIRMED
 
 
 def origin_lines(ledger: Ledger, entry: Entry, there: Optional[str] = None) -> list[str]:
@@ -150,7 +152,7 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
             again = "" if entry.failure.final else " (it is tried again)"
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
-        elif entry.verdict == GONE and not entry.processed:
+        elif entry.verdict == Completeness.GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
         elif denied := _why_denied(entry):
             lines.append(f"{entry.name}: {denied}")
@@ -175,7 +177,7 @@ def waiting(ledger: Ledger) -> list[str]:
     for entry in ledger.steps():
         if _why_denied(entry):
             continue  # `unfinished` says so: waiting alone does not help
-        is_abandoned = entry.verdict == ABANDONED and not entry.processed
+        is_abandoned = entry.verdict == Completeness.ABANDONED and not entry.processed
         if entry.running:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
         elif is_abandoned or entry.is_pending:

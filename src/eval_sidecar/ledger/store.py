@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,30 +16,9 @@ from typing import Callable, Optional
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.codec import VERSION, Encoded, from_json, to_text
 from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.paths import LedgerPaths
 from eval_sidecar.system.files import held_lock, set_aside, write_text
 from eval_sidecar.system.text import now_text
-from eval_sidecar.types import stable_hash
-
-#: Bytes of a model's name in names of files, which have 255 with all that is added to it.
-_LONGEST_NAME = 223
-
-
-@functools.lru_cache(maxsize=16_384)  # a pass asks for each model's several times
-def state_path(state_dir: Path, model_dir: str, run_id: str) -> Path:
-    """Where a model's ledger is kept: ``<state dir>/<model>_<12 hex digits>.json``."""
-    mark = stable_hash({"model_dir": model_dir, "run_id": run_id})[:12]
-    return state_dir / f"{name_in_files(model_dir)}_{mark}.json"
-
-
-def name_in_files(model_dir: str) -> str:
-    """A model's name as the names of its files begin: cut where they would be too long for a file system.
-
-    The hash behind it is of the whole name.
-    """
-    encoded = os.fsencode(model_dir)
-    if len(encoded) <= _LONGEST_NAME:
-        return model_dir
-    return encoded[:_LONGEST_NAME].decode("utf-8", "ignore")
 
 
 class LedgerStore:
@@ -85,7 +62,7 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held_lock(path.with_suffix(".lock"), ""))
+            stack.enter_context(held_lock(LedgerPaths(path).lock, ""))
         except LockedError:
             raise LockedError(_busy_message(path)) from None
         ledger = load(path) or Ledger(model_dir, run_id, run_name)

@@ -20,7 +20,6 @@ from eval_sidecar.system.text import now_text
 from eval_sidecar.types import ModelSpec, stable_hash
 
 VERSION = 1
-FILE_NAME = ".wandb_eval_manifest.json"
 
 #: What comes after the data set's name in a model dir's name, in the order of trying.
 _AFTER_DATASET = ("-sft-", "-qwen", "-llama", "-mistral", "-grpo", "-rl")

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.checkpoints.identity import read_identity
-from eval_sidecar.checkpoints.listing import list_checkpoints, list_steps, own_folder
+from eval_sidecar.checkpoints.listing import list_checkpoints, list_steps
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, read_provenance, share_weights
-from eval_sidecar.ledger.results import metrics_path
 from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.paths import PinPaths, ResultPaths
 from eval_sidecar.types import Place
 
 log = logging.getLogger(__name__)
 
-#: In our own folder beside the pins.
-_MARK_NAME = "place"
 #: So many checkpoints are compared, the newest ones, where a model is found in another place.
 _COMPARED = 50
 
@@ -32,7 +30,7 @@ _COMPARED = 50
 def place_of(model_dir: Path) -> Place:
     """Where a model dir is, links resolved; its parent gets a mark, if possible, for other hosts."""
     path = os.path.realpath(model_dir)
-    return Place(socket.gethostname(), path, _mark(own_folder(Path(path)) / _MARK_NAME))
+    return Place(socket.gethostname(), path, _mark(PinPaths.beside(Path(path)).mark))
 
 
 def _mark(path: Path) -> Optional[str]:
@@ -190,7 +188,7 @@ def _provenances(results_root: Path, model: str) -> dict[int, Provenance]:
     """What is written down of each of a model's results, by step."""
     found = {}
     for step in list_steps(results_root / model):
-        written = read_provenance(metrics_path(results_root, model, step))
+        written = read_provenance(ResultPaths(results_root).metrics(model, step))
         if written is not None:
             found[step] = written
     return found

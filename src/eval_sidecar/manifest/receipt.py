@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.ledger.ledger import CONFIRMED, Ledger
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.system.files import write_json
 from eval_sidecar.system.text import now_text
 
 VERSION = 1
-FILE_NAME = ".wandb_eval_receipt.json"
 
 
 def part_of(ledger: Ledger) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def part_of(ledger: Ledger) -> dict[str, Any]:
         "confirmed": {
             str(entry.step): {"digest": entry.delivery.digest, "revision": entry.delivery.revision}
             for entry in ledger.steps()
-            if entry.delivery is not None and entry.delivery.status == CONFIRMED and entry.delivery.digest
+            if entry.delivery is not None and entry.delivery.is_confirmed and entry.delivery.digest
         },
     }
 

@@ -20,6 +20,7 @@ import psutil
 
 import eval_sidecar
 from eval_sidecar.errors import DaemonError, UsageError
+from eval_sidecar.paths import ManagerPaths
 from eval_sidecar.system.files import write_json, write_text
 from eval_sidecar.system.logs import LogReader
 from eval_sidecar.system.process import (
@@ -73,17 +74,17 @@ class Instance:
     @property
     def pid_file(self) -> Path:
         """Holds the pid alone, for whoever reads it from a shell."""
-        return self.folder / f"{self._stem}.pid"
+        return ManagerPaths(self.folder).pid(self._stem)
 
     @property
     def record_file(self) -> Path:
         """Holds the process's identity and what it works on."""
-        return self.folder / f"{self._stem}.json"
+        return ManagerPaths(self.folder).record(self._stem)
 
     @property
     def log_file(self) -> Path:
         """Gets everything that the process prints."""
-        return self.folder / f"{self._stem}.log"
+        return ManagerPaths(self.folder).log(self._stem)
 
 
 def list_instances(folder: Path) -> list[Instance]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST
 from eval_sidecar.transfer import tar
 from eval_sidecar.transfer.brought import Origin
 from eval_sidecar.transfer.index import (
@@ -161,7 +161,7 @@ class Arrival:
         member = Member(entry.size, mtime_ns, hashed.hexdigest())
         if listed and listed != member:
             raise BundleError(f"member {shown(entry.name)} does not match its SHA-256")
-        if name == MANIFEST_NAME and data is not None:
+        if name == MANIFEST and data is not None:
             self._prepared = _prepared_at(data)
         is_same = hash_of(self._root / name, member.size) == member.sha256
         if data is not None and not is_same:
@@ -171,7 +171,7 @@ class Arrival:
     @property
     def origin(self) -> Origin:
         """What the archive says of its place among others."""
-        results = [file.member.mtime_ns for file in self.files if file.name != MANIFEST_NAME]
+        results = [file.member.mtime_ns for file in self.files if file.name != MANIFEST]
         newest = max(results or [file.member.mtime_ns for file in self.files])
         if self.index is not None and self.index.history is not None:
             history = self.index.history

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
+from eval_sidecar.paths import ResultPaths
 from eval_sidecar.system.files import set_aside, sync_folder, write_text
 
 log = logging.getLogger(__name__)
 
-BROUGHT_NAME = ".unpacked.json"
 _VERSION = 1
 #: Older archives that are remembered of one.
 _LONGEST = 2000
@@ -144,7 +144,7 @@ def read_brought(root: Path) -> Brought:
     Raises:
         BundleError: where it is from a newer version.
     """
-    path = root / BROUGHT_NAME
+    path = ResultPaths(root).unpacked
     try:
         value = json.loads(path.read_bytes())
         if value["version"] > _VERSION:
@@ -190,14 +190,14 @@ def keep_brought(root: Path, brought: Brought, staging: Path) -> None:
     archives = [{name: getattr(origin, name) for name in _FIELDS} for origin in origins.values()]
     value = {"version": _VERSION, "archives": archives, "full": full}
     text = json.dumps({**value, "files": files}, separators=(",", ":"))
-    path = root / BROUGHT_NAME
+    path = ResultPaths(root).unpacked
     try:
         same = path.read_text(encoding="utf-8", errors="surrogateescape") == text
     except OSError:
         same = False
     if not same:
-        write_text(staging / BROUGHT_NAME, text)
-        (staging / BROUGHT_NAME).replace(path)
+        write_text(staging / path.name, text)
+        (staging / path.name).replace(path)
         sync_folder(root)
 
 

@@ -16,19 +16,17 @@ from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import ResultError, StateError
 from eval_sidecar.ledger.metrics import parse_metrics
+from eval_sidecar.ledger.stamps import may_change_unseen
 from eval_sidecar.manifest.receipt import Confirmed, Receipt
+from eval_sidecar.paths import METRICS
 from eval_sidecar.system.files import write_text
 from eval_sidecar.transfer.scan import LeftOut, Read, read_whole
 from eval_sidecar.types import digest, step_of
 
 log = logging.getLogger(__name__)
 
-CACHE_NAME = ".pack_cache.json"
-_METRICS = "metrics.json"
 _LARGEST = 1 << 30
 _CACHE_VERSION = 2
-#: A file that was written this shortly before it was read may be written again without a change of its time.
-_RACY_NS = 2 * 10**9
 
 
 class Digests:
@@ -53,7 +51,7 @@ class Digests:
         if entry is None or entry[:3] != stamp:
             entry = [*stamp, digest_of(read.data)]
             self._changed = True
-        if max(read.mtime_ns, read.ctime_ns) + _RACY_NS < self._now_ns:
+        if not may_change_unseen(max(read.mtime_ns, read.ctime_ns), self._now_ns):
             self._seen.setdefault(model, {})[step] = entry
         return entry[3]  # type: ignore[no-any-return]
 
@@ -105,7 +103,7 @@ def digest_of(data: bytes) -> Optional[str]:
 def is_result(name: str) -> Optional[tuple[str, str]]:
     """Model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
     parts = name.split("/")
-    if len(parts) != 3 or parts[2] != _METRICS:
+    if len(parts) != 3 or parts[2] != METRICS:
         return None
     step = step_of(parts[1])
     return None if step is None else (parts[0], str(step))
@@ -145,13 +143,13 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
                     left_out.note(f"{model.name}/{checkpoint.name}", checkpoint.path, "link")
                 continue
             try:
-                found = digests.of_file(model.name, str(step), f"{checkpoint.path}/{_METRICS}")
+                found = digests.of_file(model.name, str(step), f"{checkpoint.path}/{METRICS}")
             except FileNotFoundError:
                 continue  # not evaluated yet
             except OSError:
                 found = None
-            name = f"{model.name}/{checkpoint.name}/{_METRICS}"
-            if found is None and os.path.islink(f"{checkpoint.path}/{_METRICS}"):  # noqa: PTH114 - as above
-                left_out.note(name, f"{checkpoint.path}/{_METRICS}", "link")
+            name = f"{model.name}/{checkpoint.name}/{METRICS}"
+            if found is None and os.path.islink(f"{checkpoint.path}/{METRICS}"):  # noqa: PTH114 - as above
+                left_out.note(name, f"{checkpoint.path}/{METRICS}", "link")
             elif found is None or confirmed.get(str(step)) != found:
                 yield Change(f"{model.name}/{checkpoint.name}/", found is not None)

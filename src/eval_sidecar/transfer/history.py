@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval_sidecar.errors import BundleError, StateError
+from eval_sidecar.paths import ResultPaths
 from eval_sidecar.system.files import set_aside, write_text
 
 log = logging.getLogger(__name__)
 
-HISTORY_NAME = ".pack_history.json"
 _VERSION = 1
 #: Archives that one names as older: more were not carried in one order and unpacked in another.
 _LONGEST = 1000
@@ -64,7 +64,7 @@ def next_history(results_root: Path, content: str) -> History:
     Raises:
         BundleError: where the history is from a newer version.
     """
-    ids = list(_read(results_root / HISTORY_NAME))
+    ids = list(_read(ResultPaths(results_root).pack_history))
     if ids and ids[-1] == _id_of(content, ids[:-1]):
         return History(ids[-1], tuple(ids[:-1]))
     return History(_id_of(content, ids), tuple(ids[-_LONGEST:]))
@@ -72,7 +72,7 @@ def next_history(results_root: Path, content: str) -> History:
 
 def keep_history(results_root: Path, history: History) -> None:
     """Keep a history before its archive gets its name; the next archive is newer than this one."""
-    path = results_root / HISTORY_NAME
+    path = ResultPaths(results_root).pack_history
     ids = [*history.after, history.id][-_LONGEST:]
     if ids == list(_read(path)):
         return

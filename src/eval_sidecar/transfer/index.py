@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest.manifest import FILE_NAME
+from eval_sidecar.paths import MANIFEST
 from eval_sidecar.system.text import printable
 from eval_sidecar.transfer.history import History, parse_history
 
@@ -75,7 +75,7 @@ class Index:
     @property
     def newest_ns(self) -> int:
         """When the newest result in it was written; the manifest counts where there is nothing else."""
-        times = [member.mtime_ns for name, member in self.members.items() if name != FILE_NAME]
+        times = [member.mtime_ns for name, member in self.members.items() if name != MANIFEST]
         return max(times or [member.mtime_ns for member in self.members.values()], default=0)
 
     def to_json(self) -> bytes:
@@ -172,7 +172,7 @@ def why_unsafe(name: str) -> Optional[str]:
 
 def is_hidden(name: str) -> bool:
     """Whether any part of the name begins with a dot; the manifest is the one such file that is carried."""
-    return name != FILE_NAME and (name.startswith(".") or "/." in name)
+    return name != MANIFEST and (name.startswith(".") or "/." in name)
 
 
 def shown(name: str) -> str:

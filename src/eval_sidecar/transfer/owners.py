@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval_sidecar.ledger.provenance import FILE_NAME, Provenance, parse_provenance
+from eval_sidecar.ledger.provenance import Provenance, parse_provenance
 from eval_sidecar.manifest.model_places import require_same_models
+from eval_sidecar.paths import PROVENANCE
 from eval_sidecar.transfer.staging import Staged
 
 
@@ -23,6 +24,6 @@ def refuse_other_models(root: Path, staged: Iterable[Staged]) -> None:
     found: dict[str, dict[int, Provenance]] = {}
     for entry in staged:
         model, _, rest = entry.name.partition("/")
-        if rest.endswith(f"/{FILE_NAME}") and (written := parse_provenance(entry.path.read_bytes())):
+        if rest.endswith(f"/{PROVENANCE}") and (written := parse_provenance(entry.path.read_bytes())):
             found.setdefault(model, {})[written.step] = written
     require_same_models(root, found)

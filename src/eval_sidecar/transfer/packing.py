@@ -13,10 +13,10 @@ from tempfile import TemporaryFile
 from typing import Callable, Optional
 
 from eval_sidecar.errors import BundleError, UsageError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
 from eval_sidecar.manifest.receipt import Receipt, read_receipt, without_moved
+from eval_sidecar.paths import MANIFEST, ResultPaths
 from eval_sidecar.transfer import gzips, parts, tar
-from eval_sidecar.transfer.changes import CACHE_NAME, Digests, is_result, list_changes
+from eval_sidecar.transfer.changes import Digests, is_result, list_changes
 from eval_sidecar.transfer.history import keep_history, next_history
 from eval_sidecar.transfer.index import (
     FULL,
@@ -104,7 +104,7 @@ def pack(
         BundleError: where there is nothing to pack, or the archive cannot be written.
     """
     _check(plan)
-    digests = Digests(plan.results_root / CACHE_NAME)
+    digests = Digests(ResultPaths(plan.results_root).pack_cache)
     receipt = read_receipt(plan.receipt) if plan.receipt else None
     packing = _Packing(digests, LeftOut(), plan.rules.max_file_size)
     try:
@@ -125,7 +125,7 @@ def pack(
         left_out=packing.left_out,
         skipped=packing.skipped,
         unusable=sorted(unusable),
-        has_manifest=MANIFEST_NAME in packing.members,
+        has_manifest=MANIFEST in packing.members,
     )
 
 
@@ -181,7 +181,7 @@ def _with_manifest(manifest: Path, chosen: Iterable[Seen]) -> list[Seen]:
     files = sorted(chosen)
     if not manifest.is_file():
         return files
-    return [Seen(MANIFEST_NAME, os.path.realpath(manifest)), *files]
+    return [Seen(MANIFEST, os.path.realpath(manifest)), *files]
 
 
 @dataclass
@@ -240,7 +240,7 @@ def _write(
             for piece in packing.read(files, notify):
                 blocks.write(piece)
             blocks.write(tar.END)
-        if not packing.members.keys() - {MANIFEST_NAME}:
+        if not packing.members.keys() - {MANIFEST}:
             why = "".join(f"; {shown(name)}: {reason}" for name, reason in packing.skipped.items())
             raise BundleError(f"{plan.results_root}: nothing in it can be packed{why[:300]}")
         index = Index(

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from eval_sidecar.paths import METRICS, MOVED_AWAY
+
 #: Written by evaluations beside their numbers, large, and read by nobody later.
 UNWANTED = ("final_result.json", "rollout.json")
 _LARGEST = 10 * 1024**2
 #: In the name of a file that was here before an archive brought another one; a hash of it comes behind.
-KEPT_MARK = ".before-unpack-"
+KEPT_MARK = f"{MOVED_AWAY}-"
 _TEMPORARY = (".tmp", ".swp", "~")
 _ATTEMPTS = 3
 
@@ -65,10 +67,10 @@ def _leads_to_results(name: str, path: Path) -> bool:
         if root in path.resolve().parents:
             return False
         if name.count("/") == 2:
-            return path.name == "metrics.json" and path.is_file()
+            return path.name == METRICS and path.is_file()
         if name.count("/") == 1:
-            return (path / "metrics.json").is_file()
-        return "/" not in name and any(path.glob("checkpoint-*/metrics.json"))
+            return (path / METRICS).is_file()
+        return "/" not in name and any(path.glob(f"checkpoint-*/{METRICS}"))
     except OSError:
         return False
 

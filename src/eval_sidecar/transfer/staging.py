@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST, MOVED_AWAY, ResultPaths
 from eval_sidecar.transfer.index import shown
 
 #: In the results root: hidden, so that nobody takes it for a model, and on the same file system.
-STAGING_NAME = ".unpack"
 #: Beside it: what ``--mirror`` took away that no archive had brought.
-AWAY_NAME = ".before-unpack"
 #: Above this many files, one sync of everything is cheaper than one of each.
 _MANY = 100
 
@@ -45,7 +43,7 @@ class Staged(NamedTuple):
 @contextlib.contextmanager
 def staging_folder(root: Path) -> Iterator[Path]:
     """An empty folder in the results root; gone afterwards, with what is left in it."""
-    folder = root / STAGING_NAME
+    folder = ResultPaths(root).unpack_staging
     if os.path.lexists(folder):
         shutil.rmtree(folder)
     folder.mkdir()
@@ -133,9 +131,7 @@ def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
     """
     _sync([entry.path for entry in staged])
     folders = set()
-    for number, entry in enumerate(
-        sorted(staged, key=lambda entry: (entry.name == MANIFEST_NAME, entry.name))
-    ):
+    for number, entry in enumerate(sorted(staged, key=lambda entry: (entry.name == MANIFEST, entry.name))):
         target = root / entry.name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,12 +175,12 @@ def move_away(root: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         try:
-            kept = root / AWAY_NAME / name
+            kept = ResultPaths(root).moved_away / name
             kept.parent.mkdir(parents=True, exist_ok=True)
             (root / name).replace(set_free(kept))
         except OSError as error:
             raise BundleError(
-                f"{shown(str(root / name))}: cannot be moved to {AWAY_NAME} ({error.strerror}); run it again"
+                f"{shown(str(root / name))}: cannot be moved to {MOVED_AWAY} ({error.strerror}); run it again"
             ) from error
 
 

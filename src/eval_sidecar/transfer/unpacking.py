@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import BundleError, StateError, UsageError
-from eval_sidecar.manifest.manifest import FILE_NAME as MANIFEST_NAME
+from eval_sidecar.paths import MANIFEST, ResultPaths
 from eval_sidecar.system.files import held_lock
 from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
 from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
@@ -33,8 +33,6 @@ from eval_sidecar.transfer.staging import (
     staging_folder,
 )
 
-_LOCK_NAME = ".unpack.lock"
-
 
 @dataclass
 class UnpackReport:
@@ -47,7 +45,7 @@ class UnpackReport:
         kept: Files that the archive has, older than those that were unpacked before.
         beside: Files that no archive had brought, and where each is now, as the archive has another one.
         removed: Files that the archive does not have (``mirror``).
-        moved: Those of them that no archive had brought; they are in `AWAY_NAME`.
+        moved: Those of them that no archive had brought; they are in `ResultPaths.moved_away`.
         ignored: How many hidden files an older archive had.
         index: What the archive says of itself; None for the older layout, which has no checksums.
         has_manifest: Whether a manifest is in the results now.
@@ -97,7 +95,7 @@ def unpack(
     try:
         made = [folder for folder in (root, *root.parents) if not folder.exists()]
         root.mkdir(parents=True, exist_ok=True)
-        lock = root / _LOCK_NAME
+        lock = ResultPaths(root).unpack_lock
         with held_lock(lock, f"{results_root}: another unpack is under way there; wait until it is done"):
             try:
                 with staging_folder(root) as staging:
@@ -155,7 +153,7 @@ class _Unpacking:
         move_away(self._root, report.moved)
         remove_files(self._root, removed)
         report.removed = removed
-        report.has_manifest = (self._root / MANIFEST_NAME).is_file()
+        report.has_manifest = (self._root / MANIFEST).is_file()
         return report
 
     def _choose(self, file: Arrived, origin: Origin) -> Optional[Staged]:
@@ -167,7 +165,7 @@ class _Unpacking:
             report.kept.append(name)
             return None
         sha256, kept = file.member.sha256, None
-        if name == MANIFEST_NAME and file.waiting and here and brought.is_from_elsewhere(name, origin):
+        if name == MANIFEST and file.waiting and here and brought.is_from_elsewhere(name, origin):
             sha256 = merge_manifests(self._root / name, file.waiting)
         if file.waiting is None or here == sha256:
             report.same += 1
