@@ -10,8 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from eval_sidecar.cli.flags import LauncherFlags, WatchFlags, flag, takes
-from eval_sidecar.errors import UsageError
+from eval_sidecar.cli.flags import LauncherFlags, WatchFlags, flag, message_of, takes
+from eval_sidecar.errors import StateError, UsageError
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,18 @@ def test_an_amount_of_space_is_a_size_or_a_share(text, amount):
 
 
 def test_an_amount_that_is_neither_is_refused_by_the_flags_name():
-    with pytest.raises(UsageError, match="--max-pin-size 'much'"):
+    with pytest.raises(UsageError) as refused:
         given(WatchFlags, "--max-pin-size", "much")
+    assert message_of(refused.value).startswith("--max-pin-size 'much': give a size")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UsageError("nowhere: there is no such folder"), "nowhere: there is no such folder"),
+        (UsageError("x: is wrong", setting="results_root"), "--results-root x: is wrong"),
+        (StateError("use another folder", setting="state_dir"), "use another folder (--state-dir)"),
+    ],
+)
+def test_an_error_names_the_flag_of_the_setting_that_it_is_about(error, text):
+    assert message_of(error) == text

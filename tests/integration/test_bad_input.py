@@ -22,7 +22,7 @@ WRONG_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "script a folder": (["--eval-script", "data"], ["--eval-script", "is not a file"]),
     "data missing": (["--test-data-path", "no.json"], ["--test-data-path", "no.json", "no such file"]),
     "index missing": (["--index-path", "no.json"], ["--index-path", "no.json", "no such file"]),
-    "no GPU": (["--cuda-list", " "], ["--cuda-list is empty"]),
+    "no GPU": (["--cuda-list", " "], ["--cuda-list ' ': name a GPU"]),
     "GPUs that do not divide": (["--gpus-per-eval", "3"], ["--gpus-per-eval 3", "does not divide"]),
     "no number": (["--num-beams", "many"], ["--num-beams", "many"]),
     "no size": (["--min-free-space", "much"], ["--min-free-space", "much"]),

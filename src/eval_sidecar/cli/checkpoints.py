@@ -143,7 +143,7 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
         for fact in entry.evidence:
             say(f"  - {fact}")
     if entry.running:
-        say(f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
+        say(f"evaluation   running since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
         if entry.running.state:
             say(f"             {entry.running.state}")
     for reason in entry.evictions:
@@ -151,7 +151,7 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
     if ledger.busy and entry.is_pending and not entry.running:
         say(f"not started  {ledger.busy}")
     if entry.failure:
-        then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
+        then = "final until `eval-sidecar retry`" if entry.failure.final else "will retry"
         say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")
         if entry.failure.log:
             say(f"             log: {entry.failure.log}")
@@ -179,7 +179,7 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
 def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
     """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
 
-    A checkpoint that is named is also given up where its evaluation runs, or did, on another machine.
+    A checkpoint that is named is also given up if its evaluation runs, or did, on another machine.
     """
     paths = _find_ledgers(flags)
     numbers = [_step(step) for step in steps]

@@ -20,7 +20,7 @@ import click
 import eval_sidecar
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
-from eval_sidecar.cli.flags import WatchFlags, takes
+from eval_sidecar.cli.flags import WatchFlags, message_of, takes
 from eval_sidecar.cli.launching import LOCAL
 from eval_sidecar.cli.planning import find_path, find_script, plan_watch, state_folder
 from eval_sidecar.cli.running import manager_folder
@@ -64,7 +64,7 @@ class _Report:
 
     @property
     def broken(self) -> list[str]:
-        """What is needed and does not work, by name."""
+        """Names of what is needed and does not work."""
         return [finding.name for finding in self.findings if finding.mark is Mark.BROKEN]
 
 
@@ -153,7 +153,7 @@ def _examine_python(
 
 
 def _python(given: Optional[str], repo_root: Path) -> str:
-    """The Python that evaluates, as a command that runs in any folder."""
+    """Return the Python that evaluates, as a command that runs in any folder."""
     given = given or sys.executable
     return os.path.abspath(repo_root / given) if "/" in given else given
 
@@ -170,7 +170,7 @@ def _check_flags(flags: WatchFlags) -> Finding:
     try:
         plan = plan_watch(flags, manager_folder())
     except UsageError as error:
-        return Finding("flags", Mark.BROKEN, str(error))
+        return Finding("flags", Mark.BROKEN, message_of(error))
     return Finding("flags", Mark.WORKS, f"{plan.config.model_dir} can be watched")
 
 
@@ -201,7 +201,7 @@ def _folders(
 
 
 def _version(library: str) -> str:
-    """The version of what is installed in this Python; empty if it is not."""
+    """Return the version of what is installed in this Python; empty if it is not."""
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, TypeVar
 import click
 
 from eval_sidecar.checkpoints.space import Amount, parse_amount
+from eval_sidecar.errors import SidecarError, UsageError
 
 _T = TypeVar("_T")
 
@@ -67,6 +68,14 @@ def takes(kind: type[_T]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def message_of(error: SidecarError) -> str:
+    """Return an error's text with the flag of its setting."""
+    if not error.setting:
+        return str(error)
+    name = f"--{error.setting.replace('_', '-')}"
+    return f"{name} {error}" if isinstance(error, UsageError) else f"{error} ({name})"
+
+
 class _Amount(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
     """A size such as 20G or a share such as 5%."""
 
@@ -84,7 +93,10 @@ class _Amount(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
         """See `click.ParamType`."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # converted before
-        return parse_amount(value, param.opts[0] if param else "", **self._limits)
+        try:
+            return parse_amount(value, **self._limits)
+        except UsageError as error:
+            raise UsageError(str(error), setting=(param and param.name) or "") from error
 
 
 class _Mode(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
@@ -107,19 +119,15 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
         return mode
 
 
-# fmt: off - a table, one flag a line
+# fmt: off
 @dataclass(frozen=True)
 class PlaceFlags:
     """Which model, and where its ledger is."""
 
     repo_root: str = flag(".", "Where the evaluation script runs; results/ is below it.")
     sft_root: Optional[str] = flag(help="Folder that holds the checkpoint-* folders.  [required]")
-    model_name: Optional[str] = flag(
-        help="What the model is called: in results, run, ledger and logs.  [default: the folder's name]"
-    )
-    state_dir: Optional[str] = flag(
-        help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]"
-    )
+    model_name: Optional[str] = flag(help="What the model is called: in results, run, ledger and logs.  [default: the folder's name]")
+    state_dir: Optional[str] = flag(help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]")
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,7 @@ class RunFlags:
     once: bool = flag(False, "Do what can be done now, then end.", is_flag=True)
     poll_interval_seconds: float = flag(60.0, type=click.FloatRange(min=0.05))
     instance: Optional[str] = flag(help="Name for `status`, `tail` and `stop`.", env="INSTANCE")
-    moved: bool = flag(
-        False, "What had this name in another place before is the same training.", is_flag=True
-    )
+    moved: bool = flag(False, "What had this name in another place before is the same training.", is_flag=True)
     disable_wandb: bool = flag(False, "Deliver nothing; a later pass without this delivers.", is_flag=True)
 
 
@@ -139,16 +145,10 @@ class RunFlags:
 class TrackerFlags:
     """How points are delivered."""
 
-    wandb_mode: Optional[str] = flag(
-        help="[default: online]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]"
-    )
+    wandb_mode: Optional[str] = flag(help="[default: online]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
     wandb_resume: str = flag("allow", type=click.Choice(["allow", "must", "never", "auto"]))
     wandb_job_type: str = flag("eval")
-    confirm_seconds: float = flag(
-        60.0,
-        "How long a server may take to show a point before it counts as not delivered.",
-        type=click.FloatRange(min=0),
-    )
+    confirm_seconds: float = flag(60.0, "How long a server may take to show a point before it counts as not delivered.", type=click.FloatRange(min=0))
 
 
 @dataclass(frozen=True)
@@ -156,32 +156,14 @@ class LauncherFlags:
     """Where evaluations run, and how many at a time."""
 
     cuda_list: str = flag("0", 'GPUs, such as "0 1 2 3".', env="CUDA_LIST")
-    launcher: str = flag(
-        "local",
-        "Where evaluations run: on this machine's GPUs, or as Slurm jobs.",
-        type=click.Choice(["local", "slurm"]),
-    )
+    launcher: str = flag("local", "Where evaluations run: on this machine's GPUs, or as Slurm jobs.", type=click.Choice(["local", "slurm"]))
     slurm_partition: Optional[str] = flag(help="Partition of the jobs.  [default: the cluster's]")
     slurm_gres: Optional[str] = flag(help="What a job needs, such as gpu:1.")
-    slurm_time: Optional[str] = flag(
-        help="Time limit of a job, as sbatch takes it: 90 (minutes), 2:00:00, 1-12.  [default: the partition's]"
-    )
-    slurm_extra: tuple[str, ...] = flag(
-        (),
-        "Any other long option of sbatch, such as account=lab, mem=64G or exclusive; may be given several times.",
-        multiple=True,
-        metavar="OPTION[=VALUE]",
-    )
-    max_jobs: Optional[int] = flag(
-        help="Slurm jobs at a time, waiting or running.  [default: 4]", type=click.IntRange(min=1)
-    )
-    gpus_per_eval: int = flag(
-        0, "Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one.", type=int
-    )
-    warm: Optional[bool] = flag(
-        help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs.  [default: keep it, if SCRIPT is the one that comes with eval-sidecar]",
-        names="--warm/--no-warm",
-    )
+    slurm_time: Optional[str] = flag(help="Time limit of a job, as sbatch takes it: 90 (minutes), 2:00:00, 1-12.  [default: the partition's]")
+    slurm_extra: tuple[str, ...] = flag((), "Any other long option of sbatch, such as account=lab, mem=64G or exclusive; may be given several times.", multiple=True, metavar="OPTION[=VALUE]")
+    max_jobs: Optional[int] = flag(help="Slurm jobs at a time, waiting or running.  [default: 4]", type=click.IntRange(min=1))
+    gpus_per_eval: int = flag(0, "Split the GPUs, and evaluate several checkpoints at a time; 0 gives all to one.", type=int)
+    warm: Optional[bool] = flag(help="Keep the evaluator of evaluate_sft_3b.sh between checkpoints, one process for each list of GPUs.  [default: keep it, if SCRIPT is the one that comes with eval-sidecar]", names="--warm/--no-warm")
 
 
 @dataclass(frozen=True)
@@ -189,9 +171,7 @@ class ScriptFlags:
     """What the evaluation script is given, as variables of the same names."""
 
     category: str = flag("Industrial_and_Scientific", env="CATEGORY")
-    python_bin: Optional[str] = flag(
-        help="Python of the evaluation script.  [default: this one]", env="PYTHON_BIN"
-    )
+    python_bin: Optional[str] = flag(help="Python of the evaluation script.  [default: this one]", env="PYTHON_BIN")
     batch_size: int = flag(8, env="BATCH_SIZE", type=int)
     max_new_tokens: int = flag(256, env="MAX_NEW_TOKENS", type=int)
     num_beams: int = flag(50, env="NUM_BEAMS", type=int)
@@ -206,42 +186,16 @@ class ScriptFlags:
 class EvaluationFlags:
     """What is evaluated, in which order, and what it may cost."""
 
-    eval_script: Optional[str] = flag(
-        help="Run as `bash SCRIPT SFT_ROOT`.  [default: evaluate_sft_3b.sh in REPO_ROOT; if there is none, the one that comes with eval-sidecar]"
-    )
-    test_data_path: Optional[str] = flag(
-        help="Test set.  [default: data/CATEGORY/sft/test.json]", env="TEST_DATA_PATH"
-    )
-    index_path: Optional[str] = flag(
-        help="Item index.  [default: data/CATEGORY/id2sid.json]", env="INDEX_PATH"
-    )
-    checkpoint_ready_seconds: float = flag(
-        120.0, "Quiet period of a checkpoint that cannot be proved complete.", type=click.FloatRange(min=0)
-    )
-    max_pending_per_cycle: int = flag(
-        0, "Evaluations a cycle may start; 0 means any number.", type=click.IntRange(min=0)
-    )
+    eval_script: Optional[str] = flag(help="Run as `bash SCRIPT SFT_ROOT`.  [default: evaluate_sft_3b.sh in REPO_ROOT; if there is none, the one that comes with eval-sidecar]")
+    test_data_path: Optional[str] = flag(help="Test set.  [default: data/CATEGORY/sft/test.json]", env="TEST_DATA_PATH")
+    index_path: Optional[str] = flag(help="Item index.  [default: data/CATEGORY/id2sid.json]", env="INDEX_PATH")
+    checkpoint_ready_seconds: float = flag(120.0, "Quiet period of a checkpoint that cannot be proved complete.", type=click.FloatRange(min=0))
+    max_pending_per_cycle: int = flag(0, "Evaluations a cycle may start; 0 means any number.", type=click.IntRange(min=0))
     order: str = flag("oldest", "Which checkpoint comes first.", type=click.Choice(["oldest", "newest"]))
-    eval_timeout_seconds: float = flag(
-        86400.0, "End an evaluation that takes longer; 0 means never.", type=click.FloatRange(min=0)
-    )
-    min_free_space: Amount = flag(
-        0.01,
-        "Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation; nor if the training's next checkpoint would not fit.  [default: 1%]",
-        type=_Amount(),
-        show_default=False,
-    )
-    max_pins: int = flag(
-        0,
-        "Checkpoints to keep that the training has deleted; 0 means any number.",
-        type=click.IntRange(min=0),
-    )
-    max_pin_size: Amount = flag(
-        0.5,
-        "Space that those may keep in use: a size (200G), or a share of what is free without them (50%).  [default: 50%]",
-        type=_Amount(most=1.0000001),
-        show_default=False,
-    )
+    eval_timeout_seconds: float = flag(86400.0, "End an evaluation that takes longer; 0 means never.", type=click.FloatRange(min=0))
+    min_free_space: Amount = flag(0.01, "Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation; nor if the training's next checkpoint would not fit.  [default: 1%]", type=_Amount(), show_default=False)
+    max_pins: int = flag(0, "Checkpoints to keep that the training has deleted; 0 means any number.", type=click.IntRange(min=0))
+    max_pin_size: Amount = flag(0.5, "Space that those may keep in use: a size (200G), or a share of what is free without them (50%).  [default: 50%]", type=_Amount(most=1.0000001), show_default=False)
     force_eval: bool = flag(False, "Evaluate every checkpoint that is there once more.", is_flag=True)
 
 
@@ -266,9 +220,4 @@ class WatchFlags(
 ):
     """Every flag of watching."""
 
-    wandb_mode: Optional[str] = flag(
-        help="[default: online if a key is configured, else offline]",
-        env="WANDB_MODE",
-        type=_Mode(),
-        metavar="[online|offline|disabled]",
-    )
+    wandb_mode: Optional[str] = flag(help="[default: online if a key is configured, else offline]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")

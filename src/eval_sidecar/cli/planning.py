@@ -72,19 +72,12 @@ def plan_watch(flags: WatchFlags, log_folder: Path) -> WatchPlan:
     index = find_path(flags.index_path or data / "id2sid.json", repo_root)
     _require_file(index, "--index-path", "the item index")
     _require_writable(repo_root / "results")
-    environment = {field.name.upper(): str(getattr(flags, field.name)) for field in fields(ScriptFlags)}
-    environment.update(
-        PYTHON_BIN=flags.python_bin or sys.executable,
-        EVAL_SIDECAR_PYTHON=sys.executable,
-        TEST_DATA_PATH=str(test_data),
-        INDEX_PATH=str(index),
-    )
     spec = _spec(flags, model, test_data)
     config = WatchConfig(
         model_dir=model_dir,
         repo_root=repo_root,
         eval_script=eval_script,
-        environment=environment,
+        environment=_environment(flags, test_data, index),
         log_dir=ManagerPaths(log_folder).evaluations,
         ready_seconds=flags.checkpoint_ready_seconds,
         max_pending=flags.max_pending_per_cycle,
@@ -107,6 +100,17 @@ def plan_watch(flags: WatchFlags, log_folder: Path) -> WatchPlan:
         launcher=choose_launcher(flags, flags.poll_interval_seconds),
         flags=flags,
     )
+
+
+def _environment(flags: ScriptFlags, test_data: Path, index: Path) -> dict[str, str]:
+    """Return the variables that the evaluation script gets."""
+    return {
+        **{field.name.upper(): str(getattr(flags, field.name)) for field in fields(ScriptFlags)},
+        "PYTHON_BIN": flags.python_bin or sys.executable,
+        "EVAL_SIDECAR_PYTHON": sys.executable,
+        "TEST_DATA_PATH": str(test_data),
+        "INDEX_PATH": str(index),
+    }
 
 
 def _find_model_dir(given: Optional[str], repo_root: Path) -> Path:

@@ -60,7 +60,7 @@ def choose_mode(
 
 
 def _has_wandb() -> bool:
-    """Whether the client can be imported. The folder ``./wandb`` that its runs leave is not it."""
+    """Return whether the client can be imported. The folder ``./wandb`` that its runs leave is not it."""
     found = importlib.util.find_spec("wandb")
     return found is not None and found.origin is not None
 

@@ -196,14 +196,14 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
 
 
 def _upload() -> str:
-    """The upload, called as this program was."""
+    """Return the command of an upload, called as this program was."""
     script = Path(sys.argv[0]).name == "eval_wandb_sidecar.py"
     return "bash eval_wandb_sidecar.sh once" if script else "eval-sidecar upload --once"
 
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Optional[Notify]]:
-    """A bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
+    """Show a bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -14,7 +14,7 @@ from typing import Optional
 import click
 
 from eval_sidecar.cli import show
-from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, takes
+from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, takes
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
@@ -214,7 +214,7 @@ def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
     try:
         found = uploader.verify(spec)
     except SidecarError as error:
-        say(f"{spec.model_dir}: {error}", fg="red")
+        say(f"{spec.model_dir}: {message_of(error)}", fg="red")
         return False
     say(f"{spec.model_dir}: {_in_words(found)}", fg=None if found.agrees else "red")
     return found.agrees

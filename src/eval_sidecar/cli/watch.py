@@ -42,7 +42,7 @@ from eval_sidecar.trackers.wandb_checks import check_runs
 
 log = logging.getLogger(__name__)
 
-#: How long a session under way may go on after the program was asked to stop, in seconds.
+#: How long a running session may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
 #: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
 _COLLECT_SECONDS = 0.03
@@ -100,7 +100,7 @@ def watch(flags: WatchFlags) -> int:
 
 @contextlib.contextmanager
 def _opened(path: Path, plan: WatchPlan) -> Iterator[LedgerStore]:
-    """The model's ledger, held; where another process holds it for another model, say so."""
+    """Hold the model's ledger; say so if another process holds it for another model."""
     spec = plan.spec
     with contextlib.ExitStack() as stack:
         try:
@@ -129,7 +129,7 @@ def _greeting(model_dir: Path) -> str:
 
 
 def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
-    """What of ours lies in the folder that the trainer writes, because that is where a person has put it."""
+    """Return a warning for each folder of ours that the user has put into the training's output folder."""
     places = (
         (plan.config.results_root, "give another --repo-root"),
         (plan.state_dir, "give another --state-dir"),

@@ -94,11 +94,13 @@ def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[M
     """
     wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
     if filters and not wanted:
-        raise UsageError("--model-filter is empty: name a model, or leave the flag out for all of them")
+        raise UsageError(
+            f"{filters[0]!r}: is empty; name a model, or give none for all of them", setting="model_filter"
+        )
     known = {spec.model_dir for spec in models}
     for name in wanted:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
             near = f"; close to it: {', '.join(close)}" if close else f"; there are {len(known)} models in it"
-            raise UsageError(f"--model-filter {name}: the manifest has no such model{near}")
+            raise UsageError(f"{name}: the manifest has no such model{near}", setting="model_filter")
     return [spec for spec in models if not wanted or spec.model_dir in wanted]

@@ -181,7 +181,7 @@ class Uploader:
             report = Report(where=store.ledger.where)
             if self.tracker is not None and not stop.is_set():
                 report = deliver(
-                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
                 )
             left = (*foreign, *self._left(store))
             if not left:
@@ -278,7 +278,7 @@ class Uploader:
                 view = self.tracker.read(spec)
                 store.update(lambda ledger: mark_for_repair(ledger, view))
                 report = deliver(
-                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
                 )
                 return ModelUpload(spec, report, self._left(store))
 

@@ -69,7 +69,8 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
         if (ledger.model_dir, ledger.run_id) != (model_dir, run_id):
             raise StateError(
                 f"{path}: is about {ledger.model_dir} ({ledger.run_id}), not {model_dir} ({run_id});"
-                " was it copied? Move it away or give another --state-dir"
+                " was it copied? Move it away or use another folder for ledgers",
+                setting="state_dir",
             )
         yield LedgerStore(path, replace(ledger, run_name=run_name))
 
@@ -116,5 +117,6 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
         ) from error
     raise StateError(
         f"{path}: is of version {version}, this program knows up to {VERSION};"
-        " update eval-sidecar, or give another --state-dir"
+        " update eval-sidecar, or use another folder for ledgers",
+        setting="state_dir",
     )
