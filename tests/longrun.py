@@ -29,7 +29,7 @@ from checkpoint_files import write_checkpoint
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.checkpoints.space import Limits
 from eval_sidecar.cli import show
-from eval_sidecar.delivery.background import Courier
+from eval_sidecar.delivery.background import DeliveryThread
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.loop import run_loop
 from eval_sidecar.evaluation.sidecar import Sidecar
@@ -235,7 +235,7 @@ def train(root: Path, checkpoints: int, slots: int, samples: int) -> list[Sample
         probe = Probe(root, path, training)
         launcher = LocalLauncher([str(device) for device in range(slots)])
         clock = {"clock": lambda: training.now, "monotonic": lambda: training.now}
-        courier = Courier(store, tracker, spec, settle_seconds=60.0, clock=clock["clock"])
+        delivery = DeliveryThread(store, tracker, spec, settle_seconds=60.0, clock=clock["clock"])
 
         def sample() -> Sample:
             entries = store.ledger.steps()
@@ -249,20 +249,24 @@ def train(root: Path, checkpoints: int, slots: int, samples: int) -> list[Sample
             if evaluated == checkpoints:
                 stop.set()
 
+        def after_pass() -> None:
+            delivery.notify()
+            logs.rotate_output(log)
+
         training.on_wait = look
-        courier.start()
+        delivery.start()
         run_loop(
-            *(Sidecar(config, store, launcher, **clock), courier.notify),
+            Sidecar(config, store, launcher, **clock),
+            after_pass,
             once=False,
             poll_seconds=60.0,
             retry_request=root / "retry",
             wake=training,
             stop=stop,
-            on_pass=lambda: logs.rotate_output(log),
             monotonic=clock["monotonic"],
         )
-        courier.deliver_rest(threading.Event())
-        courier.close(60.0)
+        delivery.deliver_rest(threading.Event())
+        delivery.close(60.0)
         taken.append(sample())
     return taken
 

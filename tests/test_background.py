@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 
-from eval_sidecar.delivery.background import Courier
+from eval_sidecar.delivery.background import DeliveryThread
 from eval_sidecar.errors import TrackerError
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.store import LedgerStore
@@ -42,7 +42,7 @@ class Tracker(FakeTracker):
 
 
 class Pauses:
-    """Stands in for the event on which the courier waits: no wait takes time.
+    """Stands in for the event on which the delivery waits: no wait takes time.
 
     A wait that nobody ends is over at once, `budget` times; after that it lasts until it is ended.
     """
@@ -80,13 +80,13 @@ def evaluate(store: LedgerStore, step: int) -> None:
 
 
 @contextmanager
-def running(store: LedgerStore, tracker: Tracker, **changes) -> Iterator[Courier]:
-    courier = Courier(store, tracker, SPEC, settle_seconds=0.0, **changes)
-    courier.start()
+def running(store: LedgerStore, tracker: Tracker, **changes) -> Iterator[DeliveryThread]:
+    delivery = DeliveryThread(store, tracker, SPEC, settle_seconds=0.0, **changes)
+    delivery.start()
     try:
-        yield courier
+        yield delivery
     finally:
-        courier.close(10.0)
+        delivery.close(10.0)
 
 
 def confirmed(store: LedgerStore, *steps: int) -> bool:
@@ -97,12 +97,12 @@ def confirmed(store: LedgerStore, *steps: int) -> bool:
 
 def test_the_tracker_is_closed_after_a_while_without_work_and_opened_for_more(store, tracker):
     evaluate(store, 100)
-    with running(store, tracker, idle_seconds=0.01) as courier:
+    with running(store, tracker, idle_seconds=0.01) as delivery:
         assert tracker.closed_once.wait(10)
         assert confirmed(store, 100) and not tracker.is_open
         tracker.closed_once.clear()
         evaluate(store, 200)
-        courier.notify()
+        delivery.notify()
         assert tracker.closed_once.wait(10)
         assert confirmed(store, 100, 200)
     assert tracker.run("eval-1").steps == [100, 200]
@@ -110,10 +110,10 @@ def test_the_tracker_is_closed_after_a_while_without_work_and_opened_for_more(st
 
 def test_the_tracker_stays_open_before_that(store, tracker):
     evaluate(store, 100)
-    with running(store, tracker, idle_seconds=3600.0) as courier:
+    with running(store, tracker, idle_seconds=3600.0) as delivery:
         wait_until(lambda: confirmed(store, 100), "the first")
         evaluate(store, 200)
-        courier.notify()
+        delivery.notify()
         wait_until(lambda: confirmed(store, 200), "the second")
         assert not tracker.closed_once.is_set()
 
@@ -123,11 +123,11 @@ def test_a_server_that_is_down_for_a_day_is_told_of_once_and_asked_less_and_less
     tries = 144
     tracker.read_faults.extend(TrackerError("no connection") for _ in range(tries))
     evaluate(store, 100)
-    courier = Courier(store, tracker, SPEC, settle_seconds=0.0)
-    pauses = courier._wanted = Pauses(budget=10 * tries)
-    courier.start()
+    delivery = DeliveryThread(store, tracker, SPEC, settle_seconds=0.0)
+    pauses = delivery._wanted = Pauses(budget=10 * tries)
+    delivery.start()
     wait_until(lambda: confirmed(store, 100), "the server to be back")
-    courier.close(10.0)
+    delivery.close(10.0)
     assert pauses.waits[:2] == [15.0, 30.0]
     assert sum(pauses.waits) / 3600 > 23, "a day"
     said = [record.message for record in caplog.records]

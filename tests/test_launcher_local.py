@@ -334,8 +334,8 @@ def test_the_whole_list_goes_to_one_evaluation_unless_it_is_split(cuda_list, gpu
 @pytest.mark.parametrize(
     ("cuda_list", "gpus_per_eval", "said"),
     [
-        ("", 0, "--cuda-list"),
-        (" , ", 1, "--cuda-list"),
+        ("", 0, "name a GPU"),
+        (" , ", 1, "name a GPU"),
         ("0 1 2", 2, "3 GPUs"),
         ("0", 2, "1 GPUs"),
         ("0", -1, "-1"),

@@ -46,19 +46,6 @@ class Wake(threading.Event):
         return self.is_set()
 
 
-class Courier:
-    """Counts how often it is told; raises what is in ``broken``."""
-
-    def __init__(self) -> None:
-        self.told = 0
-        self.broken: Optional[BaseException] = None
-
-    def notify(self) -> None:
-        self.told += 1
-        if self.broken is not None:
-            raise self.broken
-
-
 @pytest.fixture
 def world(tmp_path) -> World:
     return World(tmp_path)
@@ -73,7 +60,8 @@ def run(world: World, *script: Callable[[], object], once: bool = False, **optio
     stop = options.pop("stop", None) or threading.Event()
     wake = Wake(world, list(script), stop)
     run_loop(
-        *(world.sidecar, options.pop("notify", lambda: None)),
+        world.sidecar,
+        options.pop("after_pass", lambda: None),
         once=once,
         poll_seconds=POLL_SECONDS,
         retry_request=request_file(world),
@@ -161,24 +149,19 @@ def test_a_cycle_starts_no_more_than_its_budget_and_the_next_goes_on(tmp_path):
     assert world.launcher.steps == [10, 20]
 
 
-def test_the_courier_is_told_after_every_pass(world):
-    courier = Courier()
-    run(world, nothing, nothing, notify=courier.notify)
-    assert courier.told == 3
-
-
-def test_a_courier_that_is_broken_ends_the_loop_with_its_error(world):
-    courier = Courier()
-    courier.broken = StateError("the disk is full")
-    with pytest.raises(StateError, match="the disk is full"):
-        run(world, nothing, notify=courier.notify)
-
-
-def test_every_pass_is_announced(world):
-    passes = []
+def test_whoever_delivers_is_told_after_every_pass(world):
+    told = []
     world.write(10)
-    run(world, lambda: world.finish(10), nothing, on_pass=lambda: passes.append(world.launcher.running()))
-    assert passes == [[10], [], []]
+    run(world, lambda: world.finish(10), nothing, after_pass=lambda: told.append(world.launcher.running()))
+    assert told == [[10], [], []]
+
+
+def test_a_delivery_that_is_broken_ends_the_loop_with_its_error(world):
+    def broken() -> None:
+        raise StateError("the disk is full")
+
+    with pytest.raises(StateError, match="the disk is full"):
+        run(world, nothing, after_pass=broken)
 
 
 # -- requests --------------------------------------------------------------------------------------------
@@ -274,6 +257,19 @@ def test_a_disk_that_is_full_or_gone_for_hours_is_told_of_once(world, monkeypatc
     assert "No space left on device" in said and str(world.model_dir) in said
 
 
+def test_a_disk_that_is_full_once_more_is_told_of_again(world, monkeypatch, caplog):
+    real, failures = world.sidecar.tick, [True, True, False, True, True]
+
+    def tick(budget=None):
+        if failures and failures.pop(0):
+            raise OSError(28, "No space left on device", str(world.model_dir))
+        return real(budget)
+
+    monkeypatch.setattr(world.sidecar, "tick", tick)
+    run(world, *[nothing] * 6)
+    assert ["No space left" in record.message for record in caplog.records] == [True, True]
+
+
 # -- flags with which no job is taken --------------------------------------------------------------------
 
 
@@ -286,12 +282,12 @@ def test_a_watcher_waits_where_jobs_are_refused_and_keeps_pinning(world, caplog)
         shutil.rmtree(world.checkpoint(10))
         world.write(20)
 
-    def mend() -> None:
+    def fix() -> None:
         seen.append((world.pins(), world.store.ledger.busy))
         world.launcher.mistake = None
 
     world.write(10)
-    run(world, rotate, nothing, mend, nothing)
+    run(world, rotate, nothing, fix, nothing)
     assert [pins for pins, _ in seen] == [[10], [10, 20]]
     assert all("Invalid partition" in busy for _, busy in seen)
     assert world.launcher.steps == [10]

@@ -22,15 +22,15 @@ from eval_sidecar.errors import UsageError
     ],
 )
 def test_an_amount_is_a_size_or_a_share(text, amount):
-    parsed = parse_amount(text, "--min-free-space")
+    parsed = parse_amount(text)
     assert parsed == amount
     assert isinstance(parsed, float) is text.endswith("%")
 
 
 @pytest.mark.parametrize("text", ["", "many", "-5G", "5X", "100%", "-1%", "%", "nan%", "1e3"])
 def test_an_amount_that_is_neither_is_a_usage_error_that_repeats_it(text):
-    with pytest.raises(UsageError, match="--min-free-space '" + text):
-        parse_amount(text, "--min-free-space")
+    with pytest.raises(UsageError, match="'" + text):
+        parse_amount(text)
 
 
 @pytest.mark.parametrize(("floor", "short"), [(100, False), (101, True), (0.1, False), (0.11, True)])

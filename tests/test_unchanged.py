@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 
-from eval_sidecar.delivery.uploading import Outcome, Uploader
+from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.ledger import store as stores
 from eval_sidecar.ledger.store import load
 from eval_sidecar.paths import StatePaths
@@ -54,7 +54,7 @@ class Machine:
         """Let a model's folder look as it did before the last change in it."""
         os.utime(self.results / model, (self._time, self._time))
 
-    def run_pass(self) -> list[Outcome]:
+    def run_pass(self) -> list[ModelUpload]:
         outcomes = self.uploader.run_pass([spec_of("a"), spec_of("b")], threading.Event())
         self.uploader.remember(self.results / "receipt")
         return outcomes

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.delivery.uploading import Outcome, Uploader, choose_models
+from eval_sidecar.delivery.source import choose_models
+from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.errors import TrackerError, UsageError
 from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.paths import StatePaths
@@ -41,7 +42,7 @@ class Machine:
     def uploader(self) -> Uploader:
         return Uploader(self.results, self.state, self.tracker, confirms=True, settle_seconds=0.0, workers=4)
 
-    def upload(self, *models: str, **changes: object) -> list[Outcome]:
+    def upload(self, *models: str, **changes: object) -> list[ModelUpload]:
         specs = [replace(spec_of(model), **changes) for model in models]
         return self.uploader().run_pass(specs, threading.Event())
 

@@ -6,11 +6,23 @@ Only the command line turns these into exit codes.
 
 
 class SidecarError(Exception):
-    """A mistake or a failure that a person can act on; its text is the whole report."""
+    """A mistake or a failure that a person can act on; its text is the whole report.
+
+    Attributes:
+        setting: The setting that is wrong (of a `UsageError`) or that would help, by its name in a
+            configuration; empty if there is none. The command line says which flag that is.
+    """
+
+    def __init__(self, message: str = "", *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class UsageError(SidecarError):
-    """The command line or a file that the user named is wrong."""
+    """The command line or a file that the user named is wrong.
+
+    The text begins with the value of `setting`, if there is one: its flag is put before it.
+    """
 
 
 class CheckpointError(SidecarError):

@@ -280,7 +280,7 @@ def test_verify_names_what_differs_and_repairs_it(local: Repository, server: Wan
     found.lines[0] = json.dumps({"_step": 100, "overwritten": 1})
     lacking = local.type(verify)
     assert lacking.returncode == 1
-    assert "1 missing there: 100" in lacking.stdout
+    assert "1 missing on the server: 100" in lacking.stdout
     run(local, f"{verify} --repair")
     shown = [row["checkpoint_step"] for row in found.rows if "checkpoint_step" in row]
     assert shown == [200, 100]

@@ -21,7 +21,7 @@ Amount = Union[int, float]
 _ROOM = 1.5
 
 
-def parse_amount(text: str, flag: str, *, most: float = 1.0) -> Amount:
+def parse_amount(text: str, *, most: float = 1.0) -> Amount:
     """Read ``20G``, ``500M``, ``1048576`` or ``5%``; a share must be below `most`.
 
     Raises:
@@ -36,7 +36,7 @@ def parse_amount(text: str, flag: str, *, most: float = 1.0) -> Amount:
             return share
     elif match := _SIZE.fullmatch(text.strip()):
         return int(float(match[1]) * _UNITS[match[2].upper()])
-    raise UsageError(f"{flag} {text!r}: give a size such as 20G or a share such as 5%")
+    raise UsageError(f"{text!r}: give a size such as 20G or a share such as 5%")
 
 
 @dataclass(frozen=True)

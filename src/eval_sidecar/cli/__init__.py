@@ -32,7 +32,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
-    "prepare-manifest": ("upload", "prepare_manifest", "Write down which models there are in results"),
+    "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
     "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
     "start": ("manage", "start", "Run in the background, with the flags of `run`"),
@@ -89,7 +89,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and exit."""
     words = sys.argv[1:] if arguments is None else arguments
     accept_any_text()
-    # Nothing that is written from here on is everybody's to change, even where everything else is.
+    # No file that is written from here on is writable for everybody, even if the umask allows it.
     os.umask(os.umask(0o077) | 0o002)
     try:
         code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
@@ -102,14 +102,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except SidecarError as error:
-        say(f"eval-sidecar: {error}", err=True)
+        from eval_sidecar.cli.flags import message_of  # it takes longer to import than --help takes
+
+        say(f"eval-sidecar: {message_of(error)}", err=True)
         if isinstance(error, DaemonError) and error.said:
             say_lines(f"{error.said}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        sys.stderr.close()  # nobody reads our output any more
         code = 1
-    except OSError as error:  # a disk or a permission, at a place where nobody expected it
+    except OSError as error:  # a disk or a permission that no other error describes
         where = f"{error.filename}: " if error.filename else ""
         say(f"eval-sidecar: {where}{error.strerror or error}", err=True)
         code = 1

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -17,8 +18,9 @@ from eval_sidecar.checkpoints.completeness import changed_at, judge, usual_names
 from eval_sidecar.checkpoints.identity import read_identity
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.checkpoints.places import checkpoint_in, places
+from eval_sidecar.cli.flags import PlaceFlags, flag, takes
 from eval_sidecar.cli.launching import launcher_of_old_jobs
-from eval_sidecar.cli.options import find_path, state_folder
+from eval_sidecar.cli.planning import find_path, state_folder
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
@@ -29,12 +31,31 @@ from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.paths import LedgerPaths, name_in_files
 from eval_sidecar.types import Checkpoint, step_of
 
-_common = (
-    click.option("--sft-root", required=True, help="Folder that holds the checkpoint-* folders."),
-    click.option("--repo-root", default=".", show_default=True),
-    click.option("--state-dir", help="[default: state/wandb_eval_sidecar in REPO_ROOT]"),
-    click.option("--model-name", help="[default: the name of SFT_ROOT's last part]"),
-)
+
+@dataclass(frozen=True)
+class _LedgerFlags(PlaceFlags):
+    sft_root: str = flag("", "Folder that holds the checkpoint-* folders.", required=True)
+
+    @property
+    def root(self) -> Path:
+        return Path(os.path.abspath(self.repo_root))
+
+    @property
+    def model_dir(self) -> Path:
+        return find_path(self.sft_root, self.root)
+
+    @property
+    def model(self) -> str:
+        return self.model_name or self.model_dir.name
+
+    @property
+    def state_folder(self) -> Path:
+        return state_folder(self.state_dir, self.root)
+
+
+@dataclass(frozen=True)
+class _ExplainFlags(_LedgerFlags):
+    checkpoint_ready_seconds: float = flag(120.0)
 
 
 def _step(text: str) -> int:
@@ -44,42 +65,20 @@ def _step(text: str) -> int:
     return step
 
 
-def _find_ledgers(
-    sft_root: str, repo_root: str, state_dir: Optional[str], model_name: Optional[str]
-) -> tuple[Path, list[Path]]:
-    root = Path(os.path.abspath(repo_root))
-    model_dir = find_path(sft_root, root)
-    folder = state_folder(state_dir, root)
-    pattern = f"{glob.escape(name_in_files(model_name or model_dir.name))}_{'[0-9a-f]' * 12}.json"
-    return model_dir, sorted(folder.glob(pattern))
+def _find_ledgers(flags: _LedgerFlags) -> list[Path]:
+    pattern = f"{glob.escape(name_in_files(flags.model))}_{'[0-9a-f]' * 12}.json"
+    return sorted(flags.state_folder.glob(pattern))
 
 
 @click.command()
-@_common[0]
-@_common[1]
-@_common[2]
-@_common[3]
-@click.option("--checkpoint-ready-seconds", type=float, default=120.0, show_default=True)
+@takes(_ExplainFlags)
 @click.argument("step")
-def explain(
-    sft_root: str,
-    repo_root: str,
-    state_dir: Optional[str],
-    model_name: Optional[str],
-    checkpoint_ready_seconds: float,
-    step: str,
-) -> int:
+def explain(flags: _ExplainFlags, step: str) -> int:
     """Say where a checkpoint stands, and how that is known."""
-    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir, model_name)
-    number = _step(step)
+    model_dir, paths, number = flags.model_dir, _find_ledgers(flags), _step(step)
     ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
     provable = any(ledger.provable for _, ledger in ledgers)
-    known = _explain_folder(
-        *(model_dir, model_name or model_dir.name, state_folder(state_dir, Path(os.path.abspath(repo_root)))),
-        number,
-        checkpoint_ready_seconds,
-        provable,
-    )
+    known = _explain_folder(flags, number, provable)
     for path, ledger in ledgers:
         if number in ledger.entries:
             known = True
@@ -94,12 +93,11 @@ def explain(
     return 0
 
 
-def _explain_folder(
-    model_dir: Path, model: str, state_dir: Path, step: int, quiet_seconds: float, provable: bool
-) -> bool:
-    """Judge the folder, and its pin, as they are now; False where there is neither."""
+def _explain_folder(flags: _ExplainFlags, step: int, provable: bool) -> bool:
+    """Judge the folder, and its pin, as they are now; return False if there is neither."""
+    model_dir = flags.model_dir
     folders = [("folder", model_dir / f"checkpoint-{step}", model_dir / f"checkpoint-{step}")]
-    for place in places(model_dir, model, state_dir):
+    for place in places(model_dir, flags.model, flags.state_folder):
         if place.why_barred() is not None:
             continue
         held, used = (checkpoint_in(folder, step).path for folder in (place.held, place.used))
@@ -111,7 +109,7 @@ def _explain_folder(
         found = True
         verdict = judge(
             Checkpoint(step, judged),
-            quiet_seconds=quiet_seconds,
+            quiet_seconds=flags.checkpoint_ready_seconds,
             unchanged_seconds=_unchanged(judged),
             trainer_state_expected=provable,
             usual=usual_names([other.path for other in list_checkpoints(model_dir) if other.step != step]),
@@ -145,7 +143,7 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
         for fact in entry.evidence:
             say(f"  - {fact}")
     if entry.running:
-        say(f"evaluation   under way since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
+        say(f"evaluation   running since {time.ctime(entry.running.started_at)}, log: {entry.running.log}")
         if entry.running.state:
             say(f"             {entry.running.state}")
     for reason in entry.evictions:
@@ -153,7 +151,7 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
     if ledger.busy and entry.is_pending and not entry.running:
         say(f"not started  {ledger.busy}")
     if entry.failure:
-        then = "final until `eval-sidecar retry`" if entry.failure.final else "is tried again"
+        then = "final until `eval-sidecar retry`" if entry.failure.final else "will retry"
         say(f"failure      {entry.failure.time}: {entry.failure.error} ({entry.attempts} attempts, {then})")
         if entry.failure.log:
             say(f"             log: {entry.failure.log}")
@@ -176,28 +174,17 @@ def _explain_entry(ledger: Ledger, entry: Entry, path: Path, there: Optional[str
 
 
 @click.command()
-@_common[0]
-@_common[1]
-@_common[2]
-@_common[3]
+@takes(_LedgerFlags)
 @click.argument("steps", nargs=-1)
-def retry(
-    sft_root: str,
-    repo_root: str,
-    state_dir: Optional[str],
-    model_name: Optional[str],
-    steps: Sequence[str],
-) -> int:
+def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
     """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
 
-    A checkpoint that is named is also given up where its evaluation runs, or did, on another machine.
+    A checkpoint that is named is also given up if its evaluation runs, or did, on another machine.
     """
-    model_dir, paths = _find_ledgers(sft_root, repo_root, state_dir, model_name)
+    paths = _find_ledgers(flags)
     numbers = [_step(step) for step in steps]
     if not paths:
-        raise UsageError(
-            f"{model_dir}: there is no ledger of it in {state_folder(state_dir, Path(repo_root))}"
-        )
+        raise UsageError(f"{flags.model_dir}: there is no ledger of it in {flags.state_folder}")
     ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
     unknown = [number for number in numbers if not any(number in ledger.entries for _, ledger in ledgers)]
     if unknown:

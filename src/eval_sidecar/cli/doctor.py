@@ -19,10 +19,10 @@ import click
 
 import eval_sidecar
 from eval_sidecar.checkpoints.listing import list_checkpoints
-from eval_sidecar.checkpoints.space import parse_amount
 from eval_sidecar.cli import show
+from eval_sidecar.cli.flags import WatchFlags, message_of, takes
 from eval_sidecar.cli.launching import LOCAL
-from eval_sidecar.cli.options import find_path, find_script, plan_watch, state_folder, watch_options
+from eval_sidecar.cli.planning import find_path, find_script, plan_watch, state_folder
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import say, say_json
 from eval_sidecar.diagnosis.base import Finding, Mark, unmet
@@ -64,14 +64,14 @@ class _Report:
 
     @property
     def broken(self) -> list[str]:
-        """What is needed and does not work, by name."""
+        """Names of what is needed and does not work."""
         return [finding.name for finding in self.findings if finding.mark is Mark.BROKEN]
 
 
 @click.command()
-@watch_options
+@takes(WatchFlags)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def doctor(as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - one an option
+def doctor(flags: WatchFlags, as_json: bool) -> int:
     """Say what this machine has, try one small evaluation and one offline session, and name what fails.
 
     Takes the flags of `run`, so that what a watch would find can be asked beforehand; none is needed. Exit
@@ -95,11 +95,11 @@ def doctor(as_json: bool, **flags: Any) -> int:  # noqa: ANN401 - one an option
     return 1 if report.broken else 0
 
 
-def _examine(report: _Report, flags: dict[str, Any], scratch: Path) -> None:
-    repo_root = Path(os.path.abspath(flags["repo_root"]))
-    model_dir = find_path(flags["sft_root"], repo_root) if flags["sft_root"] else None
-    python, devices = _python(flags["python_bin"], repo_root), flags["cuda_list"]
-    script = find_script(flags["eval_script"], repo_root)
+def _examine(report: _Report, flags: WatchFlags, scratch: Path) -> None:
+    repo_root = Path(os.path.abspath(flags.repo_root))
+    model_dir = find_path(flags.sft_root, repo_root) if flags.sft_root else None
+    python, devices = _python(flags.python_bin, repo_root), flags.cuda_list
+    script = find_script(flags.eval_script, repo_root)
     is_ours = is_own_evaluation_script(script)
 
     report.add("the installation", _check_sidecar)
@@ -108,19 +108,20 @@ def _examine(report: _Report, flags: dict[str, Any], scratch: Path) -> None:
     python = _examine_python(
         report, python, devices, scratch, is_needed=is_ours, has_adapters=_has_adapters(model_dir)
     )
-    report.add("W&B", lambda: _check_wandb(flags["disable_wandb"]))
-    floor = parse_amount(flags["min_free_space"], "--min-free-space")
+    report.add("W&B", lambda: _check_wandb(flags.disable_wandb))
     for folder, needs_locks, link_from in _folders(flags, repo_root, model_dir):
-        check = partial(check_folder, folder, floor, needs_locks=needs_locks, link_from=link_from)
+        check = partial(
+            check_folder, folder, flags.min_free_space, needs_locks=needs_locks, link_from=link_from
+        )
         report.add(f"the folder {folder}", check)
-    report.add("Slurm", lambda: check_slurm(is_needed=flags["launcher"] != LOCAL))
+    report.add("Slurm", lambda: check_slurm(is_needed=flags.launcher != LOCAL))
     if is_ours:
         check = partial(try_evaluation, python, script, devices, scratch)
         report.add("evaluating a small model, which may take a minute", check)
     else:
         said = f"not tried: {script} is a script of your own"
         report.add("", lambda: Finding("evaluation", Mark.ABSENT, said))
-    if not flags["disable_wandb"] and _version("wandb"):
+    if not flags.disable_wandb and _version("wandb"):
         report.add("an offline session of W&B", lambda: _try_session(scratch))
 
 
@@ -152,7 +153,7 @@ def _examine_python(
 
 
 def _python(given: Optional[str], repo_root: Path) -> str:
-    """The Python that evaluates, as a command that runs in any folder."""
+    """Return the Python that evaluates, as a command that runs in any folder."""
     given = given or sys.executable
     return os.path.abspath(repo_root / given) if "/" in given else given
 
@@ -164,12 +165,12 @@ def _check_sidecar() -> Finding:
     return Finding("eval-sidecar", Mark.WORKS, said)
 
 
-def _check_flags(flags: dict[str, Any]) -> Finding:
+def _check_flags(flags: WatchFlags) -> Finding:
     """Check the flags as a watch does."""
     try:
         plan = plan_watch(flags, manager_folder())
     except UsageError as error:
-        return Finding("flags", Mark.BROKEN, str(error))
+        return Finding("flags", Mark.BROKEN, message_of(error))
     return Finding("flags", Mark.WORKS, f"{plan.config.model_dir} can be watched")
 
 
@@ -179,7 +180,7 @@ def _has_adapters(model_dir: Optional[Path]) -> bool:
 
 
 def _folders(
-    flags: dict[str, Any], repo_root: Path, model_dir: Optional[Path]
+    flags: WatchFlags, repo_root: Path, model_dir: Optional[Path]
 ) -> Iterator[tuple[Path, bool, Optional[Path]]]:
     """Yield one folder of each file system that results, ledgers or kept checkpoints are on."""
     wanted: list[tuple[Path, bool, Optional[Path]]] = []
@@ -188,8 +189,8 @@ def _folders(
         files = sorted(checkpoints[-1].path.iterdir()) if checkpoints else []
         link_from = next((path for path in files if path.is_file() and not path.is_symlink()), None)
         wanted.append((model_dir.parent, False, link_from))
-    state = state_folder(flags["state_dir"], repo_root)
-    wanted += [(state if flags["state_dir"] else repo_root, True, None), (repo_root, False, None)]
+    state = state_folder(flags.state_dir, repo_root)
+    wanted += [(state if flags.state_dir else repo_root, True, None), (repo_root, False, None)]
     seen: dict[tuple[int, bool], Path] = {}
     for folder, needs_locks, link_from in wanted:
         there = next(place for place in (folder, *folder.parents) if place.exists())
@@ -200,7 +201,7 @@ def _folders(
 
 
 def _version(library: str) -> str:
-    """The version of what is installed in this Python; empty if it is not."""
+    """Return the version of what is installed in this Python; empty if it is not."""
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

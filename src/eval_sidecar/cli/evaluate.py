@@ -22,7 +22,7 @@ def evaluate(sft_root: str) -> None:
     """
     os.environ.setdefault("PYTHON_BIN", sys.executable)
     os.environ["EVAL_SIDECAR_PYTHON"] = sys.executable
-    # What a sidecar around us keeps is none of this evaluation's business.
+    # This evaluation does not use the processes that a sidecar around it keeps.
     os.environ.pop("EVAL_SIDECAR_WARM", None)
     try:
         os.execvp("bash", ["bash", str(own_evaluation_script()), sft_root])

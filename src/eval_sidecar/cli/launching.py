@@ -1,11 +1,11 @@
-"""Which launcher new evaluations go to, by the flags; those under way stay with the one that has them."""
+"""Which launcher new evaluations go to, by the flags; running ones stay with the launcher that has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
 
+from eval_sidecar.cli.flags import LauncherFlags
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import is_own_evaluation_script
 from eval_sidecar.launchers.base import JobState, Launcher
@@ -27,7 +27,7 @@ STOPPING = {
 
 
 class Launchers:
-    """A launcher for new jobs, and every other for what it has under way from before.
+    """A launcher for new jobs, and every other for the jobs that it still has from before.
 
     Without this, a start with another ``--launcher`` would evaluate a second time what still runs.
     """
@@ -78,53 +78,56 @@ def _kind(handle: Handle) -> str:
     return kind
 
 
-def choose_launcher(flags: Mapping[str, Any]) -> Launchers:
-    """The launcher that the flags ask for.
+def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
+    """Return the launcher that the flags ask for.
+
+    Args:
+        flags: Which one, and what it has.
+        poll_seconds: How often Slurm may be asked.
 
     Raises:
-        UsageError: where flags do not go together, or what the launcher needs is not there.
+        UsageError: if flags do not go together, or the launcher needs what is not there.
     """
     extras = sbatch_parameters(
-        flags["slurm_extra"],
-        partition=flags["slurm_partition"],
-        gres=flags["slurm_gres"],
-        time=flags["slurm_time"],
+        flags.slurm_extra,
+        partition=flags.slurm_partition,
+        gres=flags.slurm_gres,
+        time=flags.slurm_time,
     )
     slurm = SlurmLauncher(
-        flags["max_jobs"] or _MAX_JOBS,
+        flags.max_jobs or _MAX_JOBS,
         extras,
-        flags["cuda_list"],
-        ask_every=flags["poll_interval_seconds"],
+        flags.cuda_list,
+        ask_every=poll_seconds,
     )
-    if flags["launcher"] == SLURM:
-        if flags["warm"]:  # asked for: by default it is off here
-            raise UsageError(
-                "--warm is of no use with --launcher slurm: nothing outlives the job that it is in"
-            )
+    if flags.launcher == SLURM:
+        if flags.warm:  # asked for: by default it is off here
+            raise UsageError("--warm has no effect with --launcher slurm: no process outlives its job")
         require_slurm()
         slurm.check_parameters()
     else:
         for name in _SLURM_FLAGS:
-            if flags[name]:
-                raise UsageError(f"--{name.replace('_', '-')} is of no use without --launcher slurm")
+            if getattr(flags, name):
+                raise UsageError(f"--{name.replace('_', '-')} has no effect without --launcher slurm")
     return Launchers(
-        flags["launcher"],
+        flags.launcher,
         {
-            LOCAL: LocalLauncher(split_devices(flags["cuda_list"], flags["gpus_per_eval"])),
+            LOCAL: LocalLauncher(split_devices(flags.cuda_list, flags.gpus_per_eval)),
             SLURM: slurm,
         },
     )
 
 
-def keeps_evaluator(flags: Mapping[str, Any], script: Path) -> bool:
-    """Whether evaluations leave their process to the next one (``--warm``), by the flags or by default.
+def keeps_evaluator(flags: LauncherFlags, script: Path) -> bool:
+    """Return whether an evaluation keeps its process for the next one, by ``--warm`` or by default.
 
     By default, scripts of others run as they always did, although one that calls ours could make use of it.
     """
-    given: Optional[bool] = flags["warm"]
-    return flags["launcher"] == LOCAL and is_own_evaluation_script(script) if given is None else given
+    if flags.warm is not None:
+        return flags.warm
+    return flags.launcher == LOCAL and is_own_evaluation_script(script)
 
 
 def launcher_of_old_jobs() -> Launchers:
-    """One that submits nothing, for what a sidecar has left under way."""
+    """Return one that submits nothing, for jobs that a sidecar has left running."""
     return Launchers(LOCAL, {LOCAL: LocalLauncher(()), SLURM: SlurmLauncher(0, {}, "")})

@@ -81,7 +81,7 @@ def _state_files(instance: Instance) -> list[Path]:
 @click.option("--instance", envvar="INSTANCE", help="[default: all of them]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(instance: Optional[str], as_json: bool) -> int:
-    """Say what an instance does. Exit code 0 where one runs, 3 where none does."""
+    """Say what an instance does. Exit code 0 if one runs, 3 if none does."""
     folder = manager_folder()
     found = [Instance(instance, folder)] if instance else instances.list_instances(folder)
     states = [_state(chosen) for chosen in found]

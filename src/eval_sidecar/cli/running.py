@@ -1,4 +1,4 @@
-"""What every command that runs for long has in common: its instance, and how it is asked to stop."""
+"""What long-running commands share: the instance that they are, and how they are asked to stop."""
 
 from __future__ import annotations
 
@@ -8,61 +8,58 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
+from eval_sidecar.cli.flags import RunFlags
 from eval_sidecar.system.instances import Instance, register, unregister
-from eval_sidecar.system.logs import rotate_output
+from eval_sidecar.system.logs import WarnOnce, rotate_output
 
 log = logging.getLogger(__name__)
 
 
 def manager_folder() -> Path:
-    """``MANAGER_DIR``: where instances have their logs and pid files."""
+    """Return ``MANAGER_DIR``, where instances have their logs and pid files."""
     return Path(os.path.abspath(os.environ.get("MANAGER_DIR") or "log/eval_sidecar"))
 
 
-def instance_of(flags: Mapping[str, Any]) -> Optional[Instance]:
-    """The instance that a command runs as; one that ends by itself is none."""
-    return Instance(flags["instance"], manager_folder()) if flags["instance"] and not flags["once"] else None
+def instance_of(flags: RunFlags) -> Optional[Instance]:
+    """Return the instance that a command runs as; None for a command that ends by itself."""
+    return Instance(flags.instance, manager_folder()) if flags.instance and not flags.once else None
 
 
-class Presence:
-    """This process as an instance; without one, nothing is written down."""
+class RunningInstance:
+    """This process as an instance; without a name for it, nothing is written."""
 
     def __init__(self, instance: Optional[Instance], job: str) -> None:
         self._instance = instance
         self._job = job
-        self._ready: Optional[list[str]] = None
-        self._has_complained = False
+        self._recorded: Optional[list[str]] = None
+        self._warn_once = WarnOnce()
 
     def after_pass(self, state_files: list[str]) -> None:
-        """Write down that a pass is done and which ledgers it was about, and keep the log from growing."""
+        """Record that a pass is done and which ledgers it was about, and rotate the log if it is full."""
         if self._instance is None:
             return
-        if state_files != self._ready:
+        if state_files != self._recorded:
             register(self._instance, state_files=state_files, job=self._job, ready=True)
-            self._ready = state_files
+            self._recorded = state_files
         try:
             rotate_output(self._instance.log_file)
         except OSError as error:
-            if not self._has_complained:
-                log.warning(
-                    "%s: cannot be set aside (%s), so it goes on growing", error.filename, error.strerror
-                )
-            self._has_complained = True
+            self._warn_once(f"{error.filename}: cannot be set aside ({error.strerror}), so it keeps growing")
 
 
 @contextlib.contextmanager
-def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[Presence]:
+def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[RunningInstance]:
     """Be the instance for the length of a ``with`` block, not ready yet."""
     if instance is None:
-        yield Presence(None, job)
+        yield RunningInstance(None, job)
         return
     register(instance, state_files=state_files, job=job, ready=False)
     try:
-        yield Presence(instance, job)
+        yield RunningInstance(instance, job)
     finally:
         unregister(instance)
 

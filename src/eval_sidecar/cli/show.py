@@ -22,11 +22,11 @@ from eval_sidecar.types import HEADLINE
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from eval_sidecar.delivery.uploading import Outcome
+    from eval_sidecar.delivery.uploading import ModelUpload
 
 
 def set_up_logging() -> None:
-    """Log to the screen in colours where there is one, else as plain lines with the time."""
+    """Log to the screen in colours if there is one, else as plain lines with the time."""
     handler: logging.Handler
     if sys.stderr.isatty():
         from rich.logging import RichHandler
@@ -48,7 +48,7 @@ _shared_console: Optional[Console] = None
 
 
 def _console() -> Console:
-    """One console for log lines and for progress, so that they do not write over each other."""
+    """Return the one console for log lines and for progress, so that they do not write over each other."""
     global _shared_console  # noqa: PLW0603 - a screen there is only one of
     if _shared_console is None:
         from rich.console import Console
@@ -94,7 +94,7 @@ def _progress(ledger: Ledger, path: Path) -> RenderableType:
 
 
 def counts_line(state: dict[str, Any]) -> str:
-    """The numbers of a model in one line; those that are zero and expected to be are left out."""
+    """Return the numbers of a model in one line; those that are zero and expected to be are left out."""
     parts = [f"{state['evaluated']} evaluated"]
     parts += [f"{len(state['running'])} running"] if state["running"] else []
     waiting = state["pending"] - len(state["running"])
@@ -130,7 +130,7 @@ def _mark(ledger: Ledger, entry: Entry, others: Collection[int]) -> str:
 
 
 def results_table(ledger: Ledger) -> None:
-    """Print one row a checkpoint, the best marked; nothing where there are no results."""
+    """Print one row a checkpoint, the best marked; nothing if there are no results."""
     results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
     if not results:
         return
@@ -189,7 +189,7 @@ def problems(lines: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show that something is being done, for as long as it takes, where there is a screen."""
+    """Show that something is being done, for as long as it takes, if there is a screen."""
     if not what or not sys.stderr.isatty():
         yield
         return
@@ -199,7 +199,7 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-#: How a check came out, in a sign and a colour; the sign is a word where there is no screen.
+#: How a check came out, in a sign and a colour; the sign is a word if there is no screen.
 _MARKS = {
     Mark.WORKS: ("✓", "green"),
     Mark.ABSENT: ("-", "dim"),
@@ -235,7 +235,7 @@ def finding(found: Finding) -> None:
 
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar while something is done so many times; yields what to call with each name done."""
+    """Show a bar while something is done `total` times; yield what to call with each name done."""
     if not sys.stderr.isatty():
         yield lambda name: None
         return
@@ -253,7 +253,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, advance=1, description=clean(name))
 
 
-def outcome(done: Outcome) -> None:
+def upload(done: ModelUpload) -> None:
     """Print what became of one model, in one line."""
     report, left = done.report, done.left
     counts = (

@@ -27,12 +27,12 @@ def accept_any_text() -> None:
 
 
 def clean(text: str, keep: str = "") -> str:
-    """A text as it may be shown; see `printable`."""
+    """Return a text as it may be shown; see `printable`."""
     return printable(without_secrets(text), keep)
 
 
 def say(text: str, *, fg: Optional[str] = None, err: bool = False) -> None:
-    """Print one line, in a colour where there is a screen."""
+    """Print one line, in a colour if there is a screen."""
     click.secho(clean(text), fg=fg, err=err)
 
 

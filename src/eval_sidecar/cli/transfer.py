@@ -7,17 +7,18 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import click
 
 from eval_sidecar.cli import show
+from eval_sidecar.cli.flags import flag, takes
+from eval_sidecar.cli.manifest import ManifestFlags, prepare
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.cli.upload import chosen_defaults
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.manifest.manifest import Defaults, write_manifest
 from eval_sidecar.paths import MANIFEST, MOVED_AWAY, RECEIPT, ResultPaths
 from eval_sidecar.transfer import (
     PackPlan,
@@ -37,84 +38,64 @@ _QUIET_SECONDS = 2.0
 _MANY = 5
 
 
-def _bytes(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+class _Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
+    """A size such as 10M, in bytes."""
+
+    name = "size"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: Optional[click.Parameter],
+        ctx: Optional[click.Context],
+    ) -> int:
+        """See `click.ParamType`."""
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True)
+class _PackFlags(ManifestFlags):
+    output_dir: str = flag(".", "Where the archive goes.")
+    name: Optional[str] = flag(help="[default: results_sync_<time of the newest result>_<hash>.tar.gz]")
+    exclude_name: tuple[str, ...] = flag(UNWANTED, "Leave out files of this name; repeatable.", multiple=True)
+    max_file_size: int = flag("10M", "Leave out larger files.", type=_Bytes())
+    chunk_size: int = flag(
+        "90M", "Cut a larger archive into parts of this size; 0 never does.", type=_Bytes()
+    )
+    incremental: bool = flag(False, "Only what the receipt does not confirm.", is_flag=True)
+    receipt: Optional[str] = flag(help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
+    no_manifest: bool = flag(False, "Take the manifest that is there, instead of making it.", is_flag=True)
 
 
 @click.command("pack")
-@click.option("--results-root", default="./results", show_default=True)
-@click.option("--output-dir", default=".", show_default=True, help="Where the archive goes.")
-@click.option("--name", help="[default: results_sync_<time of the newest result>_<hash>.tar.gz]")
-@click.option(
-    "--exclude-name",
-    multiple=True,
-    default=UNWANTED,
-    show_default=True,
-    help="Leave out files of this name; repeatable.",
-)
-@click.option(
-    "--max-file-size", callback=_bytes, default="10M", show_default=True, help="Leave out larger files."
-)
-@click.option(
-    "--chunk-size",
-    callback=_bytes,
-    default="90M",
-    show_default=True,
-    help="Cut a larger archive into parts of this size; 0 never does.",
-)
-@click.option("--incremental", is_flag=True, help="Only what the receipt does not confirm.")
-@click.option("--receipt", help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
-@click.option("--no-manifest", is_flag=True, help="Take the manifest that is there, instead of making it.")
-@click.option("--output-manifest", help=f"[default: RESULTS_ROOT/{MANIFEST}]")
-@click.option("--overrides", help="JSON file with fields of the manifest for some models.")
-@click.option("--default-project", envvar="WANDB_PROJECT", default="MIMIGenRec-Eval", show_default=True)
-@click.option("--default-entity", envvar="WANDB_ENTITY")
-@click.option("--default-eval-split", default="test", show_default=True)
-@click.option("--run-id-prefix", default="eval", show_default=True)
-def pack_command(**flags: Any) -> int:  # noqa: ANN401 - one an option
+@takes(_PackFlags)
+def pack_command(flags: _PackFlags) -> int:
     """Make one file of the results and their manifest, to be carried to a machine with internet."""
-    root = Path(flags["results_root"])
-    manifest = Path(flags["output_manifest"] or root / MANIFEST)
     plan = PackPlan(
-        results_root=root,
-        manifest=manifest,
-        output_dir=Path(flags["output_dir"]),
-        name=flags["name"],
-        rules=Rules(tuple(flags["exclude_name"]), flags["max_file_size"]),
-        chunk_size=flags["chunk_size"],
-        receipt=_receipt(flags, root) if flags["incremental"] else None,
+        results_root=Path(flags.results_root),
+        manifest=flags.manifest,
+        output_dir=Path(flags.output_dir),
+        name=flags.name,
+        rules=Rules(tuple(flags.exclude_name), flags.max_file_size),
+        chunk_size=flags.chunk_size,
+        receipt=_receipt(flags) if flags.incremental else None,
     )
     with _progress("packing") as notify:
-        report = pack(plan, None if flags["no_manifest"] else lambda: _prepare(flags, root, manifest), notify)
+        report = pack(plan, None if flags.no_manifest else lambda: prepare(flags), notify)
     return _show_packed(plan, report)
 
 
-def _receipt(flags: dict[str, Any], root: Path) -> Optional[Path]:
-    path = Path(flags["receipt"] or ResultPaths(root).receipt)
+def _receipt(flags: _PackFlags) -> Optional[Path]:
+    path = Path(flags.receipt or ResultPaths(Path(flags.results_root)).receipt)
     if path.is_file():
         return path
-    if flags["receipt"]:
+    if flags.receipt:
         raise UsageError(f"--receipt {path}: there is no such file")
     say(f"no receipt   {path} is not there, so everything is packed")
     return None
-
-
-def _prepare(flags: dict[str, Any], root: Path, manifest: Path) -> None:
-    write_manifest(
-        root,
-        manifest,
-        overrides=Path(flags["overrides"]) if flags["overrides"] else None,
-        defaults=Defaults(
-            flags["default_project"],
-            flags["default_entity"] or None,
-            flags["default_eval_split"],
-            flags["run_id_prefix"],
-            chosen=chosen_defaults(),
-        ),
-    )
 
 
 def _show_packed(plan: PackPlan, report: PackReport) -> int:
@@ -215,14 +196,14 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
 
 
 def _upload() -> str:
-    """The upload, called as this program was."""
+    """Return the command of an upload, called as this program was."""
     script = Path(sys.argv[0]).name == "eval_wandb_sidecar.py"
     return "bash eval_wandb_sidecar.sh once" if script else "eval-sidecar upload --once"
 
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Optional[Notify]]:
-    """A bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
+    """Show a bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
     if not sys.stderr.isatty():
         yield None
         return

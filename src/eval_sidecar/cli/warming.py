@@ -52,7 +52,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _end(folder: Path, lock: contextlib.ExitStack) -> None:
-    """Let go of the processes and wait for their end: whoever comes next finds their GPUs free."""
+    """Release the processes and wait for their end, so that their GPUs are free afterwards."""
     left = []
     for path in folder.glob("*.pid"):
         with contextlib.suppress(OSError, ValueError, psutil.Error):
@@ -60,4 +60,4 @@ def _end(folder: Path, lock: contextlib.ExitStack) -> None:
     lock.close()
     if not wait_for_end(left, _LAST_LOOK):
         pids = ", ".join(str(process.pid) for process in left)
-        log.warning("the evaluator does not end (pid %s); it ends after the evaluation under way", pids)
+        log.warning("the evaluator does not end (pid %s); it ends after the running evaluation", pids)

@@ -1,4 +1,4 @@
-"""``eval-sidecar watch``: wires the flags to a sidecar, a courier and a screen, and runs them."""
+"""``eval-sidecar watch``: wires the flags to a sidecar, a delivery thread and a screen, and runs them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import click
 
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
+from eval_sidecar.cli.flags import WatchFlags, takes
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
-from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
+from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
-from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
+from eval_sidecar.cli.running import RunningInstance, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
-from eval_sidecar.delivery.background import Courier
+from eval_sidecar.delivery.background import DeliveryThread
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.loop import Waker, run_loop
@@ -41,41 +42,40 @@ from eval_sidecar.trackers.wandb_checks import check_runs
 
 log = logging.getLogger(__name__)
 
-#: How long a session under way may go on after the program was asked to stop, in seconds.
+#: How long a running session may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
 #: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
 _COLLECT_SECONDS = 0.03
 
 
 @click.command()
-@watch_options
-def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
+@takes(WatchFlags)
+def watch(flags: WatchFlags) -> int:
     """Evaluate the checkpoints of a training as they appear, and report them to W&B.
 
     With --once, the exit code is 0 if all is done, 75 if nothing failed and something still waits (the
     last lines say for what), and 1 if something failed or was not delivered.
     """
     plan = plan_watch(flags, manager_folder())
-    if flags["once"] and not plan.config.model_dir.exists():
+    if flags.once and not plan.config.model_dir.exists():
         say(f"eval-sidecar: --sft-root {plan.config.model_dir}: there is no such folder yet", err=True)
         return os.EX_TEMPFAIL
-    mode, reason = choose_mode(flags["wandb_mode"], flags["disable_wandb"])
+    mode, reason = choose_mode(flags.wandb_mode, flags.disable_wandb)
     show.set_up_logging()
     for line in check_runs([plan.spec]) if mode is not None else ():
         log.warning("%s", line)
     path = StatePaths(plan.state_dir).ledger(plan.spec.model_dir, plan.spec.run_id)
-    instance = instance_of(flags)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(stop, wake, STOPPING[flags["launcher"]]))
+        stack.enter_context(stopping(stop, wake, STOPPING[flags.launcher]))
         store = stack.enter_context(_opened(path, plan))
         stack.enter_context(_only_one(plan.config))
-        settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags["moved"])
+        settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags.moved)
         tracker = open_tracker(flags, mode, LedgerPaths(path).client_log)
         if reason:
             log.warning("%s", reason)
-        courier = Courier(store, tracker, plan.spec, flags["confirm_seconds"]) if tracker else None
-        presence = stack.enter_context(registered(instance, [str(path)], "watch"))
+        delivery = DeliveryThread(store, tracker, plan.spec, flags.confirm_seconds) if tracker else None
+        instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch"))
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
@@ -84,21 +84,21 @@ def watch(**flags: Any) -> int:  # noqa: ANN401 - one an option
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):
             log.warning("%s", line)
-        if flags["eval_script"] is None and plan.config.eval_script == own_evaluation_script():
+        if flags.eval_script is None and plan.config.eval_script == own_evaluation_script():
             log.info("evaluating with %s, which comes with eval-sidecar", plan.config.eval_script)
-        if (changed := settings_line(store.ledger, force=flags["force_eval"])) is not None:
+        if (changed := settings_line(store.ledger, force=flags.force_eval)) is not None:
             log.warning("%s: %s", plan.config.model, changed)
         if keeps_evaluator(flags, plan.config.eval_script):
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
-        for line in () if flags["once"] else lookalikes.like_checkpoints(plan.config.model_dir):
+        for line in () if flags.once else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
-        interrupted = _run(plan, store, courier, presence, wake, stop)
+        interrupted = _run(plan, store, delivery, instance, wake, stop)
     return _report(plan, store, mode, interrupted)
 
 
 @contextlib.contextmanager
 def _opened(path: Path, plan: WatchPlan) -> Iterator[LedgerStore]:
-    """The model's ledger, held; where another process holds it for another model, say so."""
+    """Hold the model's ledger; say so if another process holds it for another model."""
     spec = plan.spec
     with contextlib.ExitStack() as stack:
         try:
@@ -127,7 +127,7 @@ def _greeting(model_dir: Path) -> str:
 
 
 def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
-    """What of ours lies in the folder that the trainer writes, because that is where a person has put it."""
+    """Return a warning for each folder of ours that the user has put into the training's output folder."""
     places = (
         (plan.config.results_root, "give another --repo-root"),
         (plan.state_dir, "give another --state-dir"),
@@ -145,15 +145,20 @@ def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
 def _run(
     plan: WatchPlan,
     store: LedgerStore,
-    courier: Optional[Courier],
-    presence: Presence,
+    delivery: Optional[DeliveryThread],
+    instance: RunningInstance,
     wake: threading.Event,
     stop: threading.Event,
 ) -> bool:
     """Do the work; return whether a signal ended it."""
-    once = plan.flags["once"]
+    once = plan.flags.once
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = LedgerPaths(store.path).retry_request
+
+    def after_pass() -> None:
+        if delivery is not None:
+            delivery.notify()
+        instance.after_pass([str(store.path)])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
@@ -163,28 +168,28 @@ def _run(
             stack.enter_context(
                 watch_folders(folders, waker, collect_seconds=_COLLECT_SECONDS, is_regular=True)
             )
-        if courier is not None:
-            courier.start()
+        if delivery is not None:
+            delivery.start()
         try:
             run_loop(
-                *(sidecar, courier.notify if courier is not None else lambda: None),
+                sidecar,
+                after_pass,
                 once=once,
-                poll_seconds=plan.flags["poll_interval_seconds"],
+                poll_seconds=plan.flags.poll_interval_seconds,
                 retry_request=request,
                 wake=wake,
                 stop=stop,
-                on_pass=lambda: presence.after_pass([str(store.path)]),
             )
-            if courier is not None and once:
-                courier.deliver_rest(stop)
+            if delivery is not None and once:
+                delivery.deliver_rest(stop)
         except BaseException:
             # A second signal, or a ledger that cannot be saved: no process is left behind.
             with contextlib.suppress(StateError):
                 sidecar.leave()
             raise
         finally:
-            if courier is not None:
-                courier.close(_LAST_SESSION_SECONDS)
+            if delivery is not None:
+                delivery.close(_LAST_SESSION_SECONDS)
     return stop.is_set()
 
 
@@ -200,15 +205,15 @@ def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupte
         waits = [f"{plan.config.model_dir}: no checkpoint is in it yet"]
     show.waiting(waits)
     show.problems(left)
-    if not plan.flags["once"]:
+    if not plan.flags.once:
         return 0
     if interrupted:
         return 130
     return 1 if left else os.EX_TEMPFAIL if waits else 0
 
 
-def _writer(flags: dict[str, Any]) -> dict[str, Any]:
-    command = f"instance {flags['instance']}" if flags["instance"] else "eval-sidecar watch"
+def _writer(flags: WatchFlags) -> dict[str, Any]:
+    command = f"instance {flags.instance}" if flags.instance else "eval-sidecar watch"
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
 
 

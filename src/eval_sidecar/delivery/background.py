@@ -9,20 +9,21 @@ from typing import Callable, Optional
 
 from eval_sidecar.delivery.delivery import deliver
 from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a delivery that failed is tried again; the last one repeats.
+#: Seconds after which a delivery that failed is retried; the last one repeats.
 _RETRY_SECONDS = (15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 #: Seconds without anything to deliver after which the tracker is closed: its client takes more memory
 #: than all else here. The next delivery opens it again.
 _IDLE_SECONDS = 60.0
 
 
-class Courier:
-    """One thread that brings a model's results to a tracker as they come.
+class DeliveryThread:
+    """One thread that delivers a model's results to a tracker as they come.
 
     Args:
         store: The model's ledger.
@@ -51,24 +52,25 @@ class Courier:
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
+        self._warn_once = WarnOnce()
         self._refused: set[tuple[int, int, str]] = set()
         self._broken: Optional[BaseException] = None
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
 
     def start(self) -> None:
-        """Begin; what is due from before is delivered at once."""
+        """Start; what is due from before is delivered at once."""
         self._wanted.set()
         self._thread.start()
 
     def notify(self) -> None:
-        """Say that there may be something new to deliver.
+        """Tell the thread that there may be something new to deliver.
 
         Raises:
-            BaseException: what ended the thread, where something did (the ledger cannot be saved).
+            BaseException: what ended the thread, if something did (the ledger cannot be saved).
         """
         if self._broken is not None:
             raise self._broken
-        # What has failed waits for its time: only what has come since is a reason to try at once.
+        # A failed point waits for its retry: only a point that came since is a reason to deliver at once.
         if self._pending() - self._refused:
             self._wanted.set()
 
@@ -82,8 +84,8 @@ class Courier:
         """End, and leave nothing running.
 
         Args:
-            timeout: Seconds for a session under way; afterwards the tracker is closed over its head, and
-                what became of it is looked up the next time.
+            timeout: Seconds for a session in progress; after that the tracker is closed all the same, and
+                the next start looks up what arrived.
         """
         try:
             self._end_thread(timeout)
@@ -120,26 +122,32 @@ class Courier:
             self._wanted.wait(None if seconds is None else seconds - self._idle_seconds)
 
     def _deliver(self, pause: Callable[[float], bool]) -> None:
-        known = self._store.ledger.problem
         report = deliver(
-            *(self._store, self._tracker, self._spec),
+            self._store,
+            self._tracker,
+            self._spec,
             settle_seconds=self._settle_seconds,
             pause=pause,
             clock=self._clock,
         )
         self._failures = self._failures + 1 if report.problem else 0
         self._refused = self._pending() if report.problem else set()
-        if report.problem and report.problem != known:
-            log.error("delivery: %s; it is tried again until it succeeds", report.problem)
-        elif report.sent or report.confirmed or report.already:
+        if report.problem:
+            self._warn_once(f"delivery: {report.problem}; will retry until it succeeds")
+            return
+        self._warn_once.forget()
+        if report.sent or report.confirmed or report.already:
             log.info(
                 "delivery: %d sent, %d confirmed, %d already there, %d unconfirmed%s",
-                *(report.sent, report.confirmed, report.already, report.unconfirmed),
+                report.sent,
+                report.confirmed,
+                report.already,
+                report.unconfirmed,
                 f" ({report.where})" if report.where else "",
             )
 
     def _pending(self) -> set[tuple[int, int, str]]:
-        """Step, revision and digest of every point that has not been sent."""
+        """Return step, revision and digest of every point that has not been sent."""
         return {
             (entry.step, due.revision, entry.result.digest)
             for entry in self._store.ledger.undelivered()

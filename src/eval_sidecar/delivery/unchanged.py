@@ -1,6 +1,6 @@
 """What each model looked like when all of it was in order, so that a pass opens only what has changed since.
 
-A cache: where its file is missing, old or unreadable, ledgers and results are opened, and it is made anew.
+A cache: if its file is missing, old or unreadable, all ledgers and results are opened, and it is rebuilt.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class Look:
+class ResultStamps:
     """What can be seen of a model's results without opening one.
 
     Attributes:
-        folder: Mtime (ns) of the folder with its results; None where it is missing, or too fresh to be
+        folder: Mtime (ns) of the folder with its results; None if it is missing, or too recent to be
             relied on.
         results: A hash over every checkpoint's step, and over the stamp of its ``metrics.json``.
         waiting: Steps of checkpoints that have none yet.
@@ -50,26 +50,26 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Standing:
+class InOrder:
     """A model that had nothing wrong with it.
 
     Attributes:
         look: What its results looked like, before they were read.
-        ledger: Its state file; None where there is none.
-        undelivered: Points that have not been sent, since nothing was to be.
-        unconfirmed: Points that were sent where nothing can be read back.
+        ledger: Its state file; None if there is none.
+        undelivered: Points that were not sent, because delivery was off.
+        unconfirmed: Points that were sent to where nothing can be read back.
         table_due: As in `Ledger`.
     """
 
-    look: Look
+    look: ResultStamps
     ledger: Optional[OwnStamp]
     undelivered: int = 0
     unconfirmed: int = 0
     table_due: bool = False
 
 
-class Seen:
-    """The standing of every model, by the name of its state file.
+class UnchangedModels:
+    """What every model looked like when it was in order, by the name of its state file.
 
     Args:
         path: The file that keeps it from one process to the next.
@@ -87,7 +87,7 @@ class Seen:
         self._path = path
         self._monotonic = monotonic
         self._clock = clock
-        self._standings, self._receipt = _load(path)
+        self._in_order, self._receipt = _load(path)
         self._looked_closely: Optional[float] = None
         self._is_close = True
         self._touched: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -103,71 +103,71 @@ class Seen:
         self._touched_before = {self._touched.get() for _ in range(self._touched.qsize())}
 
     def touch(self, model_dir: str) -> None:
-        """Look closely at a model in the next pass: something in it was reported to have changed."""
+        """ResultStamps closely at a model in the next pass: something in it was reported to have changed."""
         self._touched.put(model_dir)
 
     def knows_receipt(self, path: Path) -> bool:
-        """Whether a receipt is the one that was written after the last pass that was saved."""
+        """Return whether a receipt is the one that was written after the last pass that was saved."""
         return self._receipt is not None and self._receipt == own_stamp(str(path))
 
     def save(self, receipt: Optional[Path]) -> None:
         """Keep what was remembered, after a pass and after its receipt was written, if it could be."""
         written = own_stamp(str(receipt)) if receipt else None
         if self._has_changed or written != self._receipt:
-            models = {name: asdict(standing) for name, standing in self._standings.items()}
+            models = {name: asdict(known) for name, known in self._in_order.items()}
             try:
                 write_json(self._path, {"version": VERSION, "receipt": written, "models": models})
                 self._has_changed, self._receipt = False, written
             except StateError as error:
-                log.warning("%s; the next upload looks at everything again", error)
+                log.warning("%s; the next upload reads everything again", error)
 
-    def unchanged(self, state_file: Path, folder: Path) -> Optional[Standing]:
-        """The standing of a model that looks as it did; None where it has to be opened."""
-        standing = self._standings.get(state_file.name)
-        if standing is None:
+    def unchanged(self, state_file: Path, folder: Path) -> Optional[InOrder]:
+        """Return what is known of a model that looks as it did; None if it must be opened."""
+        known = self._in_order.get(state_file.name)
+        if known is None:
             return None
-        then = standing.look
+        then = known.look
         try:
-            if own_stamp(str(state_file)) != standing.ledger:
+            if own_stamp(str(state_file)) != known.ledger:
                 is_same = False
             elif self._is_close or then.folder is None or folder.name in self._touched_before:
                 now, _ = self.look(folder)
                 is_same = now.results == then.results
                 if is_same and now.folder != then.folder:
-                    self._standings[state_file.name] = standing = replace(standing, look=now)
+                    self._in_order[state_file.name] = known = replace(known, look=now)
                     self._has_changed = True
             else:
                 is_same = folder.stat().st_mtime_ns == then.folder and not any(
                     stamp(f"{folder}/checkpoint-{step}/{METRICS}") for step in then.waiting
                 )
         except (OSError, SidecarError):
-            is_same = False  # whoever opens it says what is wrong
+            is_same = False  # reported when it is opened
         if not is_same:
             self._forget(state_file)
             return None
-        return standing
+        return known
 
-    def look(self, folder: Path) -> tuple[Look, dict[int, Optional[Stamp]]]:
-        """Look at every result of a model; the second is as `list_stamps` gives it.
+    def look(self, folder: Path) -> tuple[ResultStamps, dict[int, Optional[Stamp]]]:
+        """ResultStamps at every result of a model; the second is as `list_stamps` gives it.
 
         Raises:
-            CheckpointError: where the folder cannot be listed.
+            CheckpointError: if the folder cannot be listed.
         """
         changed = settled_mtime(str(folder), self._clock())
         stamps = list_stamps(folder)
         digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
         waiting = tuple(step for step, found in stamps.items() if found is None)
-        return Look(changed, digest, waiting), stamps
+        return ResultStamps(changed, digest, waiting), stamps
 
     def waiting(self, state_file: Path, folder: Path) -> Iterable[int]:
-        """Steps of a model's checkpoints without a result, as far as the last pass has found them.
+        """Return steps of a model's checkpoints without a result, as the last pass found them.
 
         Raises:
-            CheckpointError: where the folder cannot be listed.
+            CheckpointError: if the folder cannot be listed.
         """
-        standing = self._standings.get(state_file.name)
-        if standing is not None:
-            return standing.look.waiting
+        known = self._in_order.get(state_file.name)
+        if known is not None:
+            return known.look.waiting
         return [step for step, found in list_stamps(folder).items() if found is None]
 
     @property
@@ -178,34 +178,34 @@ class Seen:
     def _forget(self, state_file: Path) -> None:
         # What was in order once is not remembered again before it was opened without a fault: a pass that
         # fails changes neither ledger nor results, and the next one would find both as they were.
-        if self._standings.pop(state_file.name, None):
+        if self._in_order.pop(state_file.name, None):
             self._has_changed = True
 
     def remember(
-        self, state_file: Path, look: Look, undelivered: int, unconfirmed: int, table_due: bool
+        self, state_file: Path, look: ResultStamps, undelivered: int, unconfirmed: int, table_due: bool
     ) -> None:
-        """Remember a model that has nothing wrong with it; whoever calls has just closed its ledger."""
+        """Remember a model that has nothing wrong with it; its ledger has just been closed."""
         ledger = own_stamp(str(state_file))
-        self._standings[state_file.name] = Standing(look, ledger, undelivered, unconfirmed, table_due)
+        self._in_order[state_file.name] = InOrder(look, ledger, undelivered, unconfirmed, table_due)
         self._has_changed = True
 
 
-def _load(path: Path) -> tuple[dict[str, Standing], Optional[OwnStamp]]:
+def _load(path: Path) -> tuple[dict[str, InOrder], Optional[OwnStamp]]:
     try:
         value = json.loads(path.read_bytes())
         if value["version"] != VERSION:
             return {}, None
         receipt = value["receipt"]
-        standings = {name: _standing(record) for name, record in value["models"].items()}
-        return standings, tuple(receipt) if receipt else None
+        in_order = {name: _read_model(record) for name, record in value["models"].items()}
+        return in_order, tuple(receipt) if receipt else None
     except FileNotFoundError:
         return {}, None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        log.warning("%s: cannot be used (%s); everything is looked at again", path, error)
+        log.warning("%s: cannot be used (%s); everything is read again", path, error)
         return {}, None
 
 
-def _standing(record: dict) -> Standing:  # type: ignore[type-arg]
+def _read_model(record: dict) -> InOrder:  # type: ignore[type-arg]
     look, ledger = record["look"], record["ledger"]
-    seen = Look(look["folder"], look["results"], tuple(look["waiting"]))
-    return Standing(**{**record, "look": seen, "ledger": tuple(ledger) if ledger else None})
+    stamps = ResultStamps(look["folder"], look["results"], tuple(look["waiting"]))
+    return InOrder(**{**record, "look": stamps, "ledger": tuple(ledger) if ledger else None})

@@ -6,7 +6,6 @@ Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delive
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import logging
 import threading
@@ -19,8 +18,8 @@ from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
-from eval_sidecar.delivery.unchanged import Seen
-from eval_sidecar.errors import ResultError, SidecarError, UsageError
+from eval_sidecar.delivery.unchanged import UnchangedModels
+from eval_sidecar.errors import ResultError, SidecarError
 from eval_sidecar.ledger import lookalikes
 from eval_sidecar.ledger.intake import is_news, take_in
 from eval_sidecar.ledger.ledger import Entry
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ModelUpload:
     """What became of one model in a pass.
 
     Attributes:
@@ -49,8 +48,8 @@ class Outcome:
         report: What delivery did.
         left: What should have been done and is not, one line each.
         taken: Results that were new or had changed.
-        was_opened: Whether there was anything to look into; False where nothing has changed.
-        receipt: What the receipt is to say of the model; None where its ledger was not opened.
+        was_opened: Whether there was anything to look into; False if nothing has changed.
+        receipt: What the receipt is to say of the model; None if its ledger was not opened.
     """
 
     spec: ModelSpec
@@ -59,6 +58,12 @@ class Outcome:
     taken: int = 0
     was_opened: bool = True
     receipt: Optional[Mapping[str, Any]] = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether anything was taken, sent or confirmed."""
+        report = self.report
+        return bool(self.taken or report.sent or report.confirmed or report.already or report.sent_table)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Uploader:
         confirms: Whether the tracker can be read back.
         settle_seconds: How long a server may take to show a row that it has.
         workers: Models at a time.
-        moved: Whether results of one name are of one training wherever they come from, as a person says.
+        moved: Whether the user says that results of one name are of one training, wherever they come from.
     """
 
     results_root: Path
@@ -84,108 +89,108 @@ class Uploader:
     moved: bool = False
 
     def state_file(self, spec: ModelSpec) -> Path:
-        """A model's ledger."""
+        """Return the path of a model's ledger."""
         return StatePaths(self.state_dir).ledger(spec.model_dir, spec.run_id)
 
     def run_pass(
         self,
         models: Sequence[ModelSpec],
         stop: threading.Event,
-        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-    ) -> list[Outcome]:
+        on_done: Callable[[ModelUpload], None] = lambda done: None,
+    ) -> list[ModelUpload]:
         """Deliver what is new or changed of every model; one model's failure does not stop the others.
 
         Returns:
-            An outcome for each model, in the order of the models.
+            What became of each model, in the order of the models.
         """
-        self._seen.begin_pass()
-        done = {spec.model_dir: outcome for spec in models if (outcome := self._unchanged(spec))}
-        for outcome in done.values():
-            on_outcome(outcome)
+        self._unchanged.begin_pass()
+        done = {spec.model_dir: upload for spec in models if (upload := self._nothing_to_do(spec))}
+        for upload in done.values():
+            on_done(upload)
         rest = [spec for spec in models if spec.model_dir not in done]
-        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_outcome)
-        done.update({outcome.spec.model_dir: outcome for outcome in opened})
+        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_done)
+        done.update({upload.spec.model_dir: upload for upload in opened})
         return [done[spec.model_dir] for spec in models]
 
     @property
     def looks_closely(self) -> bool:
-        """Whether the last pass has looked at every result."""
-        return self._seen.is_close
+        """Whether the last pass looked at every result."""
+        return self._unchanged.is_close
 
     def overlooked(self, models: Sequence[ModelSpec]) -> list[str]:
-        """What looks like a result of these models and is not taken, one line each."""
+        """Return what looks like a result of these models and is not taken, one line each."""
         lines = []
         for spec in models:
             folder = self.results_root / spec.model_dir
-            # Whoever opens a folder that cannot be listed says what is wrong.
+            # A folder that cannot be listed is reported when its model is opened.
             with contextlib.suppress(SidecarError):
-                lines += lookalikes.in_model(folder, self._seen.waiting(self.state_file(spec), folder))
+                lines += lookalikes.in_model(folder, self._unchanged.waiting(self.state_file(spec), folder))
         return lines
 
     def notice(self, path: Path) -> None:
-        """Take a report that something below the results root has changed."""
+        """Look closely at the model of this path in the next pass: it has changed."""
         for model in path.relative_to(self.results_root).parts[:1]:
-            self._seen.touch(model)
+            self._unchanged.touch(model)
 
     def knows_receipt(self, path: Path) -> bool:
-        """Whether a receipt is as `remember` found it, in this process or in one before."""
-        return self._seen.knows_receipt(path)
+        """Return whether a receipt is as `remember` found it, in this process or an earlier one."""
+        return self._unchanged.knows_receipt(path)
 
     def remember(self, receipt: Optional[Path]) -> None:
-        """Keep for the next process what was in order in this pass, and its receipt where there is one."""
-        self._seen.save(receipt)
+        """Keep for the next process what was in order in this pass, and its receipt if there is one."""
+        self._unchanged.save(receipt)
 
     @functools.cached_property
-    def _seen(self) -> Seen:
-        return Seen(StatePaths(self.state_dir).unchanged)
+    def _unchanged(self) -> UnchangedModels:
+        return UnchangedModels(StatePaths(self.state_dir).unchanged)
 
     @functools.cached_property
     def _warn_once(self) -> WarnOnce:
         return WarnOnce()
 
-    def _unchanged(self, spec: ModelSpec) -> Optional[Outcome]:
-        """The outcome for a model in which nothing has changed and nothing is left to do."""
-        standing = self._seen.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
+    def _nothing_to_do(self, spec: ModelSpec) -> Optional[ModelUpload]:
+        """Return what a pass says of a model in which nothing has changed and nothing is left to do."""
+        standing = self._unchanged.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
         if standing is None:
             return None
         if self.tracker is None:
-            return Outcome(spec, Report(), was_opened=False)
+            return ModelUpload(spec, Report(), was_opened=False)
         if standing.undelivered or (self.confirms and (standing.unconfirmed or standing.table_due)):
             return None
-        return Outcome(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
+        return ModelUpload(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
 
     def _for_each(
         self,
         models: Sequence[ModelSpec],
-        work: Callable[[ModelSpec], Outcome],
-        on_outcome: Callable[[Outcome], None],
-    ) -> list[Outcome]:
+        work: Callable[[ModelSpec], ModelUpload],
+        on_done: Callable[[ModelUpload], None],
+    ) -> list[ModelUpload]:
         # Each saved ledger waits for the disk twice: side by side, then, even without a server.
         workers = max(1, min(self.workers, len(models)))
-        outcomes: dict[str, Outcome] = {}
+        done: dict[str, ModelUpload] = {}
         with ThreadPoolExecutor(max_workers=workers) as pool:
             for future in as_completed([pool.submit(_guarded, work, spec) for spec in models]):
-                outcome = future.result()
-                outcomes[outcome.spec.model_dir] = outcome
-                on_outcome(outcome)
-        return [outcomes[spec.model_dir] for spec in models]
+                upload = future.result()
+                done[upload.spec.model_dir] = upload
+                on_done(upload)
+        return [done[spec.model_dir] for spec in models]
 
-    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> Outcome:
-        look, stamps = self._seen.look(self.results_root / spec.model_dir)
+    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> ModelUpload:
+        look, stamps = self._unchanged.look(self.results_root / spec.model_dir)
         with self._open(spec) as store:
             taken, foreign = self._take_results(store, stamps)
             report = Report(where=store.ledger.where)
             if self.tracker is not None and not stop.is_set():
                 report = deliver(
-                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
                 )
             left = (*foreign, *self._left(store))
             if not left:
                 ledger = store.ledger
                 counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
-                self._seen.remember(store.path, look, *counts, ledger.table_due)
+                self._unchanged.remember(store.path, look, *counts, ledger.table_due)
             saved = store.path.exists()  # a model without results has no ledger yet
-            return Outcome(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
+            return ModelUpload(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
 
     def _take_results(
         self, store: LedgerStore, stamps: Mapping[int, Optional[Stamp]]
@@ -254,8 +259,8 @@ class Uploader:
         """Compare one model's ledger with the server, point by point.
 
         Raises:
-            TrackerError: where the server cannot be read.
-            StateError: where the ledger cannot be.
+            TrackerError: if the server cannot be read.
+            StateError: if the ledger cannot be read.
         """
         assert self.tracker is not None
         with self._open(spec) as store:
@@ -264,50 +269,28 @@ class Uploader:
                 raise ResultError(foreign[0])
             return compare(store.ledger, self.tracker.read(spec))
 
-    def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[Outcome]:
+    def repair(self, models: Sequence[ModelSpec], stop: threading.Event) -> list[ModelUpload]:
         """Send what the server lacks, or has with other numbers."""
 
-        def work(spec: ModelSpec) -> Outcome:
+        def work(spec: ModelSpec) -> ModelUpload:
             assert self.tracker is not None
             with self._open(spec) as store:
                 view = self.tracker.read(spec)
                 store.update(lambda ledger: mark_for_repair(ledger, view))
                 report = deliver(
-                    *(store, self.tracker, spec), settle_seconds=self.settle_seconds, pause=stop.wait
+                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
                 )
-                return Outcome(spec, report, self._left(store))
+                return ModelUpload(spec, report, self._left(store))
 
-        return self._for_each(models, work, lambda outcome: None)
+        return self._for_each(models, work, lambda done: None)
 
 
-def _guarded(work: Callable[[ModelSpec], Outcome], spec: ModelSpec) -> Outcome:
+def _guarded(work: Callable[[ModelSpec], ModelUpload], spec: ModelSpec) -> ModelUpload:
     try:
         return work(spec)
     except SidecarError as error:
-        return Outcome(spec, Report(problem=str(error)), (str(error),))
-    except Exception as error:  # a mistake of ours about one model must not keep the others back
+        return ModelUpload(spec, Report(problem=str(error)), (str(error),))
+    except Exception as error:  # a bug that one model shows must not stop the others
         log.exception("%s: unexpected", spec.model_dir)
         text = f"{type(error).__name__}: {error}"
-        return Outcome(spec, Report(problem=text), (text,))
-
-
-def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[ModelSpec]:
-    """The models that a filter names; all where there is no filter.
-
-    Args:
-        models: All of the manifest.
-        filters: Names, each entry possibly several, separated by commas.
-
-    Raises:
-        UsageError: where a name matches nothing, with close ones.
-    """
-    wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
-    if filters and not wanted:
-        raise UsageError("--model-filter is empty: name a model, or leave the flag out for all of them")
-    known = {spec.model_dir for spec in models}
-    for name in wanted:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
-            near = f"; close to it: {', '.join(close)}" if close else f"; there are {len(known)} models in it"
-            raise UsageError(f"--model-filter {name}: the manifest has no such model{near}")
-    return [spec for spec in models if not wanted or spec.model_dir in wanted]
+        return ModelUpload(spec, Report(problem=text), (text,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection
@@ -13,17 +12,16 @@ from eval_sidecar.checkpoints.pinning import Pins
 from eval_sidecar.errors import CheckpointError, UsageError
 from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.ledger.requests import read_request
+from eval_sidecar.system.logs import WarnOnce
+from eval_sidecar.system.loop import run_passes
 from eval_sidecar.types import step_of
-
-log = logging.getLogger(__name__)
-
 
 #: A file that only grows wakes the loop no more often than this, in seconds.
 _SHORTEST_NAP = 0.2
 
 
 class Waker:
-    """Hears of changed files: pins what is new at once, in the thread that hears of it, and wakes the loop.
+    """Is told of changed files: pins what is new at once, in the thread that tells it, and wakes the loop.
 
     Args:
         pins: The pins of the model dir.
@@ -74,63 +72,88 @@ class Waker:
 
 def run_loop(
     sidecar: Sidecar,
-    notify: Callable[[], None],
+    after_pass: Callable[[], None],
     *,
     once: bool,
     poll_seconds: float,
     retry_request: Path,
     wake: threading.Event,
     stop: threading.Event,
-    on_pass: Callable[[], None] = lambda: None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run passes.
+    """Run passes of a sidecar, and end what cannot go on alone if a stop ends them.
 
     Args:
         sidecar: What a pass is.
-        notify: Called after each pass: results may be there to deliver.
+        after_pass: Called after each pass: there may be results to deliver.
         once: End when nothing runs and nothing is ready; else only when asked to stop.
         poll_seconds: Longest time between two passes.
         retry_request: File by which `eval-sidecar retry` asks for failures to be cleared.
-        wake: Set by whoever knows of something new.
-        stop: Set to end; evaluations that cannot go on alone are then ended.
-        on_pass: Called after each pass.
+        wake: As for `run_passes`.
+        stop: As for `run_passes`.
         monotonic: Seconds since some moment.
 
     Raises:
-        UsageError: where `once`, and no job will ever be taken, as the flags are. Else that is waited out:
-            new checkpoints must be pinned, and it may be the cluster that is mended.
+        UsageError: if `once`, and no job will ever be accepted, as the settings are. A watch waits instead:
+            new checkpoints must be pinned, and the cluster may be fixed meanwhile.
     """
-    limit = sidecar.config.max_pending
-    cycle_began, started = monotonic(), 0
-    known_error = ""
-    while True:
-        wake.clear()
-        if stop.is_set():  # only now: a stop that came before would have woken nobody
-            break
-        if (steps := read_request(retry_request)) is not None:
-            sidecar.clear_failures(steps or None)
-        if not once and monotonic() - cycle_began >= poll_seconds:
-            cycle_began, started = monotonic(), 0
+    passes = _Passes(sidecar, once, poll_seconds, retry_request, monotonic)
+
+    def do_pass() -> Optional[float]:
+        begun = passes.tick()
+        after_pass()
+        return passes.seconds_to_next(begun)
+
+    if run_passes(do_pass, wake=wake, stop=stop):
+        sidecar.leave()
+
+
+class _Passes:
+    """Passes of a sidecar, in cycles that start no more evaluations than they may."""
+
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        once: bool,
+        poll_seconds: float,
+        retry_request: Path,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._sidecar = sidecar
+        self._once = once
+        self._poll_seconds = poll_seconds
+        self._retry_request = retry_request
+        self._monotonic = monotonic
+        self._limit = sidecar.config.max_pending
+        self._cycle_began, self._started = monotonic(), 0
+        self._warn_once = WarnOnce()
+
+    def tick(self) -> int:
+        """Do one pass; return how many evaluations it started."""
+        if (steps := read_request(self._retry_request)) is not None:
+            self._sidecar.clear_failures(steps or None)
+        if not self._once and self._monotonic() - self._cycle_began >= self._poll_seconds:
+            self._cycle_began, self._started = self._monotonic(), 0
         begun = 0
         try:
-            begun = sidecar.tick(limit - started if limit else None)
+            begun = self._sidecar.tick(self._limit - self._started if self._limit else None)
+            self._warn_once.forget()
         except UsageError as error:
-            if once:
+            if self._once:
                 raise
-            sidecar.note_busy(f"{error}; until then new checkpoints are kept, and it is tried again")
+            self._sidecar.note_busy(f"{error}; until then new checkpoints are kept; will retry")
         except (CheckpointError, OSError) as error:
-            if once:
+            if self._once:
                 raise
-            # One file that cannot be read is no reason to end what runs: look again at the next pass.
-            if str(error) != known_error:
-                log.error("%s; the next pass looks again", error)
-            known_error = str(error)
-        started += begun
-        notify()
-        on_pass()
-        exhausted = bool(limit) and started >= limit
-        if once and ((sidecar.is_idle and not begun) or (exhausted and not sidecar.is_running)):
-            return
-        wake.wait(sidecar.seconds_to_wait(poll_seconds))
-    sidecar.leave()
+            # One file that cannot be read is not a reason to end what runs.
+            self._warn_once(f"{error}; will retry")
+        self._started += begun
+        return begun
+
+    def seconds_to_next(self, begun: int) -> Optional[float]:
+        """Return how long to wait for the next pass; None if there is nothing left to do."""
+        is_idle = self._sidecar.is_idle and not begun
+        is_spent = bool(self._limit) and self._started >= self._limit and not self._sidecar.is_running
+        if self._once and (is_idle or is_spent):
+            return None
+        return self._sidecar.seconds_to_wait(self._poll_seconds)

@@ -37,7 +37,7 @@ exit "$code"
 
 
 def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split ``--cuda-list`` into one list for each evaluation.
+    """Split a list of GPUs into one list an evaluation.
 
     Args:
         cuda_list: Devices, separated by spaces or commas.
@@ -49,13 +49,14 @@ def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
     devices = cuda_list.replace(",", " ").split()
     if not devices:
         raise UsageError(
-            "--cuda-list is empty: name a GPU, such as 0 (it is ignored on a machine without one)"
+            f"{cuda_list!r}: name a GPU, such as 0 (it is ignored on a machine without one)",
+            setting="cuda_list",
         )
     if gpus_per_eval == 0:
         return (" ".join(devices),)
     if gpus_per_eval < 0 or len(devices) % gpus_per_eval:
         raise UsageError(
-            f"--gpus-per-eval {gpus_per_eval}: does not divide the {len(devices)} GPUs of --cuda-list"
+            f"{gpus_per_eval}: does not divide the list of {len(devices)} GPUs", setting="gpus_per_eval"
         )
     return tuple(
         " ".join(devices[start : start + gpus_per_eval]) for start in range(0, len(devices), gpus_per_eval)

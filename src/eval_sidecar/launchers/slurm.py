@@ -95,12 +95,14 @@ def require_slurm() -> None:
     """
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(
-            f"--launcher slurm: submitit is not installed for this Python: run {install_command('slurm')}"
+            f"slurm: submitit is not installed for this Python: run {install_command('slurm')}",
+            setting="launcher",
         )
     for program in ("sbatch", "squeue", "scancel", "srun"):
         if shutil.which(program) is None:
             raise UsageError(
-                f"--launcher slurm: {program} is not on the PATH; run this on a login node of the cluster"
+                f"slurm: {program} is not on the PATH; run this on a login node of the cluster",
+                setting="launcher",
             )
 
 
@@ -120,12 +122,15 @@ def sbatch_parameters(extras: Sequence[str], **named: Optional[str]) -> dict[str
         name = name.strip().replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UsageError(
-                f"--slurm-extra {text}: give a long option of sbatch, such as mem=64G or exclusive"
+                f"{text}: give a long option of sbatch, such as mem=64G or exclusive",
+                setting="slurm_extra",
             )
         if name in _OURS:
-            raise UsageError(f"--slurm-extra {text}: the sidecar sets {name} itself")
+            raise UsageError(f"{text}: the sidecar sets {name} itself", setting="slurm_extra")
         if name in _NO_SUBMISSION:
-            raise UsageError(f"--slurm-extra {text}: with {name}, sbatch does not submit the evaluation")
+            raise UsageError(
+                f"{text}: with {name}, sbatch does not submit the evaluation", setting="slurm_extra"
+            )
         parameters[name] = value if has_value else True
     # Slurm's own requeueing has no bound, and starts with the numbers of the run before in place.
     if "requeue" not in parameters:
@@ -304,7 +309,7 @@ def _make_executor(folder: str) -> SlurmExecutor:
 
 
 def _refused(said: str) -> UsageError:
-    return UsageError(f"Slurm refuses such jobs ({said}); fix the --slurm-… flags and start again")
+    return UsageError(f"Slurm refuses such jobs ({said}); fix the settings for Slurm and start again")
 
 
 def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:

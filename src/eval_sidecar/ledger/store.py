@@ -87,7 +87,8 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
         if (ledger.model_dir, ledger.run_id) != (model_dir, run_id):
             raise StateError(
                 f"{path}: is about {ledger.model_dir} ({ledger.run_id}), not {model_dir} ({run_id});"
-                " was it copied? Move it away or give another --state-dir"
+                " was it copied? Move it away or use another folder for ledgers",
+                setting="state_dir",
             )
         store = LedgerStore(path, replace(ledger, run_name=run_name))
         yield store
@@ -136,5 +137,6 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
         ) from error
     raise StateError(
         f"{path}: is of version {version}, this program knows up to {VERSION};"
-        " update eval-sidecar, or give another --state-dir"
+        " update eval-sidecar, or use another folder for ledgers",
+        setting="state_dir",
     )

@@ -103,7 +103,8 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
         raise StateError(f"{path}: the lock file cannot be made ({error.strerror})") from error
     except NotImplementedError as error:
         raise StateError(
-            f"{path}: cannot be locked on this file system (mounted without flock?); give another --state-dir"
+            f"{path}: cannot be locked on this file system (mounted without flock?); use a folder on another",
+            setting="state_dir",
         ) from error
     try:
         yield

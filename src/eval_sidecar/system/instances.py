@@ -58,13 +58,15 @@ class Instance:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise UsageError("--instance is empty: give a name, such as cb64")
+            raise UsageError("'': give a name, such as cb64", setting="instance")
         try:
             length = len(self._stem.encode())
         except UnicodeEncodeError as error:
-            raise UsageError(f"--instance {self.name!r}: is not valid text") from error
+            raise UsageError(f"{self.name!r}: is not valid text", setting="instance") from error
         if length > _LONGEST_STEM:
-            raise UsageError(f"--instance {self.name[:40]}…: is too long for a file's name ({length} bytes)")
+            raise UsageError(
+                f"{self.name[:40]}…: is too long for a file's name ({length} bytes)", setting="instance"
+            )
 
     @property
     def _stem(self) -> str:
@@ -145,7 +147,7 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
     if running is not None and running.pid != os.getpid():
         raise DaemonError(
             f"instance {instance.name}: runs already (pid {running.pid});"
-            " stop it first, or take another --instance"
+            " stop it first, or give this one another name"
         )
     identity = ProcessIdentity.of(os.getpid())
     assert identity is not None

@@ -198,6 +198,10 @@ class WarnOnce:
             self._said.add(text)
             log.warning("%s", text)
 
+    def forget(self) -> None:
+        """Say everything again if it returns: what was said has passed."""
+        self._said.clear()
+
 
 def last_line(path: Path, limit: int = 200) -> str:
     """Return the last line of a log that is not blank, without secrets and cut to ``limit`` characters."""

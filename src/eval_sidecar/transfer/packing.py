@@ -150,17 +150,21 @@ def _choose_and_write(
 
 def _check(plan: PackPlan) -> None:
     if not plan.results_root.is_dir():
-        raise UsageError(f"--results-root {plan.results_root}: there is no such folder")
+        raise UsageError(f"{plan.results_root}: there is no such folder", setting="results_root")
     if not plan.output_dir.is_dir():
-        raise UsageError(f"--output-dir {plan.output_dir}: there is no such folder")
+        raise UsageError(f"{plan.output_dir}: there is no such folder", setting="output_dir")
     if plan.chunk_size and plan.chunk_size < parts.SMALLEST_CHUNK:
-        raise UsageError(f"--chunk-size {plan.chunk_size}: parts have at least 64K; 0 makes one file")
+        raise UsageError(
+            f"{plan.chunk_size}: parts have at least 64K; 0 makes one file", setting="chunk_size"
+        )
     if plan.rules.max_file_size > LARGEST_MEMBER:
-        raise UsageError(f"--max-file-size {plan.rules.max_file_size}: at most 1G can be carried")
+        raise UsageError(f"{plan.rules.max_file_size}: at most 1G can be carried", setting="max_file_size")
     if plan.name is not None and (not plan.name or "/" in plan.name or plan.name.startswith(".")):
-        raise UsageError(f"--name {shown(plan.name)}: give a file name; --output-dir says where it goes")
+        raise UsageError(f"{shown(plan.name)}: give a file name without a folder", setting="name")
     if plan.name is not None and len(os.fsencode(plan.name)) > _LONGEST_NAME:
-        raise UsageError(f"--name {shown(plan.name[:40])}…: is too long: at most {_LONGEST_NAME} bytes")
+        raise UsageError(
+            f"{shown(plan.name[:40])}…: is too long: at most {_LONGEST_NAME} bytes", setting="name"
+        )
 
 
 def _choose(
