@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from eval_sidecar.errors import ResultError, StateError
 from eval_sidecar.ledger.metrics import parse_metrics
@@ -36,12 +36,12 @@ class Digests:
 
     Args:
         path: The cache.
-        now_ns: The time, in ns since 1970.
+        clock: Nanoseconds since the epoch.
     """
 
-    def __init__(self, path: Path, now_ns: Optional[int] = None) -> None:
+    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = path
-        self._now_ns = time.time_ns() if now_ns is None else now_ns
+        self._clock = clock
         self._known = _load(path)
         self._seen: dict[str, dict[str, list[Any]]] = {}
         self._changed = False
@@ -53,7 +53,7 @@ class Digests:
         if entry is None or entry[:3] != stamp:
             entry = [*stamp, digest_of(read.data)]
             self._changed = True
-        if max(read.mtime_ns, read.ctime_ns) + _RACY_NS < self._now_ns:
+        if max(read.mtime_ns, read.ctime_ns) + _RACY_NS < self._clock():
             self._seen.setdefault(model, {})[step] = entry
         return entry[3]  # type: ignore[no-any-return]
 
