@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's folder that cost nothing: hard links, and copies where a script may write.
+"""Copies of a checkpoint's folder that cost nothing: hard links, and copies for scripts that write.
 
 Knows files and folders, and nothing of what is in them but which names no evaluation reads.
 """
@@ -29,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LinksUnsupported(CheckpointError):
-    """The file system makes no hard links here; the checkpoint has to be evaluated where it is."""
+    """The file system does not support hard links here; the checkpoint is evaluated in place."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def link(files: Mapping[str, File], target: Path) -> bool:
         except OSError as error:
             if error.errno in _FULL:
                 raise CheckpointError(f"{path}: cannot be made ({error.strerror})") from error
-            # Linux lets nobody but the owner link a file that he may not write (fs.protected_hardlinks).
+            # Linux lets only the owner link a file that is not writable (fs.protected_hardlinks).
             whose = "; are its files another user's?" if error.errno == errno.EPERM else ""
             raise LinksUnsupported(
                 f"{target.parent}: no hard links can be made here ({error.strerror}{whose})"
@@ -146,7 +146,7 @@ def _link_one(file: File, path: Path) -> None:
 
 
 def copy_for_use(files: Mapping[str, File], target: Path) -> None:
-    """Copy files so that a script may write into them; weights are linked all the same.
+    """Copy files so that a script may write into them; weights are still linked.
 
     Raises:
         OSError: if it cannot be done.

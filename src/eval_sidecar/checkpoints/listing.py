@@ -15,19 +15,19 @@ from eval_sidecar.types import Checkpoint, step_of
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints directly in a folder, by step; none where the folder is missing.
+    """The checkpoints directly in a folder, by step; none if the folder is missing.
 
     Raises:
-        CheckpointError: where the folder cannot be listed.
+        CheckpointError: if the folder cannot be listed.
     """
     return [Checkpoint(step, folder / f"checkpoint-{step}") for step in list_steps(folder)]
 
 
 def list_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints directly in a folder, ascending; none where the folder is missing.
+    """The steps of the checkpoints directly in a folder, ascending; none if the folder is missing.
 
     Raises:
-        CheckpointError: where the folder cannot be listed.
+        CheckpointError: if the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
@@ -85,7 +85,7 @@ def own_folder(model_dir: Path) -> Path:
 
 
 def pins_folder(model_dir: Path, name: Optional[str] = None) -> Path:
-    """Return where the checkpoints of a model are that evaluations get.
+    """Return the folder of the checkpoints that evaluations get.
 
     The last part is the model's name, because evaluation scripts take it for the parent's name when they
     decide where their results go.
@@ -112,10 +112,10 @@ def folder_of_links(folder: Path, name: str, checkpoint: Checkpoint) -> Checkpoi
     Args:
         folder: Where to make it.
         name: The model's name.
-        checkpoint: Where the files are; the links follow them when they are written anew.
+        checkpoint: Where the files are; the links follow them when they are rewritten.
 
     Raises:
-        CheckpointError: where it cannot be made.
+        CheckpointError: if it cannot be made.
     """
     made = Checkpoint(checkpoint.step, folder / name / checkpoint.name)
     try:

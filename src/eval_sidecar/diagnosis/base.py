@@ -25,7 +25,7 @@ class Finding:
     """One line of what `doctor` says.
 
     Attributes:
-        name: What was looked at, a word or two.
+        name: What was checked, a word or two.
         mark: How it came out.
         found: What was found.
         advice: What to do; empty if there is nothing to do.

@@ -87,7 +87,7 @@ def check_libraries(probe: Mapping[str, Any], *, is_needed: bool, has_adapters: 
             what = what if name not in _NEEDED else "not installed"
             findings.append(Finding(name, mark if is_missed else Mark.ABSENT, what, advice))
         elif "error" in library:
-            advice = f"install it anew: {advice} --force-reinstall"
+            advice = f"install it again: {advice} --force-reinstall"
             findings.append(Finding(name, mark, f"{version} cannot be imported: {library['error']}", advice))
         elif wrong:
             findings.append(

@@ -1,6 +1,6 @@
 """The W&B adapter: hands look-ups and sessions to a worker process, and gets rid of it when it hangs.
 
-Imports no wandb. The client may wait for days where a server does not answer, and cannot be interrupted
+Imports no wandb. The client may wait for days if a server does not answer, and cannot be interrupted
 inside a process; a worker process can.
 """
 
@@ -59,7 +59,7 @@ class WandbTracker:
         self._settings = settings
         self._worker: Optional[Worker] = None
         self._lock = threading.Lock()
-        #: Names of the config keys of each run that was looked up and is there, None where it is not.
+        #: Names of the config keys of each run that was looked up; None if it does not exist.
         self._found: dict[tuple[Optional[str], str, str], Optional[list[str]]] = {}
 
     def read(self, spec: ModelSpec) -> ServerView:
@@ -133,13 +133,13 @@ class WandbTracker:
         """What the run is called and filtered by, as far as that is ours to say.
 
         A run gets its name once, so that one that was renamed on the page stays so. A run that was not made
-        for this has no config like ours; its own is somebody else's.
+        for this has no config like ours; its own is another program's.
         """
         spec = session.spec
         config = content.config_of(spec)
         keys = self._found.get((spec.entity, spec.project, spec.run_id))
         is_new = keys is None
-        if self._settings.mode != "online":  # nobody can be asked, but what was sent from here is known
+        if self._settings.mode != "online":  # no server to ask, but what was sent from here is known
             is_new = len(session.placed) <= len(session.rows)
         if keys is not None and not config.keys() <= set(keys):
             return {}

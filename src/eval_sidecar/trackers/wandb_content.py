@@ -70,7 +70,7 @@ def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = No
 
     Args:
         points: Every point of the model.
-        placed: Index of each point's row, where it is known: the summary then says what was delivered.
+        placed: Index of each point's row, if it is known: the summary then says what was delivered.
     """
     ordered = latest_of(points)
     if not ordered:
@@ -103,7 +103,7 @@ def _delivered(points: Iterable[Point], placed: Mapping[int, int]) -> str:
 
 
 def delivered_rows(text: object) -> Optional[tuple[ServerRow, ...]]:
-    """Read what a summary says was delivered, in the order of the indices; None where it is not that."""
+    """Read what a summary says was delivered, in the order of the indices; None if it says nothing."""
     try:
         rows = [
             ServerRow(int(index), int(step), int(revision), {}, str(mark))
@@ -135,7 +135,7 @@ def table_rows_of(points: Sequence[Point]) -> list[list[Optional[Scalar]]]:
 
 
 def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
-    """Read a history row back; None where it is no point.
+    """Read a history row back; None if it is not a point.
 
     Rows of older scripts have the same keys. Whole numbers may come as floats, and values that are not
     finite as strings.
@@ -154,7 +154,7 @@ def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
 
 
 def index_of(row: Mapping[str, Any]) -> int:
-    """A history row's `_step`; -1 where it has none."""
+    """A history row's `_step`; -1 if it has none."""
     index = _whole(row.get("_step"))
     return -1 if index is None else index
 

@@ -27,7 +27,7 @@ _WORDS = (
     (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
 )
 _STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
-#: How the client words that nobody answered, whatever it was about to do.
+#: What the client says if no server answered, in any operation.
 _NO_ANSWER = re.compile(
     r"did not respond in time|service process is busy|initialization has timed out|timed? ?out"
     r"|max retries exceeded|name or service not known|no such host|failed to (?:resolve|establish)"
@@ -40,7 +40,7 @@ NO_SUCH_QUERY = re.compile(
 
 
 def is_missing_run(error: BaseException) -> bool:
-    """Whether the server answered, and the answer was that there is no such run."""
+    """Return whether the server answered that the run does not exist."""
     missing = any(type(cause).__name__ == "RunNotFoundError" for cause in _causes(error))
     # Before 0.2x the client raised a bare ValueError with the same words.
     return missing or str(error).startswith("Could not find run <Run")

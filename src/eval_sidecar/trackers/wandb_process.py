@@ -32,7 +32,7 @@ _START = (
 _GONE = object()
 #: Requests after which a worker is replaced: the client keeps some memory and files of each session.
 _WORN = 200
-#: Seconds without an answer after which somebody who waits is told for what.
+#: Seconds without an answer after which the log says what is waited for.
 _PATIENCE = 8.0
 
 #: Variables with paths that may be relative to the user's folder.
@@ -50,7 +50,7 @@ class WorkerLost(Exception):
 
 @dataclass
 class Worker:
-    """One worker process, and who waits for its answers.
+    """One worker process, and the callers that wait for its answers.
 
     Attributes:
         log: File that gets what the client prints.
@@ -123,11 +123,11 @@ class Worker:
 
     @property
     def is_worn(self) -> bool:
-        """Whether it has done so much that what the client keeps of it is worth a fresh start."""
+        """Return whether it has done enough that a fresh process saves memory."""
         return self._last_id >= _WORN
 
     def enlist(self) -> bool:
-        """Count another user in; False where the worker is on its way out."""
+        """Count one more user; False if the worker is about to end."""
         with self._lock:
             if self._retired or self._dead:
                 return False
@@ -185,7 +185,7 @@ class Worker:
         return dict(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
-        """Wait for an answer, and say so where that takes long: silence looks like a program that hangs."""
+        """Wait for an answer, and log it if that takes long: silence looks like a program that hangs."""
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
@@ -203,7 +203,7 @@ class Worker:
                 answer = json.loads(line)
                 number = answer["id"]
             except (ValueError, TypeError, LookupError):
-                break  # no answer of ours: whoever waits is told that the client is lost
+                break  # not an answer of ours: the callers are told that the client is lost
             with self._lock:
                 waiting = self._waiting.get(number)
             if waiting is not None:
@@ -215,7 +215,7 @@ class Worker:
         """Write down what the client prints. It has the key, and may print what a server makes of it."""
         with said, log:
             for line in said:
-                # Where the disk is full, the client must not wait for somebody to read what it prints.
+                # If the disk is full, the client must not block on a pipe that is not read.
                 with contextlib.suppress(OSError):
                     log.write(without_secrets(line).encode())
 
@@ -233,7 +233,7 @@ class Worker:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait()
-        self._logger.join(1.0)  # whoever is told to look into the log finds everything there
+        self._logger.join(1.0)  # an error that names the log is raised after the log is complete
         for answers in waiting:
             answers.put(_GONE)
         with contextlib.suppress(OSError):

@@ -37,7 +37,7 @@ class Origin:
         id: Of the archive; of one of an older version, a hash of what it holds.
         older: Ids of archives that are older, or that it came after.
         speaks: Whether it says itself which archives are older.
-        prepared: When its manifest was made, as that says it; None where it does not.
+        prepared: When its manifest was made, as that says it; None if it does not.
         newest_ns: When its newest result was written, by the clock of the machine that packed it.
     """
 
@@ -49,7 +49,7 @@ class Origin:
 
     @functools.cached_property
     def _known(self) -> frozenset[str]:
-        return frozenset(self.older)  # looked into for every file
+        return frozenset(self.older)  # looked up for every file
 
     def is_behind(self, other: Origin) -> bool:
         """Whether the other one names this one as older."""
@@ -62,7 +62,7 @@ class Origin:
         if self.is_behind(other):
             return True
         if self.speaks and other.speaks:
-            return False  # of two machines: what is brought in now is meant
+            return False  # of two machines: the one that is unpacked now is taken
         if self.prepared and other.prepared and self.prepared != other.prepared:
             return self.prepared < other.prepared
         return self.newest_ns < other.newest_ns
@@ -100,7 +100,7 @@ class Brought:
 
     Attributes:
         files: By name, relative to the results root.
-        full: The full archive that was unpacked last: a file that an older one has beside it is no news.
+        full: The full archive that was unpacked last: a file that only an older one has was deleted since.
     """
 
     files: dict[str, File] = field(default_factory=dict)
@@ -139,10 +139,10 @@ class Brought:
 
 
 def read_brought(root: Path) -> Brought:
-    """Read the memory of a results root; empty where nothing was unpacked there.
+    """Read the memory of a results root; empty if nothing was unpacked there.
 
     Raises:
-        BundleError: where it is from a newer version.
+        BundleError: if it is from a newer version.
     """
     path = root / BROUGHT_NAME
     try:
@@ -170,10 +170,10 @@ def keep_brought(root: Path, brought: Brought, staging: Path) -> None:
     Args:
         root: The results root.
         brought: The memory.
-        staging: A folder on the same disk, which nobody misses.
+        staging: A temporary folder on the same disk.
 
     Raises:
-        StateError, OSError: where it cannot be written.
+        StateError, OSError: if it cannot be written.
     """
     origins: dict[int, Origin] = {}
     numbers: dict[int, int] = {}
@@ -219,7 +219,7 @@ def merge_manifests(here: Path, arrived: Path) -> str:
             arrived.write_bytes(text)
             os.utime(arrived, ns=(times.st_atime_ns, times.st_mtime_ns))
     except (ValueError, TypeError, LookupError):
-        pass  # no manifests: whoever uploads says what is wrong with the one that arrived
+        pass  # not manifests: the upload reports what is wrong with the one that arrived
     return hashlib.sha256(text).hexdigest()
 
 

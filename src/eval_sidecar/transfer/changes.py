@@ -1,7 +1,8 @@
 """Which results a receipt does not confirm, at the cost of one look at each file's size and time.
 
-The hash of a result's numbers is kept from one packing to the next in ``.pack_cache.json``, beside what the
-file was when it was read. Without the cache everything is read again; nothing else depends on it.
+The hash of a result's numbers is kept from one packing to the next in ``.pack_cache.json``, with the
+size and times of the file as it was read. Without the cache everything is read again; nothing else depends
+on it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _RACY_NS = 2 * 10**9
 
 
 class Digests:
-    """The hash of every result's numbers, from the cache where its file is as it was.
+    """The hash of every result's numbers, from the cache if its file has not changed.
 
     Args:
         path: The cache.
@@ -47,7 +48,7 @@ class Digests:
         self._changed = False
 
     def of_read(self, model: str, step: str, read: Read) -> Optional[str]:
-        """The hash of a result that was just read; None where it is no result."""
+        """The hash of a result that was just read; None if it is not a result."""
         stamp = [len(read.data), read.mtime_ns, read.ctime_ns]
         entry = self._seen.get(model, {}).get(step) or self._known.get(model, {}).get(step)
         if entry is None or entry[:3] != stamp:
@@ -58,10 +59,10 @@ class Digests:
         return entry[3]  # type: ignore[no-any-return]
 
     def of_file(self, model: str, step: str, path: str) -> Optional[str]:
-        """The hash of a result; None where it is no result, or one that is being written.
+        """The hash of a result; None if it is not a result, or is being written.
 
         Raises:
-            FileNotFoundError: where there is none.
+            FileNotFoundError: if there is none.
         """
         status = os.lstat(path)
         entry = self._known.get(model, {}).get(step)
@@ -95,7 +96,7 @@ def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
 
 
 def digest_of(data: bytes) -> Optional[str]:
-    """The hash that `results.read_result` gives a file of this content; None where it would refuse it."""
+    """The hash that `results.read_result` gives a file of this content; None if it would refuse it."""
     try:
         return digest(parse_metrics(data).metrics)
     except ResultError:
@@ -122,7 +123,7 @@ def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftO
     """The checkpoints whose result a receipt does not confirm, in no order.
 
     Raises:
-        OSError: where the root cannot be listed.
+        OSError: if the root cannot be listed.
     """
     nothing = Confirmed(None, {})
     for model in os.scandir(root):

@@ -55,7 +55,7 @@ class _File(NamedTuple):
 
 
 def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
-    """The archive that is meant; of several, the newest by what they say, else the file that came last.
+    """Return the archive that is meant; of several, the newest by their lists, else the newest file.
 
     Args:
         arguments: Files, parts, folders, patterns, or beginnings of a path; a shell may have made several
@@ -63,8 +63,8 @@ def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
         folders: Where to look then.
 
     Raises:
-        UsageError: where there is nothing of that name.
-        BundleError: where a part is missing or damaged.
+        UsageError: if nothing has that name.
+        BundleError: if a part is missing or damaged.
     """
     try:
         return _find(arguments, folders)
@@ -146,7 +146,7 @@ def _paths_of(text: str) -> list[Path]:
             " the archive, give the .tar.gz itself"
         )
     if not found:
-        raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins so")
+        raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins with it")
     return found
 
 
@@ -170,7 +170,7 @@ def _look(path: Path) -> _File:
     if found is None:
         return _File(path, None, 0)
     part, start = found
-    # Parts that somebody put together are an archive, which begins as its first part does.
+    # Parts that a user joined are an archive, which begins as its first part does.
     together = part.number == 1 and size > start + part.size and name_of_part(path.name) is None
     return _File(path, None if together else part, start)
 

@@ -39,7 +39,7 @@ def compress(data: bytes) -> bytes:
 
 
 class BlockWriter:
-    """Compresses what it is given into a file, beside whoever gives it: zlib lets other threads run.
+    """Compresses what it is given into a file, in a second thread: zlib releases the interpreter lock.
 
     Attributes:
         lengths: Of the gzip members in the file, in order; complete after the ``with`` block.
@@ -91,7 +91,7 @@ def note(value: dict[str, Any]) -> bytes:
 
 
 def read_note(file: BinaryIO) -> Optional[tuple[Any, int]]:
-    """The value of a `note` at a file's beginning and the note's length; None where no sound one is there."""
+    """The value of a `note` at a file's beginning and the note's length; None if there is no valid one."""
     head = file.read(len(_NOTE) + _EXTRA.size)
     if len(head) < len(_NOTE) + _EXTRA.size or not head.startswith(_NOTE):
         return None

@@ -46,7 +46,7 @@ def parse_history(value: Any) -> History:  # noqa: ANN401 - whatever an archive 
     """Read what `History.to_json` wrote.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is anything else.
+        TypeError, KeyError, ValueError: if it is anything else.
     """
     after = tuple(value["after"])
     if len(after) > _LONGEST or not all(map(_ID.fullmatch, (value["id"], *after))):
@@ -62,7 +62,7 @@ def next_history(results_root: Path, content: str) -> History:
         content: A hash of what the archive holds.
 
     Raises:
-        BundleError: where the history is from a newer version.
+        BundleError: if the history is from a newer version.
     """
     ids = list(_read(results_root / HISTORY_NAME))
     if ids and ids[-1] == _id_of(content, ids[:-1]):

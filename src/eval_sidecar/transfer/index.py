@@ -3,7 +3,7 @@
 ``{"version": 1, "kind": "full" | "incremental", "base": <receipt's id> | null, "left_out": {"names": [...],
 "larger_than": bytes}, "skipped": [name, ...], "members": {name: [size in bytes, mtime in ns, sha256]},
 "history": {"id": <hash>, "after": [<id of an older archive>, ...]}}``; names are relative to the results
-root. Archives of before have no ``history``.
+root. Archives of the first version have no ``history``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Index:
         exclude_names: File names that were not carried.
         max_file_size: Larger files were not carried.
         skipped: Files that should have been carried and could not be read in one piece.
-        history: Which archives it is newer than; None where it does not say.
+        history: Which archives it is newer than; None if it does not say.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class Index:
 
     @property
     def newest_ns(self) -> int:
-        """When the newest result in it was written; the manifest counts where there is nothing else."""
+        """When the newest result in it was written; that of the manifest if it holds nothing else."""
         times = [member.mtime_ns for name, member in self.members.items() if name != FILE_NAME]
         return max(times or [member.mtime_ns for member in self.members.values()], default=0)
 
@@ -107,7 +107,7 @@ def parse_index(data: bytes) -> Index:
     """Read a bundle's list of members; it comes from elsewhere, so nothing in it is taken on trust.
 
     Raises:
-        BundleError: where it is damaged, from a newer version, or lists a member that no bundle may have.
+        BundleError: if it is damaged, from a newer version, or lists a member that a bundle must not have.
     """
     try:
         value = json.loads(data)
@@ -153,7 +153,7 @@ def _member(name: str, entry: Sequence[Any]) -> Member:
 
 
 def why_unsafe(name: str) -> Optional[str]:
-    """Why a member of this name must not be unpacked; None where it may be."""
+    """Why a member of this name must not be unpacked; None if it may."""
     parts = name.split("/")
     if name.startswith("/"):
         return "is absolute"

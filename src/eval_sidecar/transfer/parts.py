@@ -59,13 +59,13 @@ def part_name(archive: str, number: int, count: int) -> str:
 
 
 def name_of_part(name: str) -> Optional[tuple[str, int, int]]:
-    """Archive, number and count in a part's file name; None where it is not one of a part."""
+    """Archive, number and count in a part's file name; None if it is not one of a part."""
     match = _PART.fullmatch(name)
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def read_part(path: Path) -> Optional[tuple[Part, int]]:
-    """What a part says of itself and where its share begins; None where the file is no part, or damaged."""
+    """Return what a part says of itself and where its share begins; None if the file is not a sound part."""
     with path.open("rb") as file:
         found = gzips.read_note(file)
     if found is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-#: Written by evaluations beside their numbers, large, and read by nobody later.
+#: Large files that evaluations write beside their metrics, and that nothing reads later.
 UNWANTED = ("final_result.json", "rollout.json")
 _LARGEST = 10 * 1024**2
 #: In the name of a file that was here before an archive brought another one; a hash of it comes behind.
@@ -97,7 +97,7 @@ def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> 
         under: A folder in the root, as a name that ends in ``/``; empty for all.
 
     Raises:
-        OSError: where the root cannot be listed.
+        OSError: if the root cannot be listed.
     """
     found: list[Seen] = []
     waiting = [under]
@@ -149,14 +149,14 @@ class Read(NamedTuple):
 
 
 def read_whole(path: str, most: int) -> Optional[Read]:
-    """Read a file that nobody writes to meanwhile; None where it changed each time it was tried.
+    """Read a file in one state; None if it changed during each attempt.
 
     Args:
         path: The file.
         most: Its largest size, in bytes.
 
     Raises:
-        OSError: where it is gone, became a link, or cannot be read; with ``EFBIG`` where it is larger.
+        OSError: if it was deleted, became a link, or cannot be read; with ``EFBIG`` if it is larger.
     """
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

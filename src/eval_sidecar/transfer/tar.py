@@ -74,7 +74,7 @@ def _padding(size: int) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, Optional[bytes]]:
-    """A name as its prefix (up to 155 bytes) and the rest (up to 100); None where it does not fit."""
+    """A name as its prefix (up to 155 bytes) and the rest (up to 100); None if it does not fit."""
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", len(name) - 101)
@@ -102,7 +102,7 @@ class Entry(NamedTuple):
     """One member of an archive.
 
     Attributes:
-        name: As it is in the archive; bytes that are no UTF-8 are kept as surrogates.
+        name: As it is in the archive; bytes that are not UTF-8 are kept as surrogates.
         size: In bytes.
         mtime_ns: In ns since 1970.
         kind: ``file``, ``folder``, or what else it is, in words.
@@ -132,7 +132,7 @@ class Reader:
         """The members; the content of one can be read until the next is asked for.
 
         Raises:
-            BundleError: where the archive is damaged, cut short, or larger than the limit.
+            BundleError: if the archive is damaged, cut short, or larger than the limit.
         """
         extended: dict[str, str] = {}
         while True:
@@ -149,9 +149,9 @@ class Reader:
                 size = int(extended.get("size", entry.size))
                 mtime_ns = int(float(extended["mtime"]) * 10**9) if "mtime" in extended else entry.mtime_ns
             except (ValueError, OverflowError) as error:
-                raise BundleError(f"is damaged: {shown(entry.name)} has no sound header") from error
+                raise BundleError(f"is damaged: {shown(entry.name)} has no valid header") from error
             if size < 0:
-                raise BundleError(f"is damaged: {shown(entry.name)} has no sound header")
+                raise BundleError(f"is damaged: {shown(entry.name)} has no valid header")
             kind = _kind(entry, extended)
             name = extended.get("path", entry.name)
             self._unread = 0 if kind == "folder" else size
@@ -184,7 +184,7 @@ class Reader:
     def _take(self, size: int, complaint: str) -> bytes:
         self._left -= size
         if self._left < 0:
-            raise BundleError("unpacks to far more than its size; it is no bundle of results")
+            raise BundleError("unpacks to far more than its size; it is not a bundle of results")
         data = self._read(size)
         if len(data) < size:
             raise BundleError(complaint)
@@ -204,7 +204,7 @@ class Reader:
         while piece := self._read(_READ_SIZE):
             seen += len(piece)
             if any(piece) or seen > _LARGEST_PADDING:
-                raise BundleError("has something behind its end")
+                raise BundleError("has data after its end")
 
 
 def _parse(block: bytes) -> Entry:
@@ -214,11 +214,11 @@ def _parse(block: bytes) -> Entry:
             raise ValueError("checksum")
         entry = Entry(_text(name), _number(size), _number(mtime) * 10**9, kind.decode("ascii"))
     except (ValueError, OverflowError) as error:
-        raise BundleError("is damaged: a header does not match its checksum, or it is no tar") from error
+        raise BundleError("is damaged, or not a tar archive: a header does not match its checksum") from error
     if magic == b"ustar\0" and prefix[:1] != b"\0":
         entry = entry._replace(name=f"{_text(prefix)}/{entry.name}")
     if entry.size < 0:
-        raise BundleError(f"is damaged: {shown(entry.name)} has no sound header")
+        raise BundleError(f"is damaged: {shown(entry.name)} has no valid header")
     return entry
 
 
@@ -254,7 +254,7 @@ def _parse_records(data: bytes) -> dict[str, str]:
             if not (sound and found and record.endswith(b"\n")):
                 raise ValueError("length")
         except ValueError as error:
-            raise BundleError("is damaged: an extended header has no sound length") from error
+            raise BundleError("is damaged: an extended header has no valid length") from error
         records[_text(key)] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
