@@ -82,12 +82,8 @@ class WandbTracker:
             if delivered is None:
                 raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
             last = max((row.index for row in delivered), default=-1)
-            return ServerView(
-                *(True, last, delivered),
-                knows_end=False,
-                described=delivered,
-                home=answer.get("home"),
-            )
+            home = answer.get("home")
+            return ServerView(True, last, delivered, knows_end=False, described=delivered, home=home)
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
         return ServerView(

@@ -125,9 +125,12 @@ def table_rows_of(points: Sequence[Point]) -> list[list[Optional[Scalar]]]:
     width = len(table_columns_of(points))
     rows: list[list[Optional[Scalar]]] = [
         [
-            *(point.step, point.checkpoint_name),
+            point.step,
+            point.checkpoint_name,
             *(point.metrics.get(name) for name in TABLE_METRICS),
-            *(point.metrics_path, point.checkpoint_index, point.epoch_progress),
+            point.metrics_path,
+            point.checkpoint_index,
+            point.epoch_progress,
         ]
         for point in latest_of(points)
     ]

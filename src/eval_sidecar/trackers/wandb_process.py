@@ -37,8 +37,16 @@ _PATIENCE = 8.0
 
 #: Variables with paths that may be relative to the user's folder.
 _PATHS = {
-    *("PYTHONPATH", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("WANDB_CONFIG_DIR", "WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"),
+    "PYTHONPATH",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "WANDB_CONFIG_DIR",
+    "WANDB_CREDENTIALS_FILE",
+    "WANDB_IDENTITY_TOKEN_FILE",
+    "WANDB_DATA_DIR",
 }
 
 log = logging.getLogger(__name__)

@@ -61,12 +61,8 @@ def member(name: bytes, data: bytes, mtime: int) -> bytes:
 def _header(prefix: bytes, name: bytes, size: int, mtime: int, kind: bytes) -> bytes:
     numbers = b"%011o\0%011o\0" % (size, min(max(mtime, 0), _MOST_OCTAL))
     checksum = _FIXED_SUM + sum(name) + sum(numbers) + kind[0] + sum(prefix)
-    return b"".join(
-        (
-            *(name.ljust(100, b"\0"), _OWNER, numbers, b"%06o\0 " % checksum, kind),
-            *(_BETWEEN, prefix.ljust(155, b"\0"), bytes(12)),
-        )
-    )
+    before = name.ljust(100, b"\0") + _OWNER + numbers + b"%06o\0 " % checksum + kind
+    return before + _BETWEEN + prefix.ljust(155, b"\0") + bytes(12)
 
 
 def _padding(size: int) -> bytes:
