@@ -50,7 +50,10 @@ ODDITIES = {
 }
 
 #: First words of a docstring that describe instead of saying what the function does.
-NOT_IMPERATIVE = re.compile(r"(Returns|Reads|Writes|Gives|Makes|Raises|Says|Takes|Checks|Finds|Lists)\b")
+NOT_IMPERATIVE = re.compile(
+    r"(Returns|Reads|Writes|Gives|Makes|Raises|Says|Takes|Checks|Finds|Lists|Whether|What|Why|How|Where|Who|Which|"
+    r"The|A|An|One|All|Every|Its|This)\b"
+)
 
 
 def sources() -> list[Path]:
@@ -110,14 +113,14 @@ def padded_splats(source: str) -> list[int]:
 
 
 def descriptive_summaries(source: str) -> list[str]:
-    """Functions whose docstring begins like a description: "Returns" instead of "Return"."""
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)]
-    return [f"{node.lineno}: {node.name}" for node in found if is_descriptive(ast.get_docstring(node) or "")]
-
-
-def is_descriptive(docstring: str) -> bool:
-    return NOT_IMPERATIVE.match(docstring) is not None
+    """Functions, but for properties, whose docstring describes: "Returns" or "The" instead of "Return"."""
+    return [
+        f"{node.lineno}: {node.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and not any("property" in ast.dump(decorator) for decorator in node.decorator_list)
+        and NOT_IMPERATIVE.match(ast.get_docstring(node) or "")
+    ]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -191,4 +194,5 @@ def f(x):
 
 def test_splats_and_descriptions_are_found():
     assert padded_splats("f(*(a, b))\nf(*c)\nf(*[a])") == [1, 3]
+    assert descriptive_summaries("@property\ndef f(self):\n    '''The x.'''") == []
     assert descriptive_summaries('def f():\n    """Returns x."""\ndef g():\n    """Return x."""') == ["1: f"]

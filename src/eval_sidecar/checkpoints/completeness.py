@@ -169,7 +169,7 @@ def unreadable(folder: Path, error: OSError) -> str:
 
 
 def changed_at(folder: Path) -> float:
-    """The newest modification time of a folder and everything below it, in seconds since the epoch."""
+    """Return the newest modification time of a folder and everything below it, in seconds since the epoch."""
     newest = folder.stat().st_mtime
     for path in folder.rglob("*"):
         try:
@@ -180,7 +180,7 @@ def changed_at(folder: Path) -> float:
 
 
 def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and mtime (ns) of every file in a folder: equal as long as nothing was written to it."""
+    """Return name, size and mtime (ns) of every file in a folder; they differ once it is written to."""
     found = []
     for path in sorted(folder.rglob("*")):
         try:
@@ -212,7 +212,7 @@ def _inspect(checkpoint: Checkpoint, names: set[str], usual: Optional[Collection
 
 
 def _lost_links(folder: Path, names: Collection[str]) -> dict[str, str]:
-    """What an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
+    """Return what an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
     needed = {name for name in names if _NEEDED.fullmatch(name) and not weights.is_training_state(name)}
     found = {}
     for name in sorted(needed.union(weights.container_names(folder))):
@@ -246,7 +246,7 @@ def _inspect_config(folder: Path, names: Collection[str], finding: _Finding, *, 
 
 @functools.lru_cache(maxsize=256)
 def _is_json_object(path: Path, _size: int, _mtime: int) -> bool:
-    """Whether a file holds a JSON object; a tokenizer's megabytes are parsed once a version, not a look."""
+    """Return whether a file holds a JSON object; each version of a file is parsed only once."""
     return isinstance(_read_json(path), dict)
 
 
@@ -306,7 +306,7 @@ def _note_container(
 
 
 def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[str]:
-    """Every weight file that must be there, by the indices, by shard names, or as the single file."""
+    """Return every weight file that must be there, by the indices, by shard names, or as the single file."""
     expected: set[str] = set()
     indices = [name for name in _INDEX_FILES if name in names]
     for name in indices:

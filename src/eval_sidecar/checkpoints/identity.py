@@ -36,7 +36,7 @@ _FORMATS = (
 
 
 def look_at_weights(folder: Path) -> tuple[str, int]:
-    """What shows, without reading any, that a weights file was written, replaced or added.
+    """Return what shows, without reading any, that a weights file was written, replaced or added.
 
     Returns:
         A hash over name, size, times and inode of each, and the newest of their times in ns.
@@ -72,7 +72,7 @@ def read_content(folder: Path) -> Optional[Content]:
 
 
 def read_identity(folder: Path) -> str:
-    """The hash of what a checkpoint's weights are; 16 hex digits.
+    """Return the hash of what a checkpoint's weights are; 16 hex digits.
 
     Raises:
         OSError: if they cannot be read.
@@ -89,7 +89,7 @@ def read_identity(folder: Path) -> str:
 
 
 def _weights_files(folder: Path) -> list[str]:
-    """The files that hold a checkpoint's weights, relative to it, sorted.
+    """Return the files that hold a checkpoint's weights, relative to it, sorted.
 
     Raises:
         OSError: if the folder cannot be listed.

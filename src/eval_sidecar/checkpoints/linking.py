@@ -57,13 +57,13 @@ class File:
         return self.status is not None and stat.S_ISDIR(self.status.st_mode)
 
     def target(self) -> str:
-        """What a link in a copy of the checkpoint has to say to lead where this one does."""
+        """Return what a link in a copy of the checkpoint has to say to lead where this one does."""
         said = os.readlink(self.path)  # noqa: PTH115 - as text
         is_inside = not os.path.isabs(said) and ".." not in Path(said).parts  # noqa: PTH117
         return said if is_inside and self.is_folder else os.path.realpath(self.path)
 
     def is_same(self, other: File) -> bool:
-        """Whether both lead to the same file, or links to the same folder."""
+        """Return whether both lead to the same file, or links to the same folder."""
         if self.status is None or other.status is None:
             return self.status is other.status
         if self.is_folder or other.is_folder:
@@ -92,7 +92,7 @@ def list_files(folder: Path) -> dict[str, File]:
 
 
 def _is_passing(name: str) -> bool:
-    """Whether a writer will rename or remove a file of this name."""
+    """Return whether a writer will rename or remove a file of this name."""
     base = name.rpartition("/")[2]
     return base == INCOMPLETE_MARKER or bool(_TEMPORARY.fullmatch(base))
 

@@ -15,7 +15,7 @@ from eval_sidecar.types import Checkpoint, step_of
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints directly in a folder, by step; none if the folder is missing.
+    """Return the checkpoints directly in a folder, by step; none if the folder is missing.
 
     Raises:
         CheckpointError: if the folder cannot be listed.
@@ -24,7 +24,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def list_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints directly in a folder, ascending; none if the folder is missing.
+    """Return the steps of the checkpoints directly in a folder, ascending; none if the folder is missing.
 
     Raises:
         CheckpointError: if the folder cannot be listed.
@@ -107,7 +107,7 @@ def remove_links(folder: Path, name: str, checkpoint: str) -> None:
 
 
 def folder_of_links(folder: Path, name: str, checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint below a folder of the model's name, for one that is evaluated where it is.
+    """Return a checkpoint below a folder of the model's name, for one that is evaluated where it is.
 
     Args:
         folder: Where to make it.

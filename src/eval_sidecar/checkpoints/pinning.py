@@ -80,18 +80,18 @@ class Pins:
     # -- what is there ------------------------------------------------------------------------------
 
     def original(self, step: int) -> Checkpoint:
-        """The trainer's folder of a step, whether it is there or not."""
+        """Return the trainer's folder of a step, whether it is there or not."""
         return checkpoint_in(self._model_dir, step)
 
     def held(self) -> dict[int, Checkpoint]:
-        """The checkpoints that links keep alive, whole or not, by step."""
+        """Return the checkpoints that links keep alive, whole or not, by step."""
         found: dict[int, Checkpoint] = {}
         for place in reversed(self._places):
             found.update((checkpoint.step, checkpoint) for checkpoint in list_checkpoints(place.held))
         return found
 
     def why_not(self, step: int) -> str:
-        """Why a checkpoint that is there is not pinned; nothing if that was not tried."""
+        """Return why a checkpoint that is there is not pinned; nothing if that was not tried."""
         return self._refusals.get(step, "")
 
     @property

@@ -120,7 +120,9 @@ def _inspect(path: Path, size: int, _mtime: int, _ctime: int) -> Container:
 
 
 def _inspect_safetensors(path: Path, size: int) -> Container:
-    """The format (github.com/huggingface/safetensors, "Format"): 8 bytes, the header's length N as a
+    """Check a safetensors file by its header.
+
+    The format (github.com/huggingface/safetensors, "Format"): 8 bytes, the header's length N as a
     little-endian integer; N bytes of JSON, each tensor with its begin and end offsets; the tensors.
     """
     with path.open("rb") as file:
@@ -157,7 +159,7 @@ def _parse_json(content: bytes) -> Any:  # noqa: ANN401 - whatever the file hold
 
 
 def _inspect_zip(path: Path) -> Container:
-    """A torch file has one record a storage, under ``<its name>/data/``."""
+    """Check a torch file: one record a storage, under ``<its name>/data/``."""
     try:
         with zipfile.ZipFile(path) as file:
             sizes = [record.file_size for record in file.infolist() if "/data/" in record.filename]

@@ -46,7 +46,7 @@ def probe_python(python: str, devices: str, scratch: Path) -> tuple[dict[str, An
 
 
 def can_evaluate(probe: Mapping[str, Any]) -> bool:
-    """Whether all that an evaluation needs is installed, of whatever version."""
+    """Return whether all that an evaluation needs is installed, of whatever version."""
     return bool(probe) and all(probe["libraries"][name] for name in _NEEDED)
 
 
@@ -122,7 +122,7 @@ def check_gpus(probe: Mapping[str, Any], devices: str) -> Finding:
 
 
 def _driver_shows() -> list[str]:
-    """The GPUs that the driver shows, by name; none if there is no driver."""
+    """Return the GPUs that the driver shows, by name; none if there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -33,11 +33,11 @@ class ServerRow:
     digest: Optional[str] = None
 
     def lacks_metrics_of(self, result: Result) -> bool:
-        """Whether the result has a metric that the row, as shown, has not."""
+        """Return whether the result has a metric that the row, as shown, has not."""
         return self.digest is None and not result.metrics.keys() <= self.metrics.keys()
 
     def shows(self, result: Result) -> bool:
-        """Whether the row has a result's numbers, as far as both have them."""
+        """Return whether the row has a result's numbers, as far as both have them."""
         if self.digest is not None:
             return self.digest == result.digest
         return same_numbers(result.metrics, self.metrics)
@@ -70,7 +70,7 @@ class ServerView:
     home: Optional[str] = None
 
     def newest_rows(self) -> dict[int, ServerRow]:
-        """The row that counts of each step: that of the highest revision, the last of several."""
+        """Return the row that counts of each step: that of the highest revision, the last of several."""
         return {row.step: row for row in sorted(self.rows, key=lambda row: (row.revision, row.index))}
 
 
@@ -154,7 +154,7 @@ def plan_rows(points: Sequence[Point], last_index: int) -> tuple[tuple[int, Poin
 
 
 def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
-    """Whether two sets of metrics agree wherever both have a number, and have one in common."""
+    """Return whether two sets of metrics agree wherever both have a number, and have one in common."""
     common = ours.keys() & theirs.keys()
     return bool(common) and all(
         math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common

@@ -126,7 +126,7 @@ class WandbTracker:
         return Receipt(where=answer["where"], table_problem=answer["table_problem"])
 
     def _description(self, session: Session) -> dict[str, Any]:
-        """What the run is called and filtered by, as far as that is ours to say.
+        """Return what the run is called and filtered by, as far as that is ours to say.
 
         A run gets its name once, so that one that was renamed on the page stays so. A run that was not made
         for this has no config like ours; its own is another program's.

@@ -55,7 +55,7 @@ def _causes(error: Optional[BaseException]) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> Optional[int]:
-    """The HTTP status behind a client's error, from its response or, failing that, from its words."""
+    """Return the HTTP status behind a client's error, from its response or, failing that, from its words."""
     causes = list(_causes(error))
     for cause in causes:
         response = getattr(cause, "response", None)
@@ -71,7 +71,7 @@ def status_of(error: BaseException) -> Optional[int]:
 
 
 def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]:
-    """One clear line for an error, and whether trying again could help."""
+    """Return one clear line for an error, and whether trying again could help."""
     path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
     text = " ".join(str(error).split("\nConsider")[0].split())
     if isinstance(error, ImportError):

@@ -45,7 +45,7 @@ _FRESH_SECONDS = 60.0
 
 
 def quiet_settings(timeouts: Request) -> dict[str, Any]:
-    """Settings for sessions that collect nothing about the machine and give up in bounded time."""
+    """Return settings for sessions that collect nothing about the machine and give up in bounded time."""
     settings: dict[str, Any] = {
         "console": "off",
         "disable_code": True,
@@ -99,8 +99,10 @@ class Client:
         self.wandb.setup(settings=self.settings())
 
     def settings(self) -> Any:  # noqa: ANN401 - the client's own type
-        """Settings for one session. `wandb.init` writes the run's id, name and folder into those that it is
-        given, so that sessions which shared them would write into each other's runs.
+        """Return settings for one session.
+
+        `wandb.init` writes the run's id, name and folder into them: sessions that shared them would write
+        into each other's runs.
         """
         return self.wandb.Settings(**self._quiet)
 
@@ -130,7 +132,7 @@ def read(client: Client, request: Request) -> Answer:
 
 
 def _read_summary(client: Client, request: Request) -> Answer:
-    """What the run's summary says was delivered, asked for without the client.
+    """Return what the run's summary says was delivered, asked for without the client.
 
     The client sends its queries in a form that some servers do not take, or with fields that they do not
     have; this one has been the same since the beginning.
@@ -188,7 +190,7 @@ def _read_history(client: Client, request: Request) -> Answer:
 
 
 def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server keeps it
-    """Whether the file that a summary names is there; the summary names it before it is."""
+    """Return whether the file that a summary names is there; the summary names it before it is."""
     path = media.get("path") if hasattr(media, "get") else None
     try:
         return bool(path) and any(file.name == path and file.size for file in run.files(names=[path]))
@@ -215,7 +217,7 @@ def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _writer_of(run: Run) -> Optional[str]:
-    """Who seems to be writing the run, in words."""
+    """Return who seems to be writing the run, in words."""
     heartbeat = getattr(run, "heartbeatAt", None)
     if run.state != "running" or not heartbeat:
         return None

@@ -202,7 +202,7 @@ def _read_index(entry: tar.Entry, reader: tar.Reader) -> Index:
 
 
 def _prepared_at(manifest: bytes) -> Optional[str]:
-    """When a manifest was made, as it says."""
+    """Return when a manifest was made, as it says."""
     try:
         value = json.loads(manifest)["generated_at"]
     except (ValueError, TypeError, LookupError, RecursionError):
@@ -211,7 +211,7 @@ def _prepared_at(manifest: bytes) -> Optional[str]:
 
 
 def _name_in_results(entry: tar.Entry, *, bundle: bool) -> str:
-    """A member's name relative to the results root; empty for the root itself and the folders above it.
+    """Return a member's name relative to the results root; empty for the root and the folders above it.
 
     Raises:
         BundleError: if it must not be unpacked.

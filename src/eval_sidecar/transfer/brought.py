@@ -52,11 +52,11 @@ class Origin:
         return frozenset(self.older)  # looked up for every file
 
     def is_behind(self, other: Origin) -> bool:
-        """Whether the other one names this one as older."""
+        """Return whether the other one names this one as older."""
         return self.id in other._known
 
     def is_older_than(self, other: Origin) -> bool:
-        """Whether the other one was packed later, as far as the two say."""
+        """Return whether the other one was packed later, as far as the two say."""
         if self.id == other.id or other.is_behind(self):
             return False
         if self.is_behind(other):
@@ -68,11 +68,11 @@ class Origin:
         return self.newest_ns < other.newest_ns
 
     def replaces(self, other: Origin) -> bool:
-        """Whether this archive follows the other one and everything that had come before that."""
+        """Return whether this archive follows the other one and everything that had come before that."""
         return {other.id, *other.older} <= {self.id, *self.older}
 
     def after(self, other: Origin) -> Origin:
-        """This archive, having taken the place of another one."""
+        """Return this archive, having replaced another one."""
         if other.id == self.id:
             return other
         older = dict.fromkeys((*other.older, other.id, *self.older))
@@ -108,19 +108,19 @@ class Brought:
     _joined: dict[tuple[str, int], Origin] = field(default_factory=dict)
 
     def is_own(self, name: str, sha256: str) -> bool:
-        """Whether a file that is here is as an archive has brought it."""
+        """Return whether a file that is here is as an archive has brought it."""
         known = self.files.get(name)
         return known is not None and sha256 in (known.sha256, known.before)
 
     def is_old(self, name: str, origin: Origin, *, is_here: bool) -> bool:
-        """Whether what an archive has of a file is older than what was brought."""
+        """Return whether what an archive has of a file is older than what was brought."""
         known = self.files.get(name)
         if known is not None:
             return origin.is_older_than(known.origin)
         return not is_here and self.full is not None and origin.is_behind(self.full)
 
     def is_from_elsewhere(self, name: str, origin: Origin) -> bool:
-        """Whether a file is here from another line of archives, which this one does not follow."""
+        """Return whether a file is here from another line of archives, which this one does not follow."""
         known = self.files.get(name)
         return known is not None and origin.speaks and not origin.replaces(known.origin)
 
@@ -131,7 +131,7 @@ class Brought:
         self.files[name] = File(self._join(origin, known.origin) if known else origin, sha256, before)
 
     def _join(self, origin: Origin, other: Origin) -> Origin:
-        """The same object for the same two: thousands of files have them in common."""
+        """Return the same object for the same two: thousands of files have them in common."""
         key = (origin.id, id(other))
         if key not in self._joined:
             self._joined[key] = origin.after(other)

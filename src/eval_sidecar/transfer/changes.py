@@ -48,7 +48,7 @@ class Digests:
         self._changed = False
 
     def of_read(self, model: str, step: str, read: Read) -> Optional[str]:
-        """The hash of a result that was just read; None if it is not a result."""
+        """Return the hash of a result that was just read; None if it is not a result."""
         stamp = [len(read.data), read.mtime_ns, read.ctime_ns]
         entry = self._seen.get(model, {}).get(step) or self._known.get(model, {}).get(step)
         if entry is None or entry[:3] != stamp:
@@ -59,7 +59,7 @@ class Digests:
         return entry[3]  # type: ignore[no-any-return]
 
     def of_file(self, model: str, step: str, path: str) -> Optional[str]:
-        """The hash of a result; None if it is not a result, or is being written.
+        """Return the hash of a result; None if it is not a result, or is being written.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
 
 
 def digest_of(data: bytes) -> Optional[str]:
-    """The hash that `results.read_result` gives a file of this content; None if it would refuse it."""
+    """Return the hash that `results.read_result` gives a file of this content; None if it would refuse it."""
     try:
         return digest(parse_metrics(data).metrics)
     except ResultError:
@@ -104,7 +104,7 @@ def digest_of(data: bytes) -> Optional[str]:
 
 
 def is_result(name: str) -> Optional[tuple[str, str]]:
-    """Model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
+    """Return model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
     parts = name.split("/")
     if len(parts) != 3 or parts[2] != _METRICS:
         return None
@@ -120,7 +120,7 @@ class Change(NamedTuple):
 
 
 def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftOut) -> Iterator[Change]:
-    """The checkpoints whose result a receipt does not confirm, in no order.
+    """Yield the checkpoints whose result a receipt does not confirm, in no order.
 
     Raises:
         OSError: if the root cannot be listed.

@@ -93,7 +93,7 @@ def _find(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
 
 
 def _newest(groups: Sequence[Sequence[_File]]) -> Sequence[_File]:
-    """Of several archives, the one that none of them says it is older than; else the file that came last."""
+    """Return the archive that no other one says it is newer than; else the file that came last."""
     newest, *others = sorted(groups, key=_arrived_at, reverse=True)
     if others:
         histories = {id(group): _history_of(group) for group in groups}
@@ -109,7 +109,7 @@ def _arrived_at(group: Sequence[_File]) -> int:
 
 
 def _history_of(group: Sequence[_File]) -> Optional[History]:
-    """What an archive says of its order, which is at its beginning."""
+    """Return what an archive says of its order, which is at its beginning."""
     for file in group:
         if file.part is None or file.part.number == 1:
             index = peek_index([file.path])
@@ -119,7 +119,7 @@ def _history_of(group: Sequence[_File]) -> Optional[History]:
 
 
 def _whole(copies: Sequence[_File]) -> Path:
-    """The file of an archive; of several copies, the newest that is whole."""
+    """Return the file of an archive; of several copies, the newest that is whole."""
     ordered = sorted(copies, key=lambda file: file.path.stat().st_mtime_ns, reverse=True)
     for file in ordered if len(ordered) > 1 else ():
         if is_whole(file.path):
@@ -151,7 +151,7 @@ def _paths_of(text: str) -> list[Path]:
 
 
 def _matching(beginning: Path) -> list[Path]:
-    """The archives and parts in a folder whose names begin so."""
+    """Return the archives and parts in a folder whose names begin so."""
     try:
         names = sorted(path.name for path in beginning.parent.iterdir())
     except OSError:
@@ -185,7 +185,7 @@ def _refuse_damaged(file: _File) -> None:
 
 
 def _complete(given: Sequence[_File], passed_over: int) -> Found:
-    """All parts of an archive: those given, and those that lie beside them."""
+    """Return all parts of an archive: those given, and those that lie beside them."""
     first = given[0].part
     assert first is not None
     folders = list(dict.fromkeys(file.path.parent for file in given))
@@ -206,7 +206,7 @@ def _complete(given: Sequence[_File], passed_over: int) -> Found:
 def _intact(
     same: Sequence[_File], candidates: Iterable[_File], name: str, which: str, folders: Sequence[Path]
 ) -> Path:
-    """The first copy of a part that matches its SHA-256."""
+    """Return the first copy of a part that matches its SHA-256."""
     problem = None
     for file in same:
         assert file.part is not None

@@ -38,7 +38,7 @@ class History(NamedTuple):
     after: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, for `parse_history`."""
+        """Return plain JSON, for `parse_history`."""
         return {"id": self.id, "after": list(self.after)}
 
 
@@ -55,7 +55,7 @@ def parse_history(value: Any) -> History:  # noqa: ANN401 - whatever an archive 
 
 
 def next_history(results_root: Path, content: str) -> History:
-    """The history of an archive with this content that is packed now; the same as before for the same.
+    """Return the history of an archive with this content that is packed now; the same as before for the same.
 
     Args:
         results_root: Where the history is kept.

@@ -79,7 +79,7 @@ class Index:
         return max(times or [member.mtime_ns for member in self.members.values()], default=0)
 
     def to_json(self) -> bytes:
-        """The same bytes for the same content."""
+        """Return the same bytes for the same content."""
         value = {
             "version": _VERSION,
             "kind": self.kind,
@@ -94,7 +94,7 @@ class Index:
 
 
 def archive_name(index: Index, identity: str) -> str:
-    """``results_sync_<time of the newest result, UTC>_<hash of the content>.tar.gz``.
+    """Return ``results_sync_<time of the newest result, UTC>_<hash of the content>.tar.gz``.
 
     The same content has the same name, and names sort as their content's age does.
     """
@@ -153,7 +153,7 @@ def _member(name: str, entry: Sequence[Any]) -> Member:
 
 
 def why_unsafe(name: str) -> Optional[str]:
-    """Why a member of this name must not be unpacked; None if it may."""
+    """Return why a member of this name must not be unpacked; None if it may."""
     parts = name.split("/")
     if name.startswith("/"):
         return "is absolute"
@@ -171,17 +171,17 @@ def why_unsafe(name: str) -> Optional[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of the name begins with a dot; the manifest is the one such file that is carried."""
+    """Return whether any part of a name begins with a dot; only the manifest is carried in spite of that."""
     return name != FILE_NAME and (name.startswith(".") or "/." in name)
 
 
 def shown(name: str) -> str:
-    """A name from elsewhere as it can be printed: on one line, without control characters, not endless."""
+    """Return a name as it can be printed: on one line, without control characters, cut if it is long."""
     return (printable(name[:300]) + ("…" if len(name) > 300 else "")) or "''"
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``10M`` and the like; K, M and G are powers of 1024, as ``split -b`` has them.
+    """Return bytes of ``10M`` and the like; K, M and G are powers of 1024, as ``split -b`` has them.
 
     Raises:
         ValueError: for anything else.

@@ -39,7 +39,7 @@ _CLUTTER = re.compile(
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a member is none of the packed ones, but what a Mac, Windows or a NAS adds to any folder."""
+    """Return whether a member was not packed by us: a file that a Mac, Windows or a NAS adds to a folder."""
     return _CLUTTER.search(name) is not None
 
 
@@ -68,7 +68,7 @@ def _beginning(stream: BinaryIO) -> bytes:
 
 
 def peek_index(paths: Sequence[Path]) -> Optional[Index]:
-    """What an archive says of itself, from its beginning; None if that cannot be read."""
+    """Return what an archive says of itself, from its beginning; None if that cannot be read."""
     try:
         with open_archive(paths) as stream:
             for entry in (reader := tar.Reader(stream, LARGEST_INDEX)):
@@ -87,12 +87,12 @@ def most_unpacked(size: int) -> int:
 
 
 def is_index(entry: tar.Entry) -> bool:
-    """Whether a member is the list of all members."""
+    """Return whether a member is the list of all members."""
     return entry.name.removeprefix("./") == f"{TOP}/{INDEX_NAME}" and entry.kind == "file"
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an archive can be read to its end: a download that broke off cannot."""
+    """Return whether an archive can be read to its end: a download that broke off cannot."""
     try:
         with open_archive([path]) as stream:
             for _ in tar.Reader(stream, most_unpacked(path.stat().st_size)):

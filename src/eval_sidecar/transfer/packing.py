@@ -166,7 +166,7 @@ def _check(plan: PackPlan) -> None:
 def _choose(
     plan: PackPlan, receipt: Receipt, digests: Digests, left_out: LeftOut
 ) -> tuple[list[Seen], list[str]]:
-    """The files of the checkpoints that a receipt does not confirm, and the checkpoints without a result."""
+    """Return the files of checkpoints that a receipt does not confirm, and checkpoints without a result."""
     chosen: list[Seen] = []
     unusable = []
     for change in list_changes(plan.results_root, receipt, digests, left_out):
@@ -197,7 +197,7 @@ class _Packing:
     models: set[str] = field(default_factory=set)
 
     def read(self, files: list[Seen], notify: Optional[Notify]) -> Iterator[bytes]:
-        """The files as they are in an archive; those that cannot be read are noted, and left out."""
+        """Yield the files as they are in an archive; those that cannot be read are noted, and left out."""
         for number, seen in enumerate(files, 1):
             try:
                 read = read_whole(seen.path, self.most)

@@ -57,8 +57,9 @@ class LeftOut:
 
 
 def _leads_to_results(name: str, path: Path) -> bool:
-    """Whether a link stands for a model, for a checkpoint's results or for its ``metrics.json``, which lie
-    elsewhere: what lies in the results too is carried under its own name.
+    """Return whether a link leads to results elsewhere: a model's, a checkpoint's, or a ``metrics.json``.
+
+    What lies in the results too is carried under its own name.
     """
     try:
         root = Path(str(path)[: -len(name)]).resolve()
@@ -86,7 +87,7 @@ class Seen(NamedTuple):
 
 
 def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> list[Seen]:
-    """The files to carry below a folder, in no order, whatever their size.
+    """Return the files to carry below a folder, in no order, whatever their size.
 
     Links are not followed, and hidden names are passed by.
 
@@ -175,7 +176,7 @@ def read_whole(path: str, most: int) -> Optional[Read]:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """The content up to one byte more than it should have, so that growth shows."""
+    """Return the content up to one byte more than it should have, so that growth shows."""
     data = os.read(descriptor, size + 1)
     while 0 < len(data) < size and (piece := os.read(descriptor, size + 1 - len(data))):
         data += piece

@@ -44,7 +44,7 @@ class Staged(NamedTuple):
 
 @contextlib.contextmanager
 def staging_folder(root: Path) -> Iterator[Path]:
-    """An empty folder in the results root; gone afterwards, with what is left in it."""
+    """Provide an empty folder in the results root, and remove it afterwards with what is left in it."""
     folder = root / STAGING_NAME
     if os.path.lexists(folder):
         shutil.rmtree(folder)
@@ -56,7 +56,7 @@ def staging_folder(root: Path) -> Iterator[Path]:
 
 
 def check_places(root: Path, names: Iterable[str]) -> None:
-    """Look whether files of these names can be put into the results, before any is.
+    """Check that files of these names can be put into the results, before any is.
 
     Raises:
         BundleError: naming the first that cannot: its folder is a file, a link, or permission is denied.
@@ -191,7 +191,7 @@ def move_away(root: Path, names: Iterable[str]) -> None:
 
 
 def set_free(path: Path) -> Path:
-    """A path like this one that is not taken."""
+    """Return a path like this one that is not taken."""
     number, free = 1, path
     while os.path.lexists(free):
         number += 1

@@ -1,7 +1,7 @@
 """The tar format, as much of it as plain files need: written the same way each time, read with bounds.
 
-`tarfile` reads the extended headers of an archive into memory whatever their size, and takes four times
-as long over 50,000 small files. Formats: POSIX.1-2017, pax (https://pubs.opengroup.org/onlinepubs/9699919799/
+Ours, because archives come from elsewhere: `tarfile` reads the extended headers of an archive into memory
+whatever their size, and takes four times as long over 50,000 small files. Formats: POSIX.1-2017, pax (https://pubs.opengroup.org/onlinepubs/9699919799/
 utilities/pax.html), and the GNU extensions for long names.
 """
 
@@ -42,7 +42,7 @@ _KINDS = {
 
 
 def member(name: bytes, data: bytes, mtime: int) -> bytes:
-    """One file as it is in an archive: header, content, padding. Owner 0 without a name, mode 644.
+    """Return one file as it is in an archive: header, content, padding. Owner 0 without a name, mode 644.
 
     Args:
         name: With ``/`` between its parts.
@@ -70,7 +70,7 @@ def _padding(size: int) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, Optional[bytes]]:
-    """A name as its prefix (up to 155 bytes) and the rest (up to 100); None if it does not fit."""
+    """Return a name as its prefix (up to 155 bytes) and the rest (up to 100); None if it does not fit."""
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", len(name) - 101)
@@ -125,7 +125,7 @@ class Reader:
         self._pad = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """The members; the content of one can be read until the next is asked for.
+        """Yield the members; the content of one can be read until the next is asked for.
 
         Raises:
             BundleError: if the archive is damaged, cut short, or larger than the limit.
@@ -156,7 +156,7 @@ class Reader:
             yield Entry(name, size, mtime_ns, kind)
 
     def content(self) -> Iterator[bytes]:
-        """The rest of the present member's content, in pieces."""
+        """Yield the rest of the present member's content, in pieces."""
         while self._unread:
             piece = self._take(min(self._unread, _READ_SIZE), "is cut short in the middle of a member")
             self._unread -= len(piece)

@@ -158,7 +158,7 @@ class _Unpacking:
         return report
 
     def _choose(self, file: Arrived, origin: Origin) -> Optional[Staged]:
-        """How a member is to be put in place; None if the file here is the same or newer."""
+        """Return how a member is to be put in place; None if the file here is the same or newer."""
         report, brought, name = self._report, self._brought, file.name
         here = file.member.sha256 if file.waiting is None else hash_of(self._root / name)
         is_old = not self._force and brought.is_old(name, origin, is_here=here is not None)
@@ -219,5 +219,5 @@ class _Unpacking:
 
 
 def _is_skipped(name: str, skipped: tuple[str, ...]) -> bool:
-    """Whether packing wanted this file and could not read it, or the folder that it is in."""
+    """Return whether packing wanted this file and could not read it, or the folder that it is in."""
     return name in skipped or any(part.endswith("/") and name.startswith(part) for part in skipped)
