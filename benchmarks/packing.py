@@ -14,7 +14,7 @@ from passes import RESULTS, make_results
 from rows import COMMAND, Row, row, seconds_of
 
 MODELS = 1_000
-#: The loop is linear in the files, and slow: it is measured on the files of so many models, and multiplied.
+#: The loop is linear in the files, and slow: it is measured on the files of this many models, and multiplied.
 BASELINE_MODELS = 40
 LOOP = """
 set -e

@@ -1,6 +1,6 @@
 """Passes over the results of a thousand models: the first, one with nothing new, and one inside the loop.
 
-The straightforward way writes a model's whole state anew with each point, and opens every result again
+The straightforward way rewrites a model's whole state with each point, and opens every result again
 to see whether it has changed.
 """
 
@@ -18,7 +18,7 @@ from rows import COMMAND, Row, row, seconds_of
 
 MODELS = 1_000
 RESULTS = 50
-#: The straightforward way is linear in the models, and slow: it is measured on so many, and multiplied.
+#: The straightforward way is linear in the models, and slow: it is measured on this many, and multiplied.
 BASELINE_MODELS = 100
 PASSES = 20
 
@@ -70,7 +70,7 @@ def measure() -> list[Row]:
             for number in range(3)
         )
         seconds_of(upload, folder)
-        seconds_of(upload, folder)  # folders that have just changed are looked at closely once more
+        seconds_of(upload, folder)  # folders that have just changed are checked in full once more
         again = min(seconds_of(upload, folder)[0] for _ in range(3))
         inside = _inside_the_loop(folder)
 

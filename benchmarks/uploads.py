@@ -15,7 +15,7 @@ from pathlib import Path
 from rows import CHECKOUT, COMMAND, Row, row, seconds_of
 
 LATENCY_MS = 50
-#: Results of each of 16 models, where no real ones are at hand.
+#: Results of each of 16 models, if there are no real ones.
 SHAPE = (11, 10, 9, 9, 8, 8, 8, 8, 7, 7, 7, 6, 6, 6, 6, 5)
 REAL = CHECKOUT.parent / "shared" / "data" / "results"
 

@@ -134,9 +134,7 @@ def _waiting() -> list[Row]:
         with watching(folder, account=account) as process:
             wait_until(lambda: any(run.points for run in server.runs.values()), "a point")
             itself = psutil.Process(process.pid)
-            wait_until(
-                lambda: not itself.children(), "the end of the W&B client, which nobody needs any more"
-            )
+            wait_until(lambda: not itself.children(), "the end of the W&B client, which is no longer needed")
             resident = itself.memory_info().rss / 2**20
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", "pass"], check=True, env=environment(folder))

@@ -2,7 +2,7 @@
 # pack|unpack: results carried from a machine without internet to one with it.
 #   pack [flags]              one file of ./results and its manifest; pack --help lists the flags
 #   unpack [archive] [flags]  bring it in; without a name, the newest result*.tar.gz in ~/Downloads or here
-#   PYTHON_BIN                Python command (python; python3 where there is no python)
+#   PYTHON_BIN                Python command (python; python3 if there is no python)
 #   SIDECAR_PY                the sidecar's Python script (eval_wandb_sidecar.py in the repository)
 set -euo pipefail
 

@@ -228,7 +228,7 @@ def test_an_index_that_lists_nothing_is_partial(tmp_path, index):
 @pytest.mark.parametrize("content", [b"", b'{"global_step": 4', b"[1]", b"\xff\xfe"])
 def test_a_file_that_should_be_a_json_object_and_is_not_is_partial_and_named(tmp_path, name, content):
     verdict = look(with_files(tmp_path, **{name: content}), LONG)
-    assert verdict == Verdict(PARTIAL, (f"{name} is no JSON object (still being written?)",))
+    assert verdict == Verdict(PARTIAL, (f"{name} is not a JSON object (still being written?)",))
 
 
 def test_an_empty_folder_is_partial(tmp_path):

@@ -139,29 +139,27 @@ def test_only_the_command_line_chooses_an_adapter(folder):
 
 #: Words in what is given to `replace`, and fields set by it, that show it to be a value of the ledger.
 VALUES = {"ledger", "entry", "delivery", "running", "failure"}
-FIELDS = set(
-    [
-        "entries",
-        "table_due",
-        "session_open",
-        "problem",
-        "busy",
-        "writer",
-        "moved",
-        "verdict",
-        "pinned",
-        "attempts",
-        "evictions",
-        "running",
-        "failure",
-        "delivery",
-        "via",
-        "sent_at",
-        "handle",
-        "ending",
-        "evicted",
-    ]
-)
+FIELDS = {
+    "entries",
+    "table_due",
+    "session_open",
+    "problem",
+    "busy",
+    "writer",
+    "moved",
+    "verdict",
+    "pinned",
+    "attempts",
+    "evictions",
+    "running",
+    "failure",
+    "delivery",
+    "via",
+    "sent_at",
+    "handle",
+    "ending",
+    "evicted",
+}
 
 
 def raw_changes(source: str) -> list[str]:

@@ -484,7 +484,7 @@ def test_a_folder_that_may_not_be_written_is_named_before_anything_is_changed(ar
     allowed = os.access
     read_only = root / MODEL / "checkpoint-100"
     monkeypatch.setattr(os, "access", lambda path, mode: path != read_only and allowed(path, mode))
-    with pytest.raises(BundleError, match="checkpoint-100: may not be written to; nothing was changed"):
+    with pytest.raises(BundleError, match="checkpoint-100: permission denied; nothing was changed"):
         bring(archive, root)
     assert read_tree(root) == {result(100): b"old"}
 

@@ -200,8 +200,8 @@ def test_a_client_that_was_switched_off_in_this_folder_stays_off_until_it_is_swi
         ("https://", "begins with https:// or http://"),
         ("https://wandb.ai", "is where W&B's pages are"),
         ('"http://127.0.0.1:8080"', "set WANDB_BASE_URL=http://127.0.0.1:8080,"),
-        ("http://wandb lab", "is no address"),
-        ("http://host:port", "is no address"),
+        ("http://wandb lab", "is not the address"),
+        ("http://host:port", "is not the address"),
     ],
 )
 def test_an_address_without_a_scheme_is_refused_at_the_start(

@@ -1,6 +1,6 @@
 """Is a checkpoint completely written? A verdict with its evidence, from the files alone.
 
-Hugging Face Trainer writes ``trainer_state.json`` last: it proves what lies beside it, whatever the weights
+Hugging Face Trainer writes ``trainer_state.json`` last: it proves all other files, whatever the weights
 are called. `eval_sidecar.checkpoints.weights` says whether files of tensors are whole.
 """
 
@@ -23,7 +23,7 @@ from eval_sidecar.types import DENIED, Checkpoint, Completeness
 #: A partial checkpoint that nothing has touched for this long has no writer any more, in seconds.
 ABANDONED_SECONDS = 6 * 3600.0
 
-#: How many quiet periods to wait where something that this trainer writes has not come yet: the
+#: How many quiet periods to wait if a file that this trainer writes is still missing: the
 #: tokenizer after the weights, or the trainer_state.json that its other checkpoints have.
 _UNFINISHED_PATIENCE = 10
 
@@ -35,7 +35,7 @@ INCOMPLETE = f"{INCOMPLETE_MARKER} is there: Trainer writes this while its job i
 
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
-#: Files of a tokenizer that must be JSON objects where they are there.
+#: Files of a tokenizer that must be JSON objects if they exist.
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 #: A tokenizer's vocabulary; tokenizer_config.json, which says nothing about it, is written before it.
 _VOCABULARY = re.compile(r"tokenizer\.json|.*\.model|.*\.tiktoken|(vocab|spiece|sentencepiece).*")
@@ -169,7 +169,7 @@ def unreadable(folder: Path, error: OSError) -> str:
 
 
 def changed_at(folder: Path) -> float:
-    """The newest modification time of a folder and everything below it, in seconds since the epoch."""
+    """Return the newest modification time of a folder and everything below it, in seconds since the epoch."""
     newest = folder.stat().st_mtime
     for path in folder.rglob("*"):
         try:
@@ -180,7 +180,7 @@ def changed_at(folder: Path) -> float:
 
 
 def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and mtime (ns) of every file in a folder: equal as long as nothing was written to it."""
+    """Return name, size and mtime (ns) of every file in a folder; they differ once it is written to."""
     found = []
     for path in sorted(folder.rglob("*")):
         try:
@@ -212,7 +212,7 @@ def _inspect(checkpoint: Checkpoint, names: set[str], usual: Optional[Collection
 
 
 def _lost_links(folder: Path, names: Collection[str]) -> dict[str, str]:
-    """What an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
+    """Return what an evaluation needs and is a link that leads nowhere, by its path in the checkpoint."""
     needed = {name for name in names if _NEEDED.fullmatch(name) and not weights.is_training_state(name)}
     found = {}
     for name in sorted(needed.union(weights.container_names(folder))):
@@ -237,16 +237,16 @@ def _inspect_config(folder: Path, names: Collection[str], finding: _Finding, *, 
         if isinstance(_read_json(folder / name), dict):
             finding.proved.append(f"{name} is there")
         else:
-            finding.broken.append(f"{name} is no JSON object (still being written?)")
+            finding.broken.append(f"{name} is not a JSON object (still being written?)")
     for path in (folder / name for name in _TOKENIZER_JSON if name in names):
         status = path.stat()
         if not _is_json_object(path, status.st_size, status.st_mtime_ns):
-            finding.broken.append(f"{path.name} is no JSON object (still being written?)")
+            finding.broken.append(f"{path.name} is not a JSON object (still being written?)")
 
 
 @functools.lru_cache(maxsize=256)
 def _is_json_object(path: Path, _size: int, _mtime: int) -> bool:
-    """Whether a file holds a JSON object; a tokenizer's megabytes are parsed once a version, not a look."""
+    """Return whether a file holds a JSON object; each version of a file is parsed only once."""
     return isinstance(_read_json(path), dict)
 
 
@@ -306,7 +306,7 @@ def _note_container(
 
 
 def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[str]:
-    """Every weight file that must be there, by the indices, by shard names, or as the single file."""
+    """Return every weight file that must be there, by the indices, by shard names, or as the single file."""
     expected: set[str] = set()
     indices = [name for name in _INDEX_FILES if name in names]
     for name in indices:
@@ -320,7 +320,7 @@ def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[s
             expected.update(weight_map.values())
             finding.proved.append(f"{name} lists {len(set(weight_map.values()))} files")
         else:
-            finding.broken.append(f"{name} is no index of shards (still being written?)")
+            finding.broken.append(f"{name} is not an index of shards (still being written?)")
     for name in sorted(names):
         match = _SHARD.fullmatch(name)
         if match and match[1] in ("model", "pytorch_model", "adapter_model") and not indices:
@@ -346,7 +346,7 @@ def _inspect_trainer_state(checkpoint: Checkpoint, names: set[str], finding: _Fi
         return ()
     state = _read_json(checkpoint.path / "trainer_state.json")
     if not isinstance(state, dict):
-        finding.broken.append("trainer_state.json is no JSON object (still being written?)")
+        finding.broken.append("trainer_state.json is not a JSON object (still being written?)")
         return ()
     if state.get("global_step") == checkpoint.step:
         finding.proved.append(f"trainer_state.json says step {checkpoint.step}")
@@ -358,7 +358,7 @@ def _inspect_trainer_state(checkpoint: Checkpoint, names: set[str], finding: _Fi
 
 
 def _awaits_tokenizer(folder: Path, names: Collection[str]) -> bool:
-    """Whether transformers wrote this and has not come to the vocabulary, which follows the weights."""
+    """Return whether this is from transformers and its vocabulary, which follows the weights, is missing."""
     if any(_VOCABULARY.fullmatch(name) for name in names):
         return False
     config = _read_json(folder / "config.json") if "config.json" in names else None

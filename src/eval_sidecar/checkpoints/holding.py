@@ -19,7 +19,7 @@ _MAKING = ".making-"
 
 
 def is_needed(name: str, there: Collection[str]) -> bool:
-    """Return whether an evaluation needs a file, beside those that `make_slim` has left."""
+    """Return whether an evaluation needs a file besides those that `make_slim` has left."""
     first = name.partition("/")[0]
     if weights.is_training_state(first):
         return False
@@ -53,7 +53,7 @@ def show(held: Checkpoint, place: PinFolder, *, is_to_be_written: bool) -> Check
     Args:
         held: A folder of links.
         place: Where it is.
-        is_to_be_written: Whether a script gets it now: what is no weights is then copied.
+        is_to_be_written: Whether a script gets it now: all but the weights is then copied.
 
     Raises:
         CheckpointError: if it cannot be made.

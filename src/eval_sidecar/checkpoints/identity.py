@@ -36,13 +36,13 @@ _FORMATS = (
 
 
 def look_at_weights(folder: Path) -> tuple[str, int]:
-    """What shows, without reading any, that a weights file was written, replaced or added.
+    """Return what shows, without reading any, that a weights file was written, replaced or added.
 
     Returns:
         A hash over name, size, times and inode of each, and the newest of their times in ns.
 
     Raises:
-        OSError: where the folder cannot be looked at.
+        OSError: if the folder cannot be read.
     """
     seen, newest = [], 0
     names = sorted(_list_files(folder))
@@ -56,10 +56,10 @@ def look_at_weights(folder: Path) -> tuple[str, int]:
 
 
 def read_content(folder: Path) -> Optional[Content]:
-    """Read what a checkpoint's weights are; None where they change while they are read.
+    """Read what a checkpoint's weights are; None if they change while they are read.
 
     Raises:
-        OSError: where they cannot be read.
+        OSError: if they cannot be read.
     """
     stamp = folder_stamp(folder)
     weights, _ = look_at_weights(folder)
@@ -72,10 +72,10 @@ def read_content(folder: Path) -> Optional[Content]:
 
 
 def read_identity(folder: Path) -> str:
-    """The hash of what a checkpoint's weights are; 16 hex digits.
+    """Return the hash of what a checkpoint's weights are; 16 hex digits.
 
     Raises:
-        OSError: where they cannot be read.
+        OSError: if they cannot be read.
     """
     hashed, is_whole = hashlib.sha256(), True
     for name in _weights_files(folder):
@@ -89,10 +89,10 @@ def read_identity(folder: Path) -> str:
 
 
 def _weights_files(folder: Path) -> list[str]:
-    """The files that hold a checkpoint's weights, relative to it, sorted.
+    """Return the files that hold a checkpoint's weights, relative to it, sorted.
 
     Raises:
-        OSError: where the folder cannot be listed.
+        OSError: if the folder cannot be listed.
     """
     names = sorted(_list_files(folder))
     for pattern in _FORMATS:
@@ -127,7 +127,7 @@ def _holds_data(path: Path) -> bool:
 
 
 def _losses(path: Path) -> bytes:
-    """What the trainer wrote down of its losses; nothing where that cannot be read."""
+    """Return the losses that the trainer recorded; nothing if they cannot be read."""
     lines: list[Any] = []
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         for line in json.loads(path.read_bytes())["log_history"]:

@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's folder that cost nothing: hard links, and copies where a script may write.
+"""Copies of a checkpoint's folder that cost nothing: hard links, and copies for scripts that write.
 
 Knows files and folders, and nothing of what is in them but which names no evaluation reads.
 """
@@ -29,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LinksUnsupported(CheckpointError):
-    """The file system makes no hard links here; the checkpoint has to be evaluated where it is."""
+    """The file system does not support hard links here; the checkpoint is evaluated in place."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class File:
         return self.status is not None and stat.S_ISDIR(self.status.st_mode)
 
     def target(self) -> str:
-        """What a link in a copy of the checkpoint has to say to lead where this one does."""
+        """Return what a link in a copy of the checkpoint has to say to lead where this one does."""
         said = os.readlink(self.path)  # noqa: PTH115 - as text
         is_inside = not os.path.isabs(said) and ".." not in Path(said).parts  # noqa: PTH117
         return said if is_inside and self.is_folder else os.path.realpath(self.path)
 
     def is_same(self, other: File) -> bool:
-        """Whether both lead to the same file, or links to the same folder."""
+        """Return whether both lead to the same file, or links to the same folder."""
         if self.status is None or other.status is None:
             return self.status is other.status
         if self.is_folder or other.is_folder:
@@ -92,7 +92,7 @@ def list_files(folder: Path) -> dict[str, File]:
 
 
 def _is_passing(name: str) -> bool:
-    """Whether a writer will rename or remove a file of this name."""
+    """Return whether a writer will rename or remove a file of this name."""
     base = name.rpartition("/")[2]
     return base == INCOMPLETE_MARKER or bool(_TEMPORARY.fullmatch(base))
 
@@ -118,7 +118,7 @@ def link(files: Mapping[str, File], target: Path) -> bool:
         except OSError as error:
             if error.errno in _FULL:
                 raise CheckpointError(f"{path}: cannot be made ({error.strerror})") from error
-            # Linux lets nobody but the owner link a file that he may not write (fs.protected_hardlinks).
+            # Linux lets only the owner link a file that is not writable (fs.protected_hardlinks).
             whose = "; are its files another user's?" if error.errno == errno.EPERM else ""
             raise LinksUnsupported(
                 f"{target.parent}: no hard links can be made here ({error.strerror}{whose})"
@@ -146,7 +146,7 @@ def _link_one(file: File, path: Path) -> None:
 
 
 def copy_for_use(files: Mapping[str, File], target: Path) -> None:
-    """Copy files so that a script may write into them; weights are linked all the same.
+    """Copy files so that a script may write into them; weights are still linked.
 
     Raises:
         OSError: if it cannot be done.

@@ -15,19 +15,19 @@ from eval_sidecar.types import Checkpoint, step_of
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints directly in a folder, by step; none where the folder is missing.
+    """Return the checkpoints directly in a folder, by step; none if the folder is missing.
 
     Raises:
-        CheckpointError: where the folder cannot be listed.
+        CheckpointError: if the folder cannot be listed.
     """
     return [Checkpoint(step, folder / f"checkpoint-{step}") for step in list_steps(folder)]
 
 
 def list_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints directly in a folder, ascending; none where the folder is missing.
+    """Return the steps of the checkpoints directly in a folder, ascending; none if the folder is missing.
 
     Raises:
-        CheckpointError: where the folder cannot be listed.
+        CheckpointError: if the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
@@ -93,15 +93,15 @@ def remove_links(folder: Path, name: str, checkpoint: str) -> None:
 
 
 def folder_of_links(folder: Path, name: str, checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint below a folder of the model's name, for one that is evaluated where it is.
+    """Return a checkpoint below a folder of the model's name, for one that is evaluated where it is.
 
     Args:
         folder: Where to make it.
         name: The model's name.
-        checkpoint: Where the files are; the links follow them when they are written anew.
+        checkpoint: Where the files are; the links follow them when they are rewritten.
 
     Raises:
-        CheckpointError: where it cannot be made.
+        CheckpointError: if it cannot be made.
     """
     made = Checkpoint(checkpoint.step, folder / name / checkpoint.name)
     try:

@@ -35,7 +35,7 @@ class Need(enum.Enum):
     NOTHING = "evaluated"
     EVALUATION = "is to be evaluated"
     RUNNING = "is being evaluated"
-    RETRY = "failed, until somebody retries it"
+    RETRY = "failed, until a user retries it"
 
 
 class Pins:
@@ -80,18 +80,18 @@ class Pins:
     # -- what is there ------------------------------------------------------------------------------
 
     def original(self, step: int) -> Checkpoint:
-        """The trainer's folder of a step, whether it is there or not."""
+        """Return the trainer's folder of a step, whether it is there or not."""
         return checkpoint_in(self._model_dir, step)
 
     def held(self) -> dict[int, Checkpoint]:
-        """The checkpoints that links keep alive, whole or not, by step."""
+        """Return the checkpoints that links keep alive, whole or not, by step."""
         found: dict[int, Checkpoint] = {}
         for place in reversed(self._places):
             found.update((checkpoint.step, checkpoint) for checkpoint in list_checkpoints(place.held))
         return found
 
     def why_not(self, step: int) -> str:
-        """Why a checkpoint that is there is not pinned; nothing if that was not tried."""
+        """Return why a checkpoint that is there is not pinned; nothing if that was not tried."""
         return self._refusals.get(step, "")
 
     @property
@@ -114,14 +114,14 @@ class Pins:
         return [place for place in self._all_places if place not in self._barred]
 
     def _look_for_bars(self) -> None:
-        """See which places cannot be looked at: what another user keeps closed holds no pin of ours."""
+        """Find the places that cannot be read: a folder closed by another user holds no pin of ours."""
         found = ((place, place.why_barred()) for place in self._all_places)
         self._barred = {place: error for place, error in found if error is not None}
 
     # -- look ---------------------------------------------------------------------------------------
 
     def look(self, steps: Optional[Collection[int]] = None) -> bool:
-        """Link what has appeared in the model dir, and give up what there is no room for.
+        """Link what has appeared in the model dir, and drop what there is no room for.
 
         Args:
             steps: Look at these only; None means at all that are not evaluated yet.
@@ -157,7 +157,7 @@ class Pins:
             status = original.path.stat()
             files = list_files(original.path)
         except OSError:
-            return False  # deleted meanwhile; one that may not be read is judged where it is
+            return False  # deleted meanwhile; one without permission is judged in place
         self._largest = max(self._largest, sum(file.size for file in files.values()))
         if self._lack or not files or self._refused.get(step) == files.keys():
             return False
@@ -183,8 +183,8 @@ class Pins:
         changed = [name for name, file in files.items() if name in there and not there[name].is_same(file)]
         missing = there.keys() - files.keys()
         if there and (is_another or (changed and missing)):
-            # What is written anew has nothing to do with what was there, a proof least of all.
-            log.info("%s: is written anew", original.name)
+            # A checkpoint that is written again shares nothing with the old one; an old proof least of all.
+            log.info("%s: is being written again", original.name)
             self._drop(step)
             held, there, changed = None, {}, []
             files = list_files(original.path)
@@ -220,7 +220,7 @@ class Pins:
         raise first_error
 
     def take_notice(self) -> str:
-        """Return what is to be said about where pins are, once; or nothing."""
+        """Return, once, the message about where pins are; or nothing."""
         notice, self._notice = self._notice, ""
         return notice
 
@@ -235,7 +235,7 @@ class Pins:
         """Drop what no evaluation needs of a complete checkpoint, and show it where evaluations look.
 
         Raises:
-            CheckpointError: if there is no room, or it was given up meanwhile.
+            CheckpointError: if there is no room, or it was dropped meanwhile.
         """
         with self._mutex:
             held, place = self._find(step)
@@ -250,7 +250,7 @@ class Pins:
         """Make a copy that an evaluation may write into, from the files as they are now.
 
         Raises:
-            CheckpointError: if there is no room, or it was given up meanwhile.
+            CheckpointError: if there is no room, or it was dropped meanwhile.
         """
         with self._mutex:
             held, place = self._find(step)

@@ -34,7 +34,7 @@ class PinFolder:
         return PinPaths(self.folder).pins(self.name)
 
     def why_barred(self) -> Optional[OSError]:
-        """Return why what is here cannot even be looked at (another user's folder, say); None if it can."""
+        """Return why this place cannot be read (another user's folder, for example); None if it can."""
         for folder in (self.held, self.used):
             try:
                 os.listdir(folder)  # noqa: PTH208 - nothing is done with the names

@@ -1,6 +1,6 @@
 """Files that hold weights: is each of them whole, and is there anything in it?
 
-What is looked at comes from the formats: a safetensors file says in its header how long it must be, and a
+The checks come from the formats: a safetensors file says in its header how long it must be, and a
 torch file since 1.6 is a zip whose directory stands at its end.
 """
 
@@ -24,7 +24,7 @@ _TRAINING_STATE = re.compile(
     r"optimizer.*|scheduler.*|rng_state.*|scaler\.pt|random_states_.*|sampler.*\.bin|.*_optim_states\.pt"
     r"|pytorch_model_fsdp_\d+_optim.*"
 )
-#: What DeepSpeed leaves beside the weights, and where there are none, instead of them.
+#: What DeepSpeed leaves beside the weights, or instead of them.
 _SHARDED_STATE = re.compile(r"global_step\d+|zero_to_fp32\.py|latest|pytorch_model_fsdp\.bin")
 _SHARDS = re.compile(r"global_step\d+")
 #: Names that nothing but weights has; others may be weights.
@@ -97,7 +97,7 @@ def _is_left_out(name: str) -> bool:
 
 
 def inspect(path: Path) -> Container:
-    """Look at one file of tensors; a version of it that was looked at before is not opened again.
+    """Check one file of tensors; a version of it that was checked before is not opened again.
 
     Raises:
         OSError: if it cannot be read.
@@ -120,7 +120,9 @@ def _inspect(path: Path, size: int, _mtime: int, _ctime: int) -> Container:
 
 
 def _inspect_safetensors(path: Path, size: int) -> Container:
-    """The format (github.com/huggingface/safetensors, "Format"): 8 bytes, the header's length N as a
+    """Check a safetensors file by its header.
+
+    The format (github.com/huggingface/safetensors, "Format"): 8 bytes, the header's length N as a
     little-endian integer; N bytes of JSON, each tensor with its begin and end offsets; the tensors.
     """
     with path.open("rb") as file:
@@ -157,7 +159,7 @@ def _parse_json(content: bytes) -> Any:  # noqa: ANN401 - whatever the file hold
 
 
 def _inspect_zip(path: Path) -> Container:
-    """A torch file has one record a storage, under ``<its name>/data/``."""
+    """Check a torch file: one record a storage, under ``<its name>/data/``."""
     try:
         with zipfile.ZipFile(path) as file:
             sizes = [record.file_size for record in file.infolist() if "/data/" in record.filename]
@@ -218,7 +220,7 @@ def shards_problem(folder: Path, shards: str, names: Iterable[str]) -> Optional[
 
 
 def has_whole_weights(folder: Path) -> bool:
-    """Return whether a checkpoint that was judged complete has weights of its own beside any shards."""
+    """Return whether a checkpoint that was judged complete has whole weights besides any shards."""
     found = [(name, inspect(folder / name)) for name in container_names(folder)]
     named = [(name, of) for name, of in found if WEIGHTS_NAME.fullmatch(os.path.basename(name))]  # noqa: PTH119
     return bool(named) and emptiness(named) is None

@@ -25,7 +25,7 @@ class Finding:
     """One line of what `doctor` says.
 
     Attributes:
-        name: What was looked at, a word or two.
+        name: What was checked, a word or two.
         mark: How it came out.
         found: What was found.
         advice: What to do; empty if there is nothing to do.
@@ -57,7 +57,7 @@ def unmet(library: str, version: str) -> str:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without zeros at the end: 2.13.0+cpu is (2, 13)."""
+    """Return the numbers of a version, without zeros at the end: 2.13.0+cpu is (2, 13)."""
     found = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(number) for number in found.group().split(".")] if found else []
     while numbers and numbers[-1] == 0:

@@ -47,7 +47,7 @@ def probe_python(python: str, devices: str, scratch: Path) -> tuple[dict[str, An
 
 
 def can_evaluate(probe: Mapping[str, Any]) -> bool:
-    """Whether all that an evaluation needs is installed, of whatever version."""
+    """Return whether all that an evaluation needs is installed, of whatever version."""
     return bool(probe) and all(probe["libraries"][name] for name in _NEEDED)
 
 
@@ -88,7 +88,7 @@ def check_libraries(probe: Mapping[str, Any], *, is_needed: bool, has_adapters: 
             what = what if name not in _NEEDED else "not installed"
             findings.append(Finding(name, mark if is_missed else Mark.ABSENT, what, advice))
         elif "error" in library:
-            advice = f"install it anew: {advice} --force-reinstall"
+            advice = f"install it again: {advice} --force-reinstall"
             findings.append(Finding(name, mark, f"{version} cannot be imported: {library['error']}", advice))
         elif wrong:
             findings.append(
@@ -123,7 +123,7 @@ def check_gpus(probe: Mapping[str, Any], devices: str) -> Finding:
 
 
 def _driver_shows() -> list[str]:
-    """The GPUs that the driver shows, by name; none if there is no driver."""
+    """Return the GPUs that the driver shows, by name; none if there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

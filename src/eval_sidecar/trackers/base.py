@@ -23,7 +23,7 @@ class ServerRow:
         step: Checkpoint step.
         revision: As in `Point`.
         metrics: Metric name, without prefix, to value; only finite numbers.
-        digest: `Result.digest` of the metrics, where the server shows that instead of them.
+        digest: `Result.digest` of the metrics, if the server shows that instead of them.
     """
 
     index: int
@@ -33,11 +33,11 @@ class ServerRow:
     digest: Optional[str] = None
 
     def lacks_metrics_of(self, result: Result) -> bool:
-        """Whether the result has a metric that the row, as shown, has not."""
+        """Return whether the result has a metric that the row, as shown, has not."""
         return self.digest is None and not result.metrics.keys() <= self.metrics.keys()
 
     def shows(self, result: Result) -> bool:
-        """Whether the row has a result's numbers, as far as both have them."""
+        """Return whether the row has a result's numbers, as far as both have them."""
         if self.digest is not None:
             return self.digest == result.digest
         return same_numbers(result.metrics, self.metrics)
@@ -49,16 +49,16 @@ class ServerView:
 
     Attributes:
         exists: Whether the server knows the run.
-        last_index: The highest index of *any* row shown, points or not; -1 where there is none.
+        last_index: The highest index of *any* row shown, points or not; -1 if there is none.
         rows: The rows that are points, in the order of their indices.
-        writer: None, or in words who seems to be writing the run at this moment
+        writer: Who seems to be writing the run now, in words; None if nobody does
             (a run that the server calls running, with a fresh heartbeat).
-        knows_end: Whether a session must find the run standing at ``last_index + 1``; False where the
+        knows_end: Whether a session must find the run standing at ``last_index + 1``; False if the
             rows are known from somewhere else than the run's history.
-        described: The points, without their numbers, that the run's summary and table show; none where
-            the table is not stored. None where the run does not say.
+        described: The points, without their numbers, that the run's summary and table show; none if
+            the table is not stored. None if the run does not say.
         home: What the run says of the model whose points it holds, as `Session.home` said it last; None
-            where it does not say.
+            if it does not say.
     """
 
     exists: bool
@@ -70,7 +70,7 @@ class ServerView:
     home: Optional[str] = None
 
     def newest_rows(self) -> dict[int, ServerRow]:
-        """The row that counts of each step: that of the highest revision, the last of several."""
+        """Return the row that counts of each step: that of the highest revision, the last of several."""
         return {row.step: row for row in sorted(self.rows, key=lambda row: (row.revision, row.index))}
 
 
@@ -80,11 +80,11 @@ class Session:
 
     Attributes:
         spec: The model and its run.
-        start: Index at which the run must stand for the rows to be appended; None where the
+        start: Index at which the run must stand for the rows to be appended; None if the
             tracker cannot know (offline).
         rows: Pairs of index and point, indices strictly ascending. The indices were computed from a
             look-up, so that a row lands on its checkpoint's step wherever that moves forward. Empty
-            where only the table and the summary are sent.
+            if only the table and the summary are sent.
         table: Every point of the model by step, from the ledger: what the run's table and summary show.
         placed: Index of the row of each step that the run has, or gets with this session, as far as known.
         home: What the run is to say of the model whose points it holds, as text; None for nothing.
@@ -104,7 +104,7 @@ class Receipt:
 
     Attributes:
         where: Address of the run, or the folder that an offline session wrote.
-        table_problem: Why the table was not stored, where the client knows that.
+        table_problem: Why the table was not stored, if the client knows that.
     """
 
     where: str
@@ -118,15 +118,15 @@ class Tracker(Protocol):
         """Look up what the server holds of a run.
 
         Raises:
-            ReadBackUnsupported: where the service cannot show its rows.
-            TrackerError: where the look-up failed.
+            ReadBackUnsupported: if the service cannot show its rows.
+            TrackerError: if the look-up failed.
         """
         ...
 
     def send(self, session: Session) -> Receipt:
         """Append the session's rows, show its table, and return once the client says that it is done.
 
-        Returning is no proof of arrival, and raising no proof of the opposite, with one exception:
+        Returning does not prove arrival, and raising does not prove the opposite, with one exception:
 
         Raises:
             StaleView: the run does not stand at ``session.start``; nothing was sent.
@@ -135,7 +135,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """End whatever the tracker keeps running. Idempotent; the next call of another method begins anew."""
+        """End whatever the tracker keeps running. Idempotent; any later call starts it again."""
         ...
 
 
@@ -154,7 +154,7 @@ def plan_rows(points: Sequence[Point], last_index: int) -> tuple[tuple[int, Poin
 
 
 def same_numbers(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
-    """Whether two sets of metrics agree wherever both have a number, and have one in common."""
+    """Return whether two sets of metrics agree wherever both have a number, and have one in common."""
     common = ours.keys() & theirs.keys()
     return bool(common) and all(
         math.isclose(ours[key], theirs[key], rel_tol=1e-9, abs_tol=1e-12) for key in common

@@ -1,6 +1,6 @@
 """The W&B adapter: hands look-ups and sessions to a worker process, and gets rid of it when it hangs.
 
-Imports no wandb. The client may wait for days where a server does not answer, and cannot be interrupted
+Imports no wandb. The client may wait for days if a server does not answer, and cannot be interrupted
 inside a process; a worker process can.
 """
 
@@ -58,7 +58,7 @@ class WandbTracker:
         self._settings = settings
         self._worker: Optional[Worker] = None
         self._lock = threading.Lock()
-        #: Names of the config keys of each run that was looked up and is there, None where it is not.
+        #: Names of the config keys of each run that was looked up; None if it does not exist.
         self._found: dict[tuple[Optional[str], str, str], Optional[list[str]]] = {}
 
     def read(self, spec: ModelSpec) -> ServerView:
@@ -81,12 +81,8 @@ class WandbTracker:
             if delivered is None:
                 raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
             last = max((row.index for row in delivered), default=-1)
-            return ServerView(
-                *(True, last, delivered),
-                knows_end=False,
-                described=delivered,
-                home=answer.get("home"),
-            )
+            home = answer.get("home")
+            return ServerView(True, last, delivered, knows_end=False, described=delivered, home=home)
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
         return ServerView(
@@ -129,16 +125,16 @@ class WandbTracker:
         return Receipt(where=answer["where"], table_problem=answer["table_problem"])
 
     def _description(self, session: Session) -> dict[str, Any]:
-        """What the run is called and filtered by, as far as that is ours to say.
+        """Return what the run is called and filtered by, as far as that is ours to say.
 
         A run gets its name once, so that one that was renamed on the page stays so. A run that was not made
-        for this has no config like ours; its own is somebody else's.
+        for this has no config like ours; its own is another program's.
         """
         spec = session.spec
         config = content.config_of(spec)
         keys = self._found.get((spec.entity, spec.project, spec.run_id))
         is_new = keys is None
-        if self._settings.mode != "online":  # nobody can be asked, but what was sent from here is known
+        if self._settings.mode != "online":  # no server to ask, but what was sent from here is known
             is_new = len(session.placed) <= len(session.rows)
         if keys is not None and not config.keys() <= set(keys):
             return {}

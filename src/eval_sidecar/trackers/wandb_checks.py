@@ -36,15 +36,15 @@ _NOT_OURS = re.compile(
 
 
 def is_ours(variable: str) -> bool:
-    """Whether a variable of the shell may reach our client."""
+    """Return whether a variable of the shell may reach our client."""
     return _NOT_OURS.fullmatch(variable) is None
 
 
 def check_server(environment: Mapping[str, str] = os.environ) -> None:
-    """Look at the server's address.
+    """Check the server's address.
 
     Raises:
-        UsageError: where it is none.
+        UsageError: if it is not one.
     """
     given = environment.get("WANDB_BASE_URL")
     if not given:
@@ -66,13 +66,13 @@ def check_server(environment: Mapping[str, str] = os.environ) -> None:
     local = re.match(r"(?:localhost|127\.|10\.|192\.168\.|[^/]*:\d+)", bare)
     advice = f"{'http' if local else 'https'}://{re.sub(r'^[^/@]*@', '', bare)}"
     raise UsageError(
-        f"WANDB_BASE_URL {shown!r}: is no address of a server, which begins with https:// or http://:"
+        f"WANDB_BASE_URL {shown!r}: is not the address of a server, which begins with https:// or http://:"
         f" set WANDB_BASE_URL={advice}, or unset it for {CLOUD}"
     )
 
 
 def check_runs(specs: Iterable[ModelSpec]) -> list[str]:
-    """Look at the names that the server is given.
+    """Check the names that the server is given.
 
     Returns:
         What is changed about them, one line each.
@@ -97,7 +97,7 @@ def check_runs(specs: Iterable[ModelSpec]) -> list[str]:
 
 
 def display_name(name: str) -> str:
-    """A run's name as the server takes it: a longer one keeps its beginning and gets a hash of all of it."""
+    """Return a run's name as the server takes it: a long one is cut and gets a hash of the whole name."""
     if len(name) <= _LONGEST:
         return name
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -119,14 +119,14 @@ def _wrong_project(project: str) -> Optional[str]:
 def _wrong_entity(entity: Optional[str]) -> Optional[str]:
     if entity and (re.search(r"[/\\#?%:\s]", entity) or len(entity) > _LONGEST):
         return (
-            f"--wandb-entity {entity!r} (or WANDB_ENTITY, or wandb_entity in the manifest): is no name of a"
-            " W&B user or team; the project goes to --wandb-project"
+            f"--wandb-entity {entity!r} (or WANDB_ENTITY, or wandb_entity in the manifest): is not the"
+            " name of a W&B user or team; the project goes to --wandb-project"
         )
     return None
 
 
 def why_bad_id(run_id: str) -> Optional[str]:
-    """Why W&B refuses a run id; None where it takes it."""
+    """Return why W&B refuses a run id; None if it takes it."""
     bad = sorted({char for char in run_id if char in _BAD_IN_ID or not char.isprintable()})
     if not bad and run_id.strip() == run_id and 0 < len(run_id) <= _LONGEST:
         return None
@@ -154,7 +154,7 @@ class FolderMode(NamedTuple):
 
 
 def folder_mode(environment: Mapping[str, str] = os.environ) -> Optional[FolderMode]:
-    """What ``wandb offline`` or ``wandb disabled`` have written for this folder; None where nothing is.
+    """Return what ``wandb offline`` or ``wandb disabled`` have written for this folder; None if nothing.
 
     The client itself would not see it: its folder is one of our own.
     """

@@ -28,7 +28,7 @@ Scalar = Union[int, float, str]
 
 
 def config_of(spec: ModelSpec) -> dict[str, Scalar]:
-    """The config keys that runs are filtered by."""
+    """Return the config keys that runs are filtered by."""
     return {
         "model_name": spec.model_dir,
         "dataset": spec.dataset,
@@ -41,7 +41,7 @@ def config_of(spec: ModelSpec) -> dict[str, Scalar]:
 
 
 def row_of(point: Point) -> dict[str, Scalar]:
-    """One point as a history row; a result that changed after delivery carries its revision."""
+    """Return one point as a history row; a result that changed after delivery carries its revision."""
     row: dict[str, Scalar] = {STEP: point.step}
     for name, value in point.metrics.items():
         if name not in RESERVED:
@@ -56,7 +56,7 @@ def row_of(point: Point) -> dict[str, Scalar]:
 
 
 def latest_of(points: Iterable[Point]) -> list[Point]:
-    """The newest revision of each step, ordered by step."""
+    """Return the newest revision of each step, ordered by step."""
     latest: dict[int, Point] = {}
     for point in points:
         known = latest.get(point.step)
@@ -66,11 +66,11 @@ def latest_of(points: Iterable[Point]) -> list[Point]:
 
 
 def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = None) -> dict[str, Scalar]:
-    """Best and last values; the earliest step wins a tie, and what a model lacks has no key.
+    """Return best and last values; the earliest step wins a tie, and what a model lacks has no key.
 
     Args:
         points: Every point of the model.
-        placed: Index of each point's row, where it is known: the summary then says what was delivered.
+        placed: Index of each point's row, if it is known: the summary then says what was delivered.
     """
     ordered = latest_of(points)
     if not ordered:
@@ -90,7 +90,7 @@ def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = No
 
 
 def _delivered(points: Iterable[Point], placed: Mapping[int, int]) -> str:
-    """What the run holds, as text, for servers that cannot show a run's history.
+    """Return what the run holds, as text, for servers that cannot show a run's history.
 
     A JSON list of step, revision, index and digest of each point.
     """
@@ -103,7 +103,7 @@ def _delivered(points: Iterable[Point], placed: Mapping[int, int]) -> str:
 
 
 def delivered_rows(text: object) -> Optional[tuple[ServerRow, ...]]:
-    """Read what a summary says was delivered, in the order of the indices; None where it is not that."""
+    """Read what a summary says was delivered, in the order of the indices; None if it says nothing."""
     try:
         rows = [
             ServerRow(int(index), int(step), int(revision), {}, str(mark))
@@ -115,19 +115,22 @@ def delivered_rows(text: object) -> Optional[tuple[ServerRow, ...]]:
 
 
 def table_columns_of(points: Iterable[Point]) -> tuple[str, ...]:
-    """The columns of the table."""
+    """Return the columns of the table."""
     positioned = any(point.checkpoint_index is not None for point in points)
     return TABLE_COLUMNS + (POSITION if positioned else ())
 
 
 def table_rows_of(points: Sequence[Point]) -> list[list[Optional[Scalar]]]:
-    """One row for each checkpoint, in the order of `table_columns_of`."""
+    """Return one row for each checkpoint, in the order of `table_columns_of`."""
     width = len(table_columns_of(points))
     rows: list[list[Optional[Scalar]]] = [
         [
-            *(point.step, point.checkpoint_name),
+            point.step,
+            point.checkpoint_name,
             *(point.metrics.get(name) for name in TABLE_METRICS),
-            *(point.metrics_path, point.checkpoint_index, point.epoch_progress),
+            point.metrics_path,
+            point.checkpoint_index,
+            point.epoch_progress,
         ]
         for point in latest_of(points)
     ]
@@ -135,7 +138,7 @@ def table_rows_of(points: Sequence[Point]) -> list[list[Optional[Scalar]]]:
 
 
 def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
-    """Read a history row back; None where it is no point.
+    """Read a history row back; None if it is not a point.
 
     Rows of older scripts have the same keys. Whole numbers may come as floats, and values that are not
     finite as strings.
@@ -154,7 +157,7 @@ def server_row_of(row: Mapping[str, Any]) -> Optional[ServerRow]:
 
 
 def index_of(row: Mapping[str, Any]) -> int:
-    """A history row's `_step`; -1 where it has none."""
+    """Return a history row's `_step`; -1 if it has none."""
     index = _whole(row.get("_step"))
     return -1 if index is None else index
 

@@ -27,7 +27,7 @@ _WORDS = (
     (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
 )
 _STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
-#: How the client words that nobody answered, whatever it was about to do.
+#: What the client says if no server answered, in any operation.
 _NO_ANSWER = re.compile(
     r"did not respond in time|service process is busy|initialization has timed out|timed? ?out"
     r"|max retries exceeded|name or service not known|no such host|failed to (?:resolve|establish)"
@@ -40,7 +40,7 @@ NO_SUCH_QUERY = re.compile(
 
 
 def is_missing_run(error: BaseException) -> bool:
-    """Whether the server answered, and the answer was that there is no such run."""
+    """Return whether the server answered that the run does not exist."""
     missing = any(type(cause).__name__ == "RunNotFoundError" for cause in _causes(error))
     # Before 0.2x the client raised a bare ValueError with the same words.
     return missing or str(error).startswith("Could not find run <Run")
@@ -55,7 +55,7 @@ def _causes(error: Optional[BaseException]) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> Optional[int]:
-    """The HTTP status behind a client's error, from its response or, failing that, from its words."""
+    """Return the HTTP status behind a client's error, from its response or, failing that, from its words."""
     causes = list(_causes(error))
     for cause in causes:
         response = getattr(cause, "response", None)
@@ -71,7 +71,7 @@ def status_of(error: BaseException) -> Optional[int]:
 
 
 def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]:
-    """One clear line for an error, and whether trying again could help."""
+    """Return one clear line for an error, and whether trying again could help."""
     path = "/".join(part for part in (request["entity"], request["project"], request["run_id"]) if part)
     text = " ".join(str(error).split("\nConsider")[0].split())
     if isinstance(error, ImportError):

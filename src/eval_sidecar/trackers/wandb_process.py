@@ -30,13 +30,21 @@ _START = (
 _GONE = object()
 #: Requests after which a worker is replaced: the client keeps some memory and files of each session.
 _WORN = 200
-#: Seconds without an answer after which a person who waits is told for what.
+#: Seconds without an answer after which the log says what is waited for.
 _PATIENCE = 8.0
 
 #: Variables with paths that may be relative to the user's folder.
 _PATHS = {
-    *("PYTHONPATH", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("WANDB_CONFIG_DIR", "WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR"),
+    "PYTHONPATH",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "WANDB_CONFIG_DIR",
+    "WANDB_CREDENTIALS_FILE",
+    "WANDB_IDENTITY_TOKEN_FILE",
+    "WANDB_DATA_DIR",
 }
 
 log = logging.getLogger(__name__)
@@ -48,7 +56,7 @@ class WorkerLost(Exception):
 
 @dataclass
 class Worker:
-    """One worker process, and who waits for its answers.
+    """One worker process, and the callers that wait for its answers.
 
     Attributes:
         log: File that gets what the client prints.
@@ -119,11 +127,11 @@ class Worker:
 
     @property
     def is_worn(self) -> bool:
-        """Whether it has done so much that what the client keeps of it is worth a fresh start."""
+        """Return whether it has done enough that a fresh process saves memory."""
         return self._last_id >= _WORN
 
     def enlist(self) -> bool:
-        """Count another user in; False if the worker is on its way out."""
+        """Count one more user; False if the worker is about to end."""
         with self._lock:
             if self._retired or self._dead:
                 return False
@@ -181,7 +189,7 @@ class Worker:
         return dict(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
-        """Wait for an answer, and say so if that takes long: silence looks like a program that hangs."""
+        """Wait for an answer, and log it if that takes long: silence looks like a program that hangs."""
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
@@ -199,7 +207,7 @@ class Worker:
                 answer = json.loads(line)
                 number = answer["id"]
             except (ValueError, TypeError, LookupError):
-                break  # not an answer of ours: all who wait are told that the client is lost
+                break  # not an answer of ours: the callers are told that the client is lost
             with self._lock:
                 waiting = self._waiting.get(number)
             if waiting is not None:
@@ -223,7 +231,7 @@ class Worker:
         # The client puts its process into a session of its own, so that killing our group is not enough.
         end_family(ProcessIdentity.of(self._process.pid), grace_seconds=0.0)
         self._process.wait()
-        self._logger.join(1.0)  # an error that names the log finds all of it there
+        self._logger.join(1.0)  # an error that names the log is raised after the log is complete
         for answers in waiting:
             answers.put(_GONE)
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The process that holds the W&B client, and the only module that imports it.
 
 Reads one JSON request a line from stdin and answers on stdout, each request in a thread of its own.
-Nothing is decided here: `wandb.py` says what to send, and kills this process where it hangs. It ends,
+Nothing is decided here: `wandb.py` says what to send, and kills this process if it hangs. It ends,
 with the client's background process, as soon as stdin does.
 """
 
@@ -26,7 +26,7 @@ from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missi
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
-#: A run of the client, or of its public API. The client's types are unknown where it is not installed.
+#: A run of the client, or of its public API. The client's types are unknown if it is not installed.
 Run = Any
 
 _SUMMARY_QUERY = """
@@ -40,12 +40,12 @@ query RunSummary($entity: String, $project: String!, $run: String!) {
 _TEXTS = ("error", "unsupported", "table_problem", "where")
 #: Steps, not rows, that one history query covers.
 _PAGE = 10_000
-#: Seconds without a heartbeat after which nobody is taken to be writing a run.
+#: Seconds without a heartbeat after which a run counts as not being written.
 _FRESH_SECONDS = 60.0
 
 
 def quiet_settings(timeouts: Request) -> dict[str, Any]:
-    """Settings for sessions that collect nothing about the machine and give up in bounded time."""
+    """Return settings for sessions that collect nothing about the machine and give up in bounded time."""
     settings: dict[str, Any] = {
         "console": "off",
         "disable_code": True,
@@ -72,7 +72,7 @@ class Client:
     """The W&B client as this process uses it; made with the first request.
 
     Raises:
-        ImportError: where wandb is not installed.
+        ImportError: if wandb is not installed.
     """
 
     def __init__(self, timeouts: Request) -> None:
@@ -99,8 +99,10 @@ class Client:
         self.wandb.setup(settings=self.settings())
 
     def settings(self) -> Any:  # noqa: ANN401 - the client's own type
-        """Settings for one session. `wandb.init` writes the run's id, name and folder into those that it is
-        given, so that sessions which shared them would write into each other's runs.
+        """Return settings for one session.
+
+        `wandb.init` writes the run's id, name and folder into them: sessions that shared them would write
+        into each other's runs.
         """
         return self.wandb.Settings(**self._quiet)
 
@@ -130,7 +132,7 @@ def read(client: Client, request: Request) -> Answer:
 
 
 def _read_summary(client: Client, request: Request) -> Answer:
-    """What the run's summary says was delivered, asked for without the client.
+    """Return what the run's summary says was delivered, asked for without the client.
 
     The client sends its queries in a form that some servers do not take, or with fields that they do not
     have; this one has been the same since the beginning.
@@ -188,7 +190,7 @@ def _read_history(client: Client, request: Request) -> Answer:
 
 
 def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server keeps it
-    """Whether the file that a summary names is there; the summary names it before it is."""
+    """Return whether the file that a summary names is there; the summary names it before it is."""
     path = media.get("path") if hasattr(media, "get") else None
     try:
         return bool(path) and any(file.name == path and file.size for file in run.files(names=[path]))
@@ -200,7 +202,7 @@ def _is_stored(run: Run, media: Any) -> bool:  # noqa: ANN401 - as the server ke
 
 def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
     # Whole rows, although we need few keys: with keys, a scan returns only rows that have all of them, so
-    # rows that are no points would not count for the last index, and optional keys (a revision, a metric
+    # rows that are not points would not count for the last index, and optional keys (a revision, a metric
     # that one model lacks) would hide points. It also goes through the server's sampling, where the scan
     # without keys asks for the history itself. Without use_cache=False rows exported to Parquet earlier
     # would be read from this machine's disk, however old.
@@ -215,7 +217,7 @@ def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _writer_of(run: Run) -> Optional[str]:
-    """Who seems to be writing the run, in words."""
+    """Return who seems to be writing the run, in words."""
     heartbeat = getattr(run, "heartbeatAt", None)
     if run.state != "running" or not heartbeat:
         return None
@@ -227,7 +229,7 @@ def _writer_of(run: Run) -> Optional[str]:
 
 
 def send(client: Client, request: Request) -> Answer:
-    """Append rows in one session, or nothing where the run does not stand where it should."""
+    """Append rows in one session, or nothing if the run is not at the expected index."""
     if request["mode"] == "online":
         folder = tempfile.mkdtemp(dir=request["scratch"])
         try:
@@ -276,7 +278,7 @@ def _open(client: Client, request: Request, folder: str) -> Run:
 
 
 def _log(client: Client, run: Run, request: Request, *, online: bool) -> Optional[str]:
-    """Log rows, table and summary; return why the table is not stored, where that is known."""
+    """Log rows, table and summary; return why the table is not stored, if that is known."""
     # W&B's own summary takes the row logged last, which may be a late checkpoint's: switched off. These
     # definitions are not carried over from one session to the next.
     run.define_metric("checkpoint_step", hidden=True, summary="none")
@@ -335,7 +337,7 @@ class Worker:
                 if self._client is None:
                     self._client = Client(request["timeouts"])
             answer = operations[request["op"]](self._client, request)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, somebody waits for an answer
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the caller waits for an answer
             sys.stderr.write(self._without_key(traceback.format_exc()))
             answer = {**describe(error, request), "nothing_sent": "opened" not in request}
         # Texts alone: a password may look like a number.
@@ -346,7 +348,7 @@ class Worker:
             self._answers.flush()
 
     def _without_key(self, text: str) -> str:
-        # The client knows places for a key that nobody else does.
+        # Only the client knows all the places of a key.
         settings = self._client.wandb.setup().settings if self._client is not None else None
         return without_secrets(text, [getattr(settings, "api_key", None)])
 
@@ -383,5 +385,5 @@ def main(scratch: str) -> None:
         finally:
             kill_children()
             shutil.rmtree(scratch, ignore_errors=True)
-            # No farewell: the client's exit handlers would wait for uploads that nobody waits for.
+            # The client's exit handlers would wait for uploads that are no longer wanted.
             os._exit(0)

@@ -1,4 +1,4 @@
-"""Reads a bundle to its end and checks it; what is not in the results already then waits beside them."""
+"""Reads a bundle to its end and checks it; files that the results lack are staged beside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from eval_sidecar.transfer.staging import write_staged
 
 _IN_MEMORY = 16 << 20
 
-#: Told how many of how many files are done; how many there are is 0 where nobody knows.
+#: Called with the number of files done and the total; the total is 0 if it is not known.
 Notify = Callable[[int, int], None]
 
 
@@ -41,7 +41,7 @@ class Arrived(NamedTuple):
     Attributes:
         name: Relative to the results root.
         member: Its size, time and hash.
-        waiting: Where it waits; None where the file that is here is the same.
+        waiting: Where it waits; None if the file that is here is the same.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Arrival:
     Args:
         root: The results root.
         staging: An empty folder for what is not there already.
-        notify: Told how many of how many files are done.
+        notify: Called with the number of files done and the total.
 
     Attributes:
         files: Its members, in their order.
@@ -76,8 +76,8 @@ class Arrival:
         """Read the archive to its end; return the names in it.
 
         Raises:
-            BundleError: where it is damaged or hostile. The text does not name the archive.
-            OSError: where it cannot be read, or nothing can be written beside the results.
+            BundleError: if it is damaged or hostile. The text does not name the archive.
+            OSError: if it cannot be read, or the results folder cannot be written.
         """
         size = sum(path.stat().st_size for path in paths)
         seen: set[str] = set()
@@ -181,7 +181,7 @@ class Arrival:
 
 
 def hash_of(path: Path, size: Optional[int] = None) -> Optional[str]:
-    """The SHA-256 of a plain file; None where there is none, or it is of another size."""
+    """Return the SHA-256 of a plain file; None if there is none, or its size differs."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -202,7 +202,7 @@ def _read_index(entry: tar.Entry, reader: tar.Reader) -> Index:
 
 
 def _prepared_at(manifest: bytes) -> Optional[str]:
-    """When a manifest was made, as it says."""
+    """Return when a manifest was made, as it says."""
     try:
         value = json.loads(manifest)["generated_at"]
     except (ValueError, TypeError, LookupError, RecursionError):
@@ -211,10 +211,10 @@ def _prepared_at(manifest: bytes) -> Optional[str]:
 
 
 def _name_in_results(entry: tar.Entry, *, bundle: bool) -> str:
-    """A member's name relative to the results root; empty for the root itself and the folders above it.
+    """Return a member's name relative to the results root; empty for the root and the folders above it.
 
     Raises:
-        BundleError: where it is nothing that may be unpacked.
+        BundleError: if it must not be unpacked.
     """
     if entry.kind not in ("file", "folder"):
         raise BundleError(f"member {shown(entry.name)} is {entry.kind}")

@@ -37,7 +37,7 @@ class Origin:
         id: Of the archive; of one of an older version, a hash of what it holds.
         older: Ids of archives that are older, or that it came after.
         speaks: Whether it says itself which archives are older.
-        prepared: When its manifest was made, as that says it; None where it does not.
+        prepared: When its manifest was made, as that says it; None if it does not.
         newest_ns: When its newest result was written, by the clock of the machine that packed it.
     """
 
@@ -49,30 +49,30 @@ class Origin:
 
     @functools.cached_property
     def _known(self) -> frozenset[str]:
-        return frozenset(self.older)  # looked into for every file
+        return frozenset(self.older)  # looked up for every file
 
     def is_behind(self, other: Origin) -> bool:
-        """Whether the other one names this one as older."""
+        """Return whether the other one names this one as older."""
         return self.id in other._known
 
     def is_older_than(self, other: Origin) -> bool:
-        """Whether the other one was packed later, as far as the two say."""
+        """Return whether the other one was packed later, as far as the two say."""
         if self.id == other.id or other.is_behind(self):
             return False
         if self.is_behind(other):
             return True
         if self.speaks and other.speaks:
-            return False  # of two machines: what is brought in now is meant
+            return False  # of two machines: the one that is unpacked now is taken
         if self.prepared and other.prepared and self.prepared != other.prepared:
             return self.prepared < other.prepared
         return self.newest_ns < other.newest_ns
 
     def replaces(self, other: Origin) -> bool:
-        """Whether this archive follows the other one and everything that had come before that."""
+        """Return whether this archive follows the other one and everything that had come before that."""
         return {other.id, *other.older} <= {self.id, *self.older}
 
     def after(self, other: Origin) -> Origin:
-        """This archive, having taken the place of another one."""
+        """Return this archive, having replaced another one."""
         if other.id == self.id:
             return other
         older = dict.fromkeys((*other.older, other.id, *self.older))
@@ -100,7 +100,7 @@ class Brought:
 
     Attributes:
         files: By name, relative to the results root.
-        full: The full archive that was unpacked last: a file that an older one has beside it is no news.
+        full: The full archive that was unpacked last: a file that only an older one has was deleted since.
     """
 
     files: dict[str, File] = field(default_factory=dict)
@@ -108,19 +108,19 @@ class Brought:
     _joined: dict[tuple[str, int], Origin] = field(default_factory=dict)
 
     def is_own(self, name: str, sha256: str) -> bool:
-        """Whether a file that is here is as an archive has brought it."""
+        """Return whether a file that is here is as an archive has brought it."""
         known = self.files.get(name)
         return known is not None and sha256 in (known.sha256, known.before)
 
     def is_old(self, name: str, origin: Origin, *, is_here: bool) -> bool:
-        """Whether what an archive has of a file is older than what was brought."""
+        """Return whether what an archive has of a file is older than what was brought."""
         known = self.files.get(name)
         if known is not None:
             return origin.is_older_than(known.origin)
         return not is_here and self.full is not None and origin.is_behind(self.full)
 
     def is_from_elsewhere(self, name: str, origin: Origin) -> bool:
-        """Whether a file is here from another line of archives, which this one does not follow."""
+        """Return whether a file is here from another line of archives, which this one does not follow."""
         known = self.files.get(name)
         return known is not None and origin.speaks and not origin.replaces(known.origin)
 
@@ -131,7 +131,7 @@ class Brought:
         self.files[name] = File(self._join(origin, known.origin) if known else origin, sha256, before)
 
     def _join(self, origin: Origin, other: Origin) -> Origin:
-        """The same object for the same two: thousands of files have them in common."""
+        """Return the same object for the same two: thousands of files have them in common."""
         key = (origin.id, id(other))
         if key not in self._joined:
             self._joined[key] = origin.after(other)
@@ -139,10 +139,10 @@ class Brought:
 
 
 def read_brought(root: Path) -> Brought:
-    """Read the memory of a results root; empty where nothing was unpacked there.
+    """Read the memory of a results root; empty if nothing was unpacked there.
 
     Raises:
-        BundleError: where it is from a newer version.
+        BundleError: if it is from a newer version.
     """
     path = ResultPaths(root).unpacked
     try:
@@ -170,10 +170,10 @@ def keep_brought(root: Path, brought: Brought, staging: Path) -> None:
     Args:
         root: The results root.
         brought: The memory.
-        staging: A folder on the same disk, which nobody misses.
+        staging: A temporary folder on the same disk.
 
     Raises:
-        StateError, OSError: where it cannot be written.
+        StateError, OSError: if it cannot be written.
     """
     origins: dict[int, Origin] = {}
     numbers: dict[int, int] = {}
@@ -219,7 +219,7 @@ def merge_manifests(here: Path, arrived: Path) -> str:
             arrived.write_bytes(text)
             os.utime(arrived, ns=(times.st_atime_ns, times.st_mtime_ns))
     except (ValueError, TypeError, LookupError):
-        pass  # no manifests: whoever uploads says what is wrong with the one that arrived
+        pass  # not manifests: the upload reports what is wrong with the one that arrived
     return hashlib.sha256(text).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """Which results a receipt does not confirm, at the cost of one look at each file's size and time.
 
-The hash of a result's numbers is kept from one packing to the next in ``.pack_cache.json``, beside what the
-file was when it was read. Without the cache everything is read again; nothing else depends on it.
+The hash of a result's numbers is kept from one packing to the next in ``.pack_cache.json``, with the
+size and times of the file as it was read. Without the cache everything is read again; nothing else depends
+on it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from eval_sidecar.errors import ResultError, StateError
 from eval_sidecar.ledger.metrics import parse_metrics
@@ -30,36 +31,36 @@ _CACHE_VERSION = 2
 
 
 class Digests:
-    """The hash of every result's numbers, from the cache where its file is as it was.
+    """The hash of every result's numbers, from the cache if its file has not changed.
 
     Args:
         path: The cache.
-        now_ns: The time, in ns since 1970.
+        clock: Nanoseconds since the epoch.
     """
 
-    def __init__(self, path: Path, now_ns: Optional[int] = None) -> None:
+    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = path
-        self._now_ns = time.time_ns() if now_ns is None else now_ns
+        self._clock = clock
         self._known = _load(path)
         self._seen: dict[str, dict[str, list[Any]]] = {}
         self._changed = False
 
     def of_read(self, model: str, step: str, read: Read) -> Optional[str]:
-        """The hash of a result that was just read; None where it is no result."""
+        """Return the hash of a result that was just read; None if it is not a result."""
         stamp = [len(read.data), read.mtime_ns, read.ctime_ns]
         entry = self._seen.get(model, {}).get(step) or self._known.get(model, {}).get(step)
         if entry is None or entry[:3] != stamp:
             entry = [*stamp, digest_of(read.data)]
             self._changed = True
-        if not may_change_unseen(max(read.mtime_ns, read.ctime_ns), self._now_ns):
+        if not may_change_unseen(max(read.mtime_ns, read.ctime_ns), self._clock()):
             self._seen.setdefault(model, {})[step] = entry
         return entry[3]  # type: ignore[no-any-return]
 
     def of_file(self, model: str, step: str, path: str) -> Optional[str]:
-        """The hash of a result; None where it is no result, or one that is being written.
+        """Return the hash of a result; None if it is not a result, or is being written.
 
         Raises:
-            FileNotFoundError: where there is none.
+            FileNotFoundError: if there is none.
         """
         status = os.lstat(path)
         entry = self._known.get(model, {}).get(step)
@@ -93,7 +94,7 @@ def _load(path: Path) -> dict[str, dict[str, list[Any]]]:
 
 
 def digest_of(data: bytes) -> Optional[str]:
-    """The hash that `results.read_result` gives a file of this content; None where it would refuse it."""
+    """Return the hash that `results.read_result` gives a file of this content; None if it would refuse it."""
     try:
         return digest(parse_metrics(data).metrics)
     except ResultError:
@@ -101,7 +102,7 @@ def digest_of(data: bytes) -> Optional[str]:
 
 
 def is_result(name: str) -> Optional[tuple[str, str]]:
-    """Model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
+    """Return model dir and step of ``<model dir>/checkpoint-<step>/metrics.json``; None for other names."""
     parts = name.split("/")
     if len(parts) != 3 or parts[2] != METRICS:
         return None
@@ -117,10 +118,10 @@ class Change(NamedTuple):
 
 
 def list_changes(root: Path, receipt: Receipt, digests: Digests, left_out: LeftOut) -> Iterator[Change]:
-    """The checkpoints whose result a receipt does not confirm, in no order.
+    """Yield the checkpoints whose result a receipt does not confirm, in no order.
 
     Raises:
-        OSError: where the root cannot be listed.
+        OSError: if the root cannot be listed.
     """
     nothing = Confirmed(None, {})
     for model in os.scandir(root):

@@ -55,7 +55,7 @@ class _File(NamedTuple):
 
 
 def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
-    """The archive that is meant; of several, the newest by what they say, else the file that came last.
+    """Return the archive that is meant; of several, the newest by their lists, else the newest file.
 
     Args:
         arguments: Files, parts, folders, patterns, or beginnings of a path; a shell may have made several
@@ -63,8 +63,8 @@ def find_bundle(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
         folders: Where to look then.
 
     Raises:
-        UsageError: where there is nothing of that name.
-        BundleError: where a part is missing or damaged.
+        UsageError: if nothing has that name.
+        BundleError: if a part is missing or damaged.
     """
     try:
         return _find(arguments, folders)
@@ -93,7 +93,7 @@ def _find(arguments: Sequence[str], folders: Sequence[Path]) -> Found:
 
 
 def _newest(groups: Sequence[Sequence[_File]]) -> Sequence[_File]:
-    """Of several archives, the one that none of them says it is older than; else the file that came last."""
+    """Return the archive that no other one says it is newer than; else the file that came last."""
     newest, *others = sorted(groups, key=_arrived_at, reverse=True)
     if others:
         histories = {id(group): _history_of(group) for group in groups}
@@ -109,7 +109,7 @@ def _arrived_at(group: Sequence[_File]) -> int:
 
 
 def _history_of(group: Sequence[_File]) -> Optional[History]:
-    """What an archive says of its order, which is at its beginning."""
+    """Return what an archive says of its order, which is at its beginning."""
     for file in group:
         if file.part is None or file.part.number == 1:
             index = peek_index([file.path])
@@ -119,7 +119,7 @@ def _history_of(group: Sequence[_File]) -> Optional[History]:
 
 
 def _whole(copies: Sequence[_File]) -> Path:
-    """The file of an archive; of several copies, the newest that is whole."""
+    """Return the file of an archive; of several copies, the newest that is whole."""
     ordered = sorted(copies, key=lambda file: file.path.stat().st_mtime_ns, reverse=True)
     for file in ordered if len(ordered) > 1 else ():
         if is_whole(file.path):
@@ -146,12 +146,12 @@ def _paths_of(text: str) -> list[Path]:
             " the archive, give the .tar.gz itself"
         )
     if not found:
-        raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins so")
+        raise UsageError(f"{shown(text)}: there is no such archive, and none whose name begins with it")
     return found
 
 
 def _matching(beginning: Path) -> list[Path]:
-    """The archives and parts in a folder whose names begin so."""
+    """Return the archives and parts in a folder whose names begin so."""
     try:
         names = sorted(path.name for path in beginning.parent.iterdir())
     except OSError:
@@ -170,7 +170,7 @@ def _look(path: Path) -> _File:
     if found is None:
         return _File(path, None, 0)
     part, start = found
-    # Parts that somebody put together are an archive, which begins as its first part does.
+    # Parts that a user joined are an archive, which begins as its first part does.
     together = part.number == 1 and size > start + part.size and name_of_part(path.name) is None
     return _File(path, None if together else part, start)
 
@@ -185,7 +185,7 @@ def _refuse_damaged(file: _File) -> None:
 
 
 def _complete(given: Sequence[_File], passed_over: int) -> Found:
-    """All parts of an archive: those given, and those that lie beside them."""
+    """Return all parts of an archive: those given, and those that lie beside them."""
     first = given[0].part
     assert first is not None
     folders = list(dict.fromkeys(file.path.parent for file in given))
@@ -206,7 +206,7 @@ def _complete(given: Sequence[_File], passed_over: int) -> Found:
 def _intact(
     same: Sequence[_File], candidates: Iterable[_File], name: str, which: str, folders: Sequence[Path]
 ) -> Path:
-    """The first copy of a part that matches its SHA-256."""
+    """Return the first copy of a part that matches its SHA-256."""
     problem = None
     for file in same:
         assert file.part is not None

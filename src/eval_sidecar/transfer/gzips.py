@@ -1,8 +1,9 @@
 """Compression in blocks: an archive is a row of gzip members, each of which can begin a part.
 
-RFC 1952: members may follow each other, and what they unpack to is one stream. So the list of members can be
-put before what was compressed earlier, parts can be cut between members, and ``cat`` of all parts is an
-archive again.
+Ours, because the same results must make the same bytes on every machine and Python, and no library cuts a
+gzip between members. RFC 1952: members may follow each other, and what they unpack to is one stream. So the
+list of members can be put before what was compressed earlier, parts can be cut between members, and ``cat``
+of all parts is an archive again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _EMPTY = b"\x03\x00" + bytes(8)
 
 
 def compress(data: bytes) -> bytes:
-    """One gzip member, without time and name: the same bytes for the same data."""
+    """Return one gzip member, without time and name: the same bytes for the same data."""
     squeeze = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = squeeze.compress(data) + squeeze.flush()
     end = struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
@@ -39,7 +40,7 @@ def compress(data: bytes) -> bytes:
 
 
 class BlockWriter:
-    """Compresses what it is given into a file, beside whoever gives it: zlib lets other threads run.
+    """Compresses what it is given into a file, in a second thread: zlib releases the interpreter lock.
 
     Attributes:
         lengths: Of the gzip members in the file, in order; complete after the ``with`` block.
@@ -84,14 +85,14 @@ class BlockWriter:
 
 
 def note(value: dict[str, Any]) -> bytes:
-    """A gzip member that unpacks to nothing and carries a JSON value in its header's extra field."""
+    """Return a gzip member that unpacks to nothing and carries a JSON value in its header's extra field."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     extra = _EXTRA.pack(len(text) + 8, _FIELD, len(text) + 4, zlib.crc32(text)) + text
     return _NOTE + extra + _EMPTY
 
 
 def read_note(file: BinaryIO) -> Optional[tuple[Any, int]]:
-    """The value of a `note` at a file's beginning and the note's length; None where no sound one is there."""
+    """Return the value of a `note` at a file's beginning and the note's length; None if it has none."""
     head = file.read(len(_NOTE) + _EXTRA.size)
     if len(head) < len(_NOTE) + _EXTRA.size or not head.startswith(_NOTE):
         return None
@@ -107,7 +108,7 @@ def read_note(file: BinaryIO) -> Optional[tuple[Any, int]]:
 
 
 def pieces(lengths: list[int], most: int) -> Iterator[int]:
-    """How many bytes to put into each part, so that none has more than ``most`` and members stay whole."""
+    """Yield the number of bytes for each part: at most ``most``, and members stay whole."""
     size = 0
     for length in lengths:
         if size and size + length > most:

@@ -38,7 +38,7 @@ class History(NamedTuple):
     after: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, for `parse_history`."""
+        """Return plain JSON, for `parse_history`."""
         return {"id": self.id, "after": list(self.after)}
 
 
@@ -46,7 +46,7 @@ def parse_history(value: Any) -> History:  # noqa: ANN401 - whatever an archive 
     """Read what `History.to_json` wrote.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is anything else.
+        TypeError, KeyError, ValueError: if it is anything else.
     """
     after = tuple(value["after"])
     if len(after) > _LONGEST or not all(map(_ID.fullmatch, (value["id"], *after))):
@@ -55,14 +55,14 @@ def parse_history(value: Any) -> History:  # noqa: ANN401 - whatever an archive 
 
 
 def next_history(results_root: Path, content: str) -> History:
-    """The history of an archive with this content that is packed now; the same as before for the same.
+    """Return the history of an archive with this content that is packed now; the same as before for the same.
 
     Args:
         results_root: Where the history is kept.
         content: A hash of what the archive holds.
 
     Raises:
-        BundleError: where the history is from a newer version.
+        BundleError: if the history is from a newer version.
     """
     ids = list(_read(ResultPaths(results_root).pack_history))
     if ids and ids[-1] == _id_of(content, ids[:-1]):

@@ -3,7 +3,7 @@
 ``{"version": 1, "kind": "full" | "incremental", "base": <receipt's id> | null, "left_out": {"names": [...],
 "larger_than": bytes}, "skipped": [name, ...], "members": {name: [size in bytes, mtime in ns, sha256]},
 "history": {"id": <hash>, "after": [<id of an older archive>, ...]}}``; names are relative to the results
-root. Archives of before have no ``history``.
+root. Archives of the first version have no ``history``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Index:
         exclude_names: File names that were not carried.
         max_file_size: Larger files were not carried.
         skipped: Files that should have been carried and could not be read in one piece.
-        history: Which archives it is newer than; None where it does not say.
+        history: Which archives it is newer than; None if it does not say.
     """
 
     kind: str
@@ -74,12 +74,12 @@ class Index:
 
     @property
     def newest_ns(self) -> int:
-        """When the newest result in it was written; the manifest counts where there is nothing else."""
+        """When the newest result in it was written; that of the manifest if it holds nothing else."""
         times = [member.mtime_ns for name, member in self.members.items() if name != MANIFEST]
         return max(times or [member.mtime_ns for member in self.members.values()], default=0)
 
     def to_json(self) -> bytes:
-        """The same bytes for the same content."""
+        """Return the same bytes for the same content."""
         value = {
             "version": _VERSION,
             "kind": self.kind,
@@ -94,7 +94,7 @@ class Index:
 
 
 def archive_name(index: Index, identity: str) -> str:
-    """``results_sync_<time of the newest result, UTC>_<hash of the content>.tar.gz``.
+    """Return ``results_sync_<time of the newest result, UTC>_<hash of the content>.tar.gz``.
 
     The same content has the same name, and names sort as their content's age does.
     """
@@ -107,7 +107,7 @@ def parse_index(data: bytes) -> Index:
     """Read a bundle's list of members; it comes from elsewhere, so nothing in it is taken on trust.
 
     Raises:
-        BundleError: where it is damaged, from a newer version, or lists a member that no bundle may have.
+        BundleError: if it is damaged, from a newer version, or lists a member that a bundle must not have.
     """
     try:
         value = json.loads(data)
@@ -153,7 +153,7 @@ def _member(name: str, entry: Sequence[Any]) -> Member:
 
 
 def why_unsafe(name: str) -> Optional[str]:
-    """Why a member of this name must not be unpacked; None where it may be."""
+    """Return why a member of this name must not be unpacked; None if it may."""
     parts = name.split("/")
     if name.startswith("/"):
         return "is absolute"
@@ -171,17 +171,17 @@ def why_unsafe(name: str) -> Optional[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of the name begins with a dot; the manifest is the one such file that is carried."""
+    """Return whether any part of a name begins with a dot; only the manifest is carried in spite of that."""
     return name != MANIFEST and (name.startswith(".") or "/." in name)
 
 
 def shown(name: str) -> str:
-    """A name from elsewhere as it can be printed: on one line, without control characters, not endless."""
+    """Return a name as it can be printed: on one line, without control characters, cut if it is long."""
     return (printable(name[:300]) + ("…" if len(name) > 300 else "")) or "''"
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``10M`` and the like; K, M and G are powers of 1024, as ``split -b`` has them.
+    """Return bytes of ``10M`` and the like; K, M and G are powers of 1024, as ``split -b`` has them.
 
     Raises:
         ValueError: for anything else.

@@ -32,14 +32,14 @@ _OTHERS = {
 #: A server that compresses what is compressed already adds one layer.
 _MOST_LAYERS = 2
 _BUFFER = 1 << 20
-#: Members that other systems put beside, or above, those that were packed.
+#: Members that other systems add to an archive.
 _CLUTTER = re.compile(
     r"(?:^|/)(?:\._[^/]*|\.DS_Store|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini)(?:/|$)", re.IGNORECASE
 )
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a member is none of the packed ones, but what a Mac, Windows or a NAS adds to any folder."""
+    """Return whether a member was not packed by us: a file that a Mac, Windows or a NAS adds to a folder."""
     return _CLUTTER.search(name) is not None
 
 
@@ -64,11 +64,11 @@ def _beginning(stream: BinaryIO) -> bytes:
     try:
         return cast(io.BufferedReader, stream).peek(len(_GZIP))
     except (OSError, EOFError, zlib.error):
-        return b""  # damaged: whoever reads on says so
+        return b""  # damaged: the next read reports it
 
 
 def peek_index(paths: Sequence[Path]) -> Optional[Index]:
-    """What an archive says of itself, from its beginning; None where it says nothing that can be read."""
+    """Return what an archive says of itself, from its beginning; None if that cannot be read."""
     try:
         with open_archive(paths) as stream:
             for entry in (reader := tar.Reader(stream, LARGEST_INDEX)):
@@ -77,22 +77,22 @@ def peek_index(paths: Sequence[Path]) -> Optional[Index]:
                 if entry.kind == "file" and not is_clutter(entry.name):
                     break
     except (BundleError, OSError, EOFError):
-        pass  # whoever unpacks it says what is wrong
+        pass  # unpacking reports what is wrong
     return None
 
 
 def most_unpacked(size: int) -> int:
-    """Most bytes that an archive of so many may unpack to."""
+    """Return the most bytes that an archive of this size may unpack to."""
     return _ALWAYS_ALLOWED + _MOST_EXPANSION * size
 
 
 def is_index(entry: tar.Entry) -> bool:
-    """Whether a member is the list of all members."""
+    """Return whether a member is the list of all members."""
     return entry.name.removeprefix("./") == f"{TOP}/{INDEX_NAME}" and entry.kind == "file"
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an archive can be read to its end: a download that broke off cannot."""
+    """Return whether an archive can be read to its end: a download that broke off cannot."""
     try:
         with open_archive([path]) as stream:
             for _ in tar.Reader(stream, most_unpacked(path.stat().st_size)):

@@ -34,7 +34,7 @@ from eval_sidecar.transfer.scan import LeftOut, Rules, Seen, list_files, read_wh
 #: Bytes of a name that is given: a file has 255 with ``.tar.gz.part-001-of-003`` behind it.
 _LONGEST_NAME = 220
 
-#: Told how many of how many files are done.
+#: Called with the number of files done and the total.
 Notify = Callable[[int, int], None]
 
 
@@ -49,7 +49,7 @@ class PackPlan:
         name: Its name; None for one that follows from the content.
         rules: What is left out.
         chunk_size: Most bytes of a file; a larger archive is cut into parts. 0 means one file.
-        receipt: What has arrived already: only the rest is packed. None for everything.
+        receipt: What has arrived already: only the rest is packed. None to pack everything.
     """
 
     results_root: Path
@@ -66,7 +66,7 @@ class PackReport:
     """What was packed.
 
     Attributes:
-        archive: The archive, or its parts in their order; empty where nothing is new.
+        archive: The archive, or its parts in their order; empty if nothing is new.
         size: Of all of them, in bytes.
         files: How many files are in it.
         results: How many of them are results.
@@ -97,11 +97,11 @@ def pack(
         plan: What to pack.
         prepare: Makes the manifest, and leaves one that is right as it is, so that the same results make
             the same archive; None to take the one that is there.
-        notify: Told how many of how many files are done.
+        notify: Called with the number of files done and the total.
 
     Raises:
-        UsageError: where the plan names something that is not there.
-        BundleError: where there is nothing to pack, or the archive cannot be written.
+        UsageError: if a path of the plan does not exist.
+        BundleError: if there is nothing to pack, or the archive cannot be written.
     """
     _check(plan)
     digests = Digests(ResultPaths(plan.results_root).pack_cache)
@@ -132,7 +132,7 @@ def pack(
 def _choose_and_write(
     plan: PackPlan, receipt: Optional[Receipt], packing: _Packing, notify: Optional[Notify]
 ) -> tuple[list[Path], list[str]]:
-    """The archive's files, none where nothing is new; and the checkpoints whose result is unusable."""
+    """Return the archive's files, none if nothing is new, and the checkpoints whose result is unusable."""
     unusable: list[str] = []
     if receipt is None:
         chosen = list_files(plan.results_root, plan.rules, packing.left_out)
@@ -170,7 +170,7 @@ def _check(plan: PackPlan) -> None:
 def _choose(
     plan: PackPlan, receipt: Receipt, digests: Digests, left_out: LeftOut
 ) -> tuple[list[Seen], list[str]]:
-    """The files of the checkpoints that a receipt does not confirm, and the checkpoints without a result."""
+    """Return the files of checkpoints that a receipt does not confirm, and checkpoints without a result."""
     chosen: list[Seen] = []
     unusable = []
     for change in list_changes(plan.results_root, receipt, digests, left_out):
@@ -201,7 +201,7 @@ class _Packing:
     models: set[str] = field(default_factory=set)
 
     def read(self, files: list[Seen], notify: Optional[Notify]) -> Iterator[bytes]:
-        """The files as they are in an archive; those that cannot be read are noted, and left out."""
+        """Yield the files as they are in an archive; those that cannot be read are noted, and left out."""
         for number, seen in enumerate(files, 1):
             try:
                 read = read_whole(seen.path, self.most)

@@ -1,7 +1,8 @@
 """An archive on disk, whole or in parts that can be carried one by one.
 
 A part is ``<archive>.part-001-of-003``: a note that says which part of which archive it is and the
-SHA-256 of the rest, then its share of the archive.
+SHA-256 of the rest, then its share of the archive. Ours, because ``split`` makes parts that do not say what
+is missing or damaged; these do, and ``cat`` still joins them.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ class Part(NamedTuple):
 
 
 def part_name(archive: str, number: int, count: int) -> str:
-    """The file name of a part."""
+    """Return the file name of a part."""
     return f"{archive}.part-{number:03d}-of-{count:03d}"
 
 
 def name_of_part(name: str) -> Optional[tuple[str, int, int]]:
-    """Archive, number and count in a part's file name; None where it is not one of a part."""
+    """Return archive, number and count in a part's file name; None if it is not one of a part."""
     match = _PART.fullmatch(name)
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def read_part(path: Path) -> Optional[tuple[Part, int]]:
-    """What a part says of itself and where its share begins; None where the file is no part, or damaged."""
+    """Return what a part says of itself and where its share begins; None if the file is not a sound part."""
     with path.open("rb") as file:
         found = gzips.read_note(file)
     if found is None:
@@ -156,7 +157,7 @@ def write_archive(folder: Path, name: str, archive: Compressed, chunk_size: int)
 
 
 def _take(waiting: list[IO[bytes]], size: int) -> Iterator[bytes]:
-    """The next bytes of some files that are read one after the other."""
+    """Yield the next bytes of some files that are read one after the other."""
     while size > 0 and waiting:
         piece = waiting[0].read(min(size, _COPY_SIZE))
         if not piece:
@@ -191,7 +192,7 @@ class Chain(io.RawIOBase):
         self._file: Optional[BinaryIO] = None
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True: it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - what `RawIOBase` has

@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 
 from eval_sidecar.paths import METRICS, MOVED_AWAY
 
-#: Written by evaluations beside their numbers, large, and read by nobody later.
+#: Large files that evaluations write beside their metrics, and that nothing reads later.
 UNWANTED = ("final_result.json", "rollout.json")
 _LARGEST = 10 * 1024**2
 #: In the name of a file that was here before an archive brought another one; a hash of it comes behind.
@@ -59,8 +59,9 @@ class LeftOut:
 
 
 def _leads_to_results(name: str, path: Path) -> bool:
-    """Whether a link stands for a model, for a checkpoint's results or for its ``metrics.json``, which lie
-    elsewhere: what lies in the results too is carried under its own name.
+    """Return whether a link leads to results elsewhere: a model's, a checkpoint's, or a ``metrics.json``.
+
+    What lies in the results too is carried under its own name.
     """
     try:
         root = Path(str(path)[: -len(name)]).resolve()
@@ -88,7 +89,7 @@ class Seen(NamedTuple):
 
 
 def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> list[Seen]:
-    """The files to carry below a folder, in no order, whatever their size.
+    """Return the files to carry below a folder, in no order, whatever their size.
 
     Links are not followed, and hidden names are passed by.
 
@@ -99,7 +100,7 @@ def list_files(root: Path, rules: Rules, left_out: LeftOut, under: str = "") -> 
         under: A folder in the root, as a name that ends in ``/``; empty for all.
 
     Raises:
-        OSError: where the root cannot be listed.
+        OSError: if the root cannot be listed.
     """
     found: list[Seen] = []
     waiting = [under]
@@ -151,14 +152,14 @@ class Read(NamedTuple):
 
 
 def read_whole(path: str, most: int) -> Optional[Read]:
-    """Read a file that nobody writes to meanwhile; None where it changed each time it was tried.
+    """Read a file in one state; None if it changed during each attempt.
 
     Args:
         path: The file.
         most: Its largest size, in bytes.
 
     Raises:
-        OSError: where it is gone, became a link, or cannot be read; with ``EFBIG`` where it is larger.
+        OSError: if it was deleted, became a link, or cannot be read; with ``EFBIG`` if it is larger.
     """
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -177,7 +178,7 @@ def read_whole(path: str, most: int) -> Optional[Read]:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """The content up to one byte more than it should have, so that growth shows."""
+    """Return the content up to one byte more than it should have, so that growth shows."""
     data = os.read(descriptor, size + 1)
     while 0 < len(data) < size and (piece := os.read(descriptor, size + 1 - len(data))):
         data += piece

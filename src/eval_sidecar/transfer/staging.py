@@ -1,4 +1,4 @@
-"""Bringing files into the results: first all of them beside, then one rename each.
+"""Puts files into the results: first all of them in a staging folder, then one rename each.
 
 Each file of the results is its old self or its new one at any moment. A process that is killed leaves a
 staging folder, which the next one removes, and files that its next run finds identical.
@@ -20,8 +20,6 @@ from eval_sidecar.errors import BundleError
 from eval_sidecar.paths import MANIFEST, MOVED_AWAY, ResultPaths
 from eval_sidecar.transfer.index import shown
 
-#: In the results root: hidden, so that nobody takes it for a model, and on the same file system.
-#: Beside it: what ``--mirror`` took away that no archive had brought.
 #: Above this many files, one sync of everything is cheaper than one of each.
 _MANY = 100
 
@@ -32,7 +30,7 @@ class Staged(NamedTuple):
     Attributes:
         name: Relative to the results root.
         path: Where it waits.
-        kept: Name beside it that the file which is there now gets; None where nobody needs that any more.
+        kept: New name, in the same folder, of the file that is there now; None if that is not kept.
     """
 
     name: str
@@ -42,7 +40,7 @@ class Staged(NamedTuple):
 
 @contextlib.contextmanager
 def staging_folder(root: Path) -> Iterator[Path]:
-    """An empty folder in the results root; gone afterwards, with what is left in it."""
+    """Provide an empty folder in the results root, and remove it afterwards with what is left in it."""
     folder = ResultPaths(root).unpack_staging
     if os.path.lexists(folder):
         shutil.rmtree(folder)
@@ -54,10 +52,10 @@ def staging_folder(root: Path) -> Iterator[Path]:
 
 
 def check_places(root: Path, names: Iterable[str]) -> None:
-    """Look whether files of these names can be put into the results, before any is.
+    """Check that files of these names can be put into the results, before any is.
 
     Raises:
-        BundleError: naming the first that cannot: its folder is a file, a link, or may not be written.
+        BundleError: naming the first that cannot: its folder is a file, a link, or permission is denied.
     """
     known: set[str] = set()
     for name in names:
@@ -87,7 +85,7 @@ def _check_folder(root: Path, folder: str) -> None:
             )
         deepest = path
     if not os.access(deepest, os.W_OK | os.X_OK):
-        raise BundleError(f"{shown(str(deepest))}: may not be written to")
+        raise BundleError(f"{shown(str(deepest))}: permission denied")
 
 
 def _status(path: Path) -> Optional[os.stat_result]:
@@ -96,14 +94,14 @@ def _status(path: Path) -> Optional[os.stat_result]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise BundleError(f"{shown(str(path))}: cannot be looked at ({error.strerror})") from error
+        raise BundleError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
 
 
 def write_staged(path: Path, pieces: Iterable[bytes], mtime_ns: int) -> None:
     """Write a file with this content and this time.
 
     Raises:
-        OSError: where the disk is full, and the like.
+        OSError: if the disk is full, for example.
     """
     with path.open("wb") as file:
         for piece in pieces:
@@ -112,13 +110,13 @@ def write_staged(path: Path, pieces: Iterable[bytes], mtime_ns: int) -> None:
 
 
 def set_time(path: Path, mtime_ns: int) -> None:
-    """Give a file the time at which its content was written where it comes from."""
+    """Give a file the time at which its content was written on its own machine."""
     with contextlib.suppress(OverflowError):  # a time that this system has no number for
         os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
 def move_time(path: Path, mtime_ns: int) -> None:
-    """Give a file a later time, where the archive's is later than the one that it has."""
+    """Give a file a later time, if the archive's is later than the one that it has."""
     if mtime_ns > path.stat().st_mtime_ns:
         set_time(path, mtime_ns)
 
@@ -127,7 +125,7 @@ def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
     """Rename files into the results, the manifest last: it never names what is not there yet.
 
     Raises:
-        BundleError: where a rename fails; those before it are done, all others as they were.
+        BundleError: if a rename fails; those before it are done, all others as they were.
     """
     _sync([entry.path for entry in staged])
     folders = set()
@@ -148,10 +146,12 @@ def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
 
 
 def keep_beside(path: Path, kept: Path) -> None:
-    """Give a file a second name, which it keeps when another one takes its first; nothing where it has it.
+    """Give a file a second name, which it keeps when another file takes its first.
+
+    Does nothing if it has that name already.
 
     Raises:
-        OSError: where that cannot be done.
+        OSError: if that cannot be done.
     """
     if kept.exists():
         return
@@ -185,7 +185,7 @@ def move_away(root: Path, names: Iterable[str]) -> None:
 
 
 def set_free(path: Path) -> Path:
-    """A path like this one that is not taken."""
+    """Return a path like this one that is not taken."""
     number, free = 1, path
     while os.path.lexists(free):
         number += 1

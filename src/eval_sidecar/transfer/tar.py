@@ -1,7 +1,7 @@
 """The tar format, as much of it as plain files need: written the same way each time, read with bounds.
 
-`tarfile` reads the extended headers of an archive into memory whatever their size, and takes four times
-as long over 50,000 small files. Formats: POSIX.1-2017, pax (https://pubs.opengroup.org/onlinepubs/9699919799/
+Ours, because archives come from elsewhere: `tarfile` reads the extended headers of an archive into memory
+whatever their size, and takes four times as long over 50,000 small files. Formats: POSIX.1-2017, pax (https://pubs.opengroup.org/onlinepubs/9699919799/
 utilities/pax.html), and the GNU extensions for long names.
 """
 
@@ -42,7 +42,7 @@ _KINDS = {
 
 
 def member(name: bytes, data: bytes, mtime: int) -> bytes:
-    """One file as it is in an archive: header, content, padding. Owner 0 without a name, mode 644.
+    """Return one file as it is in an archive: header, content, padding. Owner 0 without a name, mode 644.
 
     Args:
         name: With ``/`` between its parts.
@@ -61,12 +61,8 @@ def member(name: bytes, data: bytes, mtime: int) -> bytes:
 def _header(prefix: bytes, name: bytes, size: int, mtime: int, kind: bytes) -> bytes:
     numbers = b"%011o\0%011o\0" % (size, min(max(mtime, 0), _MOST_OCTAL))
     checksum = _FIXED_SUM + sum(name) + sum(numbers) + kind[0] + sum(prefix)
-    return b"".join(
-        (
-            *(name.ljust(100, b"\0"), _OWNER, numbers, b"%06o\0 " % checksum, kind),
-            *(_BETWEEN, prefix.ljust(155, b"\0"), bytes(12)),
-        )
-    )
+    before = name.ljust(100, b"\0") + _OWNER + numbers + b"%06o\0 " % checksum + kind
+    return before + _BETWEEN + prefix.ljust(155, b"\0") + bytes(12)
 
 
 def _padding(size: int) -> bytes:
@@ -74,7 +70,7 @@ def _padding(size: int) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, Optional[bytes]]:
-    """A name as its prefix (up to 155 bytes) and the rest (up to 100); None where it does not fit."""
+    """Return a name as its prefix (up to 155 bytes) and the rest (up to 100); None if it does not fit."""
     if len(name) <= 100:
         return b"", name
     cut = name.find(b"/", len(name) - 101)
@@ -102,7 +98,7 @@ class Entry(NamedTuple):
     """One member of an archive.
 
     Attributes:
-        name: As it is in the archive; bytes that are no UTF-8 are kept as surrogates.
+        name: As it is in the archive; bytes that are not UTF-8 are kept as surrogates.
         size: In bytes.
         mtime_ns: In ns since 1970.
         kind: ``file``, ``folder``, or what else it is, in words.
@@ -129,10 +125,10 @@ class Reader:
         self._pad = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """The members; the content of one can be read until the next is asked for.
+        """Yield the members; the content of one can be read until the next is asked for.
 
         Raises:
-            BundleError: where the archive is damaged, cut short, or larger than the limit.
+            BundleError: if the archive is damaged, cut short, or larger than the limit.
         """
         extended: dict[str, str] = {}
         while True:
@@ -149,9 +145,9 @@ class Reader:
                 size = int(extended.get("size", entry.size))
                 mtime_ns = int(float(extended["mtime"]) * 10**9) if "mtime" in extended else entry.mtime_ns
             except (ValueError, OverflowError) as error:
-                raise BundleError(f"is damaged: {shown(entry.name)} has no sound header") from error
+                raise BundleError(f"is damaged: {shown(entry.name)} has no valid header") from error
             if size < 0:
-                raise BundleError(f"is damaged: {shown(entry.name)} has no sound header")
+                raise BundleError(f"is damaged: {shown(entry.name)} has no valid header")
             kind = _kind(entry, extended)
             name = extended.get("path", entry.name)
             self._unread = 0 if kind == "folder" else size
@@ -160,7 +156,7 @@ class Reader:
             yield Entry(name, size, mtime_ns, kind)
 
     def content(self) -> Iterator[bytes]:
-        """The rest of the present member's content, in pieces."""
+        """Yield the rest of the present member's content, in pieces."""
         while self._unread:
             piece = self._take(min(self._unread, _READ_SIZE), "is cut short in the middle of a member")
             self._unread -= len(piece)
@@ -184,7 +180,7 @@ class Reader:
     def _take(self, size: int, complaint: str) -> bytes:
         self._left -= size
         if self._left < 0:
-            raise BundleError("unpacks to far more than its size; it is no bundle of results")
+            raise BundleError("unpacks to far more than its size; it is not a bundle of results")
         data = self._read(size)
         if len(data) < size:
             raise BundleError(complaint)
@@ -204,7 +200,7 @@ class Reader:
         while piece := self._read(_READ_SIZE):
             seen += len(piece)
             if any(piece) or seen > _LARGEST_PADDING:
-                raise BundleError("has something behind its end")
+                raise BundleError("has data after its end")
 
 
 def _parse(block: bytes) -> Entry:
@@ -214,11 +210,11 @@ def _parse(block: bytes) -> Entry:
             raise ValueError("checksum")
         entry = Entry(_text(name), _number(size), _number(mtime) * 10**9, kind.decode("ascii"))
     except (ValueError, OverflowError) as error:
-        raise BundleError("is damaged: a header does not match its checksum, or it is no tar") from error
+        raise BundleError("is damaged, or not a tar archive: a header does not match its checksum") from error
     if magic == b"ustar\0" and prefix[:1] != b"\0":
         entry = entry._replace(name=f"{_text(prefix)}/{entry.name}")
     if entry.size < 0:
-        raise BundleError(f"is damaged: {shown(entry.name)} has no sound header")
+        raise BundleError(f"is damaged: {shown(entry.name)} has no valid header")
     return entry
 
 
@@ -254,7 +250,7 @@ def _parse_records(data: bytes) -> dict[str, str]:
             if not (sound and found and record.endswith(b"\n")):
                 raise ValueError("length")
         except ValueError as error:
-            raise BundleError("is damaged: an extended header has no sound length") from error
+            raise BundleError("is damaged: an extended header has no valid length") from error
         records[_text(key)] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records

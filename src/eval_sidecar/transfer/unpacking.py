@@ -1,9 +1,8 @@
 """Brings a bundle into the results: nothing is touched before all of it was checked.
 
 Which of two versions of a file stays is a matter of the archives' own order (`brought`), never of clocks:
-archives can be unpacked in any order and as often as one likes, and what is there in the end is the newest
-that came. A file that is here and that no archive brought gives way, and is kept beside under another name.
-``force`` takes an old archive all the same.
+archives can be unpacked in any order and more than once, and the newest version of each file stays. A file
+that no archive brought is kept under another name in the same folder. ``force`` takes an old archive anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class UnpackReport:
         changed: Files that had other content.
         same: How many were there already.
         kept: Files that the archive has, older than those that were unpacked before.
-        beside: Files that no archive had brought, and where each is now, as the archive has another one.
+        beside: Files that no archive had brought and that the archive replaces, with the new name of each.
         removed: Files that the archive does not have (``mirror``).
         moved: Those of them that no archive had brought; they are in `ResultPaths.moved_away`.
         ignored: How many hidden files an older archive had.
@@ -81,15 +80,15 @@ def unpack(
 
     Args:
         found: The archive.
-        results_root: Made where it is missing.
+        results_root: Created if it is missing.
         mirror: Remove the files that a full archive does not have.
-        force: Take the archive's files even where a newer archive was unpacked before.
+        force: Take the archive's files even if a newer archive was unpacked before.
         moved: Take results of another place under a name that is known here: it is the same training.
-        notify: Told how many of how many files are done.
+        notify: Called with the number of files done and the total.
 
     Raises:
-        BundleError: where the archive is damaged or hostile, or cannot be brought in; one line naming what.
-        LockedError: where another unpacking is under way.
+        BundleError: if the archive is damaged or hostile, or cannot be put in place; one line naming what.
+        LockedError: if another unpacking is under way.
     """
     root = Path(os.path.realpath(results_root))
     try:
@@ -157,7 +156,7 @@ class _Unpacking:
         return report
 
     def _choose(self, file: Arrived, origin: Origin) -> Optional[Staged]:
-        """How a member is to be put in place; None where what is here is the same or newer."""
+        """Return how a member is to be put in place; None if the file here is the same or newer."""
         report, brought, name = self._report, self._brought, file.name
         here = file.member.sha256 if file.waiting is None else hash_of(self._root / name)
         is_old = not self._force and brought.is_old(name, origin, is_here=here is not None)
@@ -182,7 +181,7 @@ class _Unpacking:
         return Staged(name, file.waiting, kept)
 
     def _remember(self, origin: Origin) -> None:
-        """Keep what the archive brings, before it is in place: else it would look as if nobody had."""
+        """Remember what the archive brings before it is in place; else it looks like a user's own files."""
         index, brought = self._report.index, self._brought
         if index is not None and index.kind == FULL and not self._report.kept:
             brought.full = origin if brought.full is None else origin.after(brought.full)
@@ -195,7 +194,7 @@ class _Unpacking:
         return self._brought.is_own(name, hash_of(self._root / name) or "")
 
     def _superfluous(self, names: set[str], origin: Origin) -> list[str]:
-        """The files that the archive would have if they were there where it was packed."""
+        """Return the files that the archive would have if the packing machine had them."""
         index = self._report.index
         if index is None or index.kind != FULL:
             kind = "does not say that it holds everything" if index is None else "is incremental"
@@ -218,5 +217,5 @@ class _Unpacking:
 
 
 def _is_skipped(name: str, skipped: tuple[str, ...]) -> bool:
-    """Whether packing wanted this file and could not read it, or the folder that it is in."""
+    """Return whether packing wanted this file and could not read it, or the folder that it is in."""
     return name in skipped or any(part.endswith("/") and name.startswith(part) for part in skipped)
