@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -23,8 +22,8 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
 
+from eval_sidecar.genrec.channel import Channel
 from eval_sidecar.genrec.cli import log_to_stderr, parse, run
 from eval_sidecar.genrec.loaded import LoadedFiles
 from eval_sidecar.genrec.session import Session
@@ -64,26 +63,25 @@ def serve(listener: socket.socket, folder: Path, key: str, idle_seconds: float =
         except socket.timeout:
             break
         with working, connection:
-            usable = _serve(connection, key, session, loaded)
+            usable = _serve(Channel(connection), key, session, loaded)
     _leave()
 
 
-def _serve(connection: socket.socket, key: str, session: Session, loaded: LoadedFiles) -> bool:
+def _serve(channel: Channel, key: str, session: Session, loaded: LoadedFiles) -> bool:
     """Do one evaluation; return whether the next may be done in this process too."""
-    request, files = _receive(connection)
+    request = channel.receive()
     if request is None:
         return True
     if request["key"] != key or loaded.find_changed():
         return False
-    print_to(*files)
+    print_to(*channel.files)
     try:
-        _answer(connection, {"pid": os.getpid()})
+        channel.send({"pid": os.getpid()})
     except ConnectionError:  # the client has gone away while it waited
         print_nowhere()
         return True
     finished = threading.Event()
-    watcher = threading.Thread(target=_leave_with_client, args=(connection, finished), daemon=True)
-    watcher.start()
+    watcher = channel.watch(lambda: None if finished.is_set() else _leave())
     try:
         code = run(parse(request["words"]), session)
     except Exception:  # noqa: BLE001  (as at the end of a process of its own)
@@ -91,26 +89,11 @@ def _serve(connection: socket.socket, key: str, session: Session, loaded: Loaded
         code = 1
     finished.set()
     print_nowhere()
-    _answer(connection, {"code": code})
-    connection.shutdown(socket.SHUT_RDWR)
+    channel.send({"code": code})
+    channel.shutdown()
     watcher.join()
     loaded.note()
     return code == 0
-
-
-def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Return a request and the files that came with it; None where the client has gone away."""
-    content, files, _, _ = socket.recv_fds(connection, 1 << 16, 2)
-    while content and not content.endswith(b"\n"):
-        more = connection.recv(1 << 16)
-        if not more:
-            break
-        content += more
-    return (json.loads(content) if content.endswith(b"\n") else None), files
-
-
-def _answer(connection: socket.socket, message: dict[str, int]) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _leave_with_owner(folder: Path, working: threading.Lock) -> None:
@@ -121,14 +104,6 @@ def _leave_with_owner(folder: Path, working: threading.Lock) -> None:
     working.acquire()
     shutil.rmtree(folder, ignore_errors=True)
     _leave()
-
-
-def _leave_with_client(connection: socket.socket, finished: threading.Event) -> None:
-    """Leave at once when the client goes away: the evaluation has been given up, and must not write more."""
-    with contextlib.suppress(OSError):
-        connection.recv(1)
-    if not finished.is_set():
-        _leave()
 
 
 def _leave() -> None:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eval_sidecar.genrec.channel import Channel
 from eval_sidecar.genrec.errors import one_line
 from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, start_command
 
@@ -99,11 +100,10 @@ class _Server:
         Raises:
             OSError: It is not taken: the process has ended, or belongs to another environment.
         """
-        connection = _connect(path)
-        self._answers = connection.makefile("r", encoding="utf-8")
+        self._channel = Channel(_connect(path))
         self._at_work = _pid_file(path).open()
         try:
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
+            self._channel.send(request, [1, 2])
             accepted = self.receive()
             if accepted is None:
                 raise ConnectionError("the process ended before it took the evaluation")
@@ -121,13 +121,8 @@ class _Server:
                 os.killpg(int(pid), signal.SIGKILL)
 
     def receive(self) -> dict[str, Any] | None:
-        """Return the next answer; None where the process has ended."""
-        try:
-            line = self._answers.readline()
-        except ConnectionError:
-            line = ""
-        answer: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-        return answer
+        """Return the next answer; None if the process has ended."""
+        return self._channel.receive()
 
     def kill(self) -> None:
         """End the process and its workers, however deep in a computation; return when it can write no more.
@@ -205,7 +200,7 @@ def _metadata_in(folder: str) -> list[str]:
 
 def _key(environment: Mapping[str, str]) -> str:
     """Return what tells a process that would give other results, or work elsewhere, from this one."""
-    code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     specs = [importlib.util.find_spec(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
