@@ -2,12 +2,12 @@
 
 ``start.py eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
 that is listened on. A request is a JSON line ``{"key": …, "words": […]}``, and with it the two files to print
-to. The answers are ``{"pid": n}`` when it is taken on and ``{"code": n}`` at its end.
+to. The answers are ``{"pid": n}`` when it is accepted and ``{"code": n}`` at its end.
 
-It does not stay for nothing: it leaves when its owner is gone; at once when a client goes away in the middle
-of an evaluation; after an evaluation that failed, because of what that may have left behind; when a file that
-it has imported has changed; and when no evaluation has come for a while, because a GPU's context takes memory
-that the training may want.
+It ends when its owner has ended; at once when a client goes away in the middle of an evaluation; after an
+evaluation that failed, because of what that may have left behind; when a file that it has imported has
+changed; and when no evaluation has come for a while, because a GPU's context takes memory that the training
+may need.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from eval_sidecar.genrec.loaded import LoadedFiles
 from eval_sidecar.genrec.session import Session
 from eval_sidecar.genrec.streams import print_nowhere, print_to
 
-#: The file that the owner holds locked for as long as it lives, which the system then frees.
+#: File that the owner keeps locked as long as it runs; the system then unlocks it.
 OWNER_LOCK = "lock"
 
 
-#: Seconds without an evaluation after which a process leaves. A new one needs seconds for its imports.
+#: Seconds without an evaluation after which a process ends. A new one needs seconds for its imports.
 IDLE_SECONDS = 600.0
 
 
 def main() -> None:
-    """Serve evaluations until there is a reason to leave."""
+    """Serve evaluations until there is a reason to stop."""
     serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
 
 
 def serve(listener: socket.socket, folder: Path, key: str, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Serve evaluations until there is a reason to leave; then end this process.
+    """Serve evaluations until there is a reason to stop; then end this process.
 
     Args:
         listener: Where requests come from.
         folder: The folder with the owner's lock.
-        key: What a request must hold, or else it is for another process.
+        key: The key that a request must have; others are for another process.
         idle_seconds: How long to wait for a request.
     """
     log_to_stderr()
@@ -84,7 +84,7 @@ def _serve(channel: Channel, key: str, session: Session, loaded: LoadedFiles) ->
     watcher = channel.watch(lambda: None if finished.is_set() else _leave())
     try:
         code = run(parse(request["words"]), session)
-    except Exception:  # noqa: BLE001  (as at the end of a process of its own)
+    except Exception:  # noqa: BLE001  (as at the end of a cold process)
         traceback.print_exc()
         code = 1
     finished.set()
@@ -97,8 +97,8 @@ def _serve(channel: Channel, key: str, session: Session, loaded: LoadedFiles) ->
 
 
 def _leave_with_owner(folder: Path, working: threading.Lock) -> None:
-    """Leave when the owner has ended and the evaluation under way, whose client waits for it, is done."""
-    # Where the folder is gone, so is the owner.
+    """Leave when the owner has ended and the current evaluation, whose client waits for it, is done."""
+    # If the folder is gone, so is the owner.
     with contextlib.suppress(OSError), (folder / OWNER_LOCK).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
     working.acquire()
