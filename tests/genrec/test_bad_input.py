@@ -108,7 +108,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tiny, damaged, fails, replace):
 def test_a_checkpoint_without_a_tokenizer_is_refused(tiny, damaged, fails, replace):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (damaged / name).unlink(missing_ok=True)
-    fails(replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "holds no tokenizer")
+    fails(replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "contains no tokenizer")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny, tmp_path, fails, replace):
@@ -148,7 +148,9 @@ def test_a_checkpoint_whose_settings_name_a_tokenizer_that_is_not_there_is_refus
 ):
     (damaged / "tokenizer.json").unlink()
     (damaged / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
-    fails(replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "holds no tokenizer (tokenizer.json)")
+    fails(
+        replace(tiny.arguments, checkpoint=damaged), "checkpoint-5", "contains no tokenizer (tokenizer.json)"
+    )
 
 
 def test_a_tokenizer_that_is_code_of_the_checkpoint_is_not_run_without_permission(

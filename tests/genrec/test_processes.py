@@ -165,7 +165,7 @@ def test_an_upgrade_of_anything_that_is_installed_asks_for_another_warm_process(
 def test_cpus_are_as_many_processes_as_named():
     assert find_devices("cpu") == [Device("cpu", "")]
     assert find_devices("cpu, cpu") == [Device("cpu", "")] * 2
-    with pytest.raises(EvaluationError, match="no device is named"):
+    with pytest.raises(EvaluationError, match="no device is given"):
         find_devices(" ")
 
 
@@ -211,7 +211,7 @@ def test_gpus_are_shown_to_one_process_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert find_devices("0,2") == [Device("cuda:0", "0"), Device("cuda:2", "2")]
-    with pytest.raises(EvaluationError, match="GPU 3 is not there"):
+    with pytest.raises(EvaluationError, match="GPU 3 does not exist"):
         find_devices("3")
 
 

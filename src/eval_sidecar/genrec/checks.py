@@ -1,4 +1,4 @@
-"""Finds out how a model can be searched, by comparing logits: what the model does decides, not its class."""
+"""Finds out how a model can be searched, by comparing logits: its behaviour decides, not its class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.rows import BeamRows
 from eval_sidecar.genrec.tree import BeamTree
 
-#: Prompts of the first, cheap tries.
+#: Lengths of the prompts of the first, cheap checks.
 _LENGTHS = (9, 5)
 
 
@@ -36,7 +36,7 @@ class SearchPlan:
 
     Attributes:
         start: Makes the beams of a batch from its prompts.
-        slow_because: Why the beams are no tree; empty if they are one.
+        slow_because: Why the beams are not a tree; empty if they are.
         caching: Whether what was computed is kept from level to level.
     """
 
@@ -70,7 +70,7 @@ def plan_search(model: LanguageModel, prompts: Prompts, depth: int) -> SearchPla
         depth: Tokens of the longest item.
 
     Raises:
-        EvaluationError: The model predicts no next token, or cannot be called at all.
+        EvaluationError: If the model does not predict the next token, or cannot be called at all.
     """
     try:
         with warnings.catch_warnings():
@@ -125,7 +125,7 @@ def _longest(prompts: Prompts) -> tuple[int, ...]:
 
 
 def _find_names(model: LanguageModel, prompts: list[list[int]]) -> bool:
-    """Give a model the first names under which the tree's logits are right; return whether there are any."""
+    """Set the first names with which the tree's logits are right; return whether there are any."""
     for names in model.candidates():
         model.names = names
         if _agrees(model, partial(BeamTree, model), prompts):
@@ -202,7 +202,7 @@ def _check_causality(model: LanguageModel) -> None:
     """Check that what follows a token does not change the logits after it.
 
     Raises:
-        EvaluationError: It does: the model fills gaps in a text and predicts no next token.
+        EvaluationError: If it does: the model fills gaps in a text and does not predict the next token.
     """
     ids = torch.arange(1, 13, device=model.device)[None] % model.vocabulary
     changed = torch.cat((ids[:, :6], ids[:, 6:].flip(1)), dim=1)

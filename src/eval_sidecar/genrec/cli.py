@@ -14,13 +14,13 @@ from eval_sidecar.genrec.warm import evaluate_warm
 
 log = logging.getLogger("eval_sidecar.genrec")
 
-#: Exit code of everything that a person can put right.
+#: Exit code of everything that the user can fix.
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate the named checkpoints; return 0, or 2 after a line that says what is wrong."""
+    """Evaluate the named checkpoints; return 0, or 2 after an error line."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(words)
     log_to_stderr()
@@ -56,14 +56,14 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Keeps names of files from breaking a line, and from telling the terminal what to do."""
+    """Escapes control characters, so that a file name cannot break a line or control the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
 
 def log_to_stderr() -> None:
-    """Write what is logged to the standard error, a line each."""
+    """Log to the standard error, one line per record."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     log.handlers = [handler]
@@ -72,7 +72,7 @@ def log_to_stderr() -> None:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; ends the process where it is wrong."""
+    """Parse a command line; end the process if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m eval_sidecar.genrec",
         description="Rank the items of an index for every row of a test set, and write HR@K and NDCG@K.",

@@ -29,7 +29,7 @@ class ItemIndex:
     by_full_id: dict[str, int]
 
     def find(self, semantic_id: str) -> int | None:
-        """Return the place in ``items`` of a target with all its levels, or None if it is no item."""
+        """Return the place in ``items`` of a target with all its levels, or None if it is not an item."""
         return self.by_full_id.get(semantic_id)
 
 
@@ -42,7 +42,7 @@ class TestSet:
         index: The items.
     """
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # not a test class, despite its name
 
     rows: list[dict[str, Any]]
     index: ItemIndex
@@ -56,7 +56,7 @@ def load_index(path: Path, sid_levels: int = -1) -> ItemIndex:
         sid_levels: Levels to keep, counted from the first; 0 or less keeps all.
 
     Raises:
-        EvaluationError: The file cannot be read, is empty, or an entry is no list of tokens.
+        EvaluationError: If the file cannot be read, is empty, or an entry is not a list of tokens.
     """
     entries = _load_json(path, "index")
     if not isinstance(entries, dict):
@@ -93,7 +93,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     """Read the test set: a list of rows with ``system``, ``instruction``, ``input`` and ``output``.
 
     Raises:
-        EvaluationError: The file cannot be read, is empty, or a row lacks a field.
+        EvaluationError: If the file cannot be read, is empty, or a row lacks a field.
     """
     rows = _load_json(path, "test set")
     if not isinstance(rows, list):
@@ -113,7 +113,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def find_targets(rows: list[dict[str, Any]], index: ItemIndex) -> list[int | None]:
-    """Return each row's target as its place in the index, None where it is no item of the index."""
+    """Return each row's target as its place in the index, None if it is not in the index."""
     return [index.find(row["output"].strip()) for row in rows]
 
 

@@ -17,7 +17,7 @@ class Device:
 
     Attributes:
         name: As torch names it in this process: ``cpu``, ``cuda:0``, ….
-        visible: What ``CUDA_VISIBLE_DEVICES`` shows this device alone, to a process of its own.
+        visible: What ``CUDA_VISIBLE_DEVICES`` shows this device alone, to a separate process.
     """
 
     name: str
@@ -27,16 +27,15 @@ class Device:
 def find_devices(wanted: str) -> list[Device]:
     """Return the devices that a list such as ``0 1 2``, ``0,1,2``, ``cpu`` or ``cpu cpu`` names.
 
-    Where no GPU is available the CPU does the work alone, whatever number of GPUs was named. A GPU's
-    number counts among the GPUs that ``CUDA_VISIBLE_DEVICES`` shows, unless all the numbers stand in that
-    variable themselves.
+    If no GPU is available the CPU does the work alone, however many GPUs were listed. A GPU's number counts
+    among the GPUs that ``CUDA_VISIBLE_DEVICES`` shows, unless that variable contains all the numbers.
 
     Raises:
-        EvaluationError: The list is empty, or a GPU in it is not there although others are.
+        EvaluationError: If the list is empty, or it has a GPU that does not exist although others do.
     """
     entries = wanted.replace(",", " ").split()
     if not entries:
-        raise EvaluationError('no device is named: give GPU numbers such as "0 1", or cpu')
+        raise EvaluationError('no device is given: use GPU numbers such as "0 1", or cpu')
     cpu = Device("cpu", "")
     if all(entry == "cpu" for entry in entries):
         return [cpu] * len(entries)
@@ -58,5 +57,5 @@ def _find_gpu(entry: str, names: list[str], entries: list[str]) -> Device:
     elif entry.isdecimal() and int(entry) < len(names):
         place = int(entry)
     else:
-        raise EvaluationError(f"GPU {entry} is not there: {len(names)} can be seen ({', '.join(names)})")
+        raise EvaluationError(f"GPU {entry} does not exist: {len(names)} are visible ({', '.join(names)})")
     return Device(f"cuda:{place}", names[place])

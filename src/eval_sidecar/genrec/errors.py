@@ -1,14 +1,14 @@
-"""What can go wrong in an evaluation, as one error whose text is the whole report."""
+"""The one error of an evaluation; its text is the whole report."""
 
 from __future__ import annotations
 
 
 class EvaluationError(Exception):
-    """An evaluation cannot be done; the text is one line that says what, where, why and what next."""
+    """Why an evaluation failed: one line that says what, where, why and what to do."""
 
 
 def printable(text: str) -> str:
-    r"""Return a text with escapes (``\n``, ``\x1b``) for everything that is no visible character."""
+    r"""Return a text with escapes (``\n``, ``\x1b``) for everything that is not printable."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

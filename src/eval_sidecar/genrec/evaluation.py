@@ -56,7 +56,7 @@ class Evaluator:
         max_new_tokens: int,
         trust_remote_code: bool = False,
     ) -> None:
-        """Take what is common to all checkpoints.
+        """Store what all checkpoints have in common.
 
         Args:
             test_set: Rows and items.
@@ -78,7 +78,7 @@ class Evaluator:
         """Evaluate one checkpoint, write its results, and return its metrics.
 
         Raises:
-            EvaluationError: It cannot be evaluated.
+            EvaluationError: If it cannot be evaluated.
         """
         title = f"{checkpoint.parent.name}/{checkpoint.name}"
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""How torch and transformers are imported: only where they are there, and without waste."""
+"""Imports torch and transformers: only if they are installed, and without waste."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from eval_sidecar.installation import install_command
 #: What must be installed.
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
-#: What adapters need, where it is installed.
+#: What adapters need, if it is installed.
 OPTIONAL_LIBRARIES = ("peft",)
 
 
 def forget_working_directory() -> None:
-    """Undo what ``python -m`` does: search the working directory first, where a folder may be named torch."""
+    """Undo what ``python -m`` does: search the working directory first, which may contain a folder torch."""
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
 
@@ -30,7 +30,7 @@ def check_libraries() -> None:
     """Look for what an evaluation needs, without importing it.
 
     Raises:
-        EvaluationError: Something is not installed.
+        EvaluationError: If something is not installed.
     """
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
@@ -44,8 +44,8 @@ def check_libraries() -> None:
 def importing() -> Iterator[None]:
     """Make a ``with`` block of imports as quick as it can be.
 
-    Importing makes a million objects that stay for good. Searching them for garbage again and again is a
-    fifth of the time that it takes, so they are set apart from what is searched.
+    Importing makes a million objects that stay forever. Searching them for garbage again and again takes a
+    fifth of the time, so they are excluded from the search.
     """
     # An evaluation runs beside a training. Threads that spin while they wait for work then cost both their
     # time: on two busy cores this alone took a search from 11 s to 1 s. Read when torch is loaded.

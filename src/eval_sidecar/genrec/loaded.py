@@ -1,4 +1,4 @@
-"""Whether a process is what a new one would be: files that it has imported may have changed since."""
+"""Finds out whether files that this process has imported have changed since."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class LoadedFiles:
         self._stamps: dict[str, tuple[int, ...] | None] = {}
 
     def note(self) -> None:
-        """Take down what has been imported since the last call."""
+        """Record what has been imported since the last call."""
         for module in list(sys.modules.values()):
             path = getattr(module, "__file__", None)
-            # Modules that a library makes up have names that are no paths.
+            # Modules that a library creates in memory have names that are not paths.
             if isinstance(path, str) and path.startswith("/") and path not in self._stamps:
                 self._stamps[path] = _stamp(path, self._started)
 
     def find_changed(self) -> str | None:
-        """Return a file that is no longer what was imported, or that may never have been; None if all are."""
+        """Return a file that has changed since it was imported, or None."""
         for path, stamp in self._stamps.items():
             if stamp is None or _stamp(path) != stamp:
                 return path

@@ -15,7 +15,7 @@ def compute_metrics(
     """Return ``{"HR@1": …, "NDCG@1": …, "HR@3": …}``, rounded to 4 digits.
 
     HR@K is the share of rows whose target is among the first K. With one relevant item a row, NDCG@K is
-    the mean of ``1 / log2(rank + 1)``, rank counted from 1, and 0 where the target is not among the first K.
+    the mean of ``1 / log2(rank + 1)``, rank counted from 1, and 0 if the target is not among the first K.
 
     Args:
         ranked: For each row the items by falling score, each as its place in the index.

@@ -1,4 +1,4 @@
-"""Writes the results of one checkpoint so that nobody ever sees half a file."""
+"""Writes the results of one checkpoint; a reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_results(
         metrics: Metric names to values, in the order in which they are written.
 
     Raises:
-        EvaluationError: A file cannot be written.
+        EvaluationError: If a file cannot be written.
     """
     model, name = checkpoint.parent.name, checkpoint.name
     folder = output_root / model / name

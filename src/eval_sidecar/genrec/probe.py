@@ -1,4 +1,4 @@
-"""Says what an evaluation finds in this Python: ``start.py eval_sidecar.genrec.probe FILE DEVICES``.
+"""Reports what an evaluation finds in this Python: ``start.py eval_sidecar.genrec.probe FILE DEVICES``.
 
 Writes one JSON object to FILE, since what libraries print when they are imported goes to the standard output.
 """
@@ -18,7 +18,7 @@ from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, importi
 
 
 def main() -> None:
-    """Look, and write down what was found."""
+    """Look for libraries and devices, and write what was found."""
     libraries = {name: _look_for(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)}
     found: dict[str, Any] = {
         "python": platform.python_version(),

@@ -53,10 +53,10 @@ class Prompts:
 def load_tokenizer(
     checkpoint: Path, index: ItemIndex, rows: Sequence[Mapping[str, Any]], trust_remote_code: bool = False
 ) -> Any:  # noqa: ANN401
-    """Load the tokenizer that a checkpoint brings, and prove it on some items and rows.
+    """Load a checkpoint's tokenizer, and check it on some items and rows.
 
     Raises:
-        EvaluationError: There is none, or it has no chat template or no end-of-sequence token.
+        EvaluationError: If it is missing, or has no chat template or no end-of-sequence token.
     """
     from eval_sidecar.genrec.hf.tokenizer import as_saved, load_tokenizer
 
@@ -70,7 +70,7 @@ def load_tokenizer(
                 f"{checkpoint}: its tokenizer has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json), so the prompts of the training cannot be rebuilt"
             )
-        # Such models are trained on plain texts; there is no template to ask for.
+        # Such models are trained on plain texts; they have no template.
         log.info(
             "%s/%s: no chat template: prompts are each row's system, instruction and input, with an empty "
             "line in between",
@@ -86,7 +86,7 @@ def tokenizer_digest(checkpoint: Path) -> str | None:
     """Return a hash of what a checkpoint's tokenizer may be made from: the same hash, the same tokenizer.
 
     Which files there are, and which of them are read, differs from tokenizer to tokenizer. Where one of them
-    cannot be read there is no hash (None): whether it is needed is for the tokenizer to say.
+    cannot be read there is no hash (None): the tokenizer decides whether it is needed.
     """
     digest = hashlib.sha256()
     try:
@@ -119,11 +119,11 @@ def encode_prompts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> Prompts
     longest prompt of the whole test set, and the repetition penalty does not tell padding from text. So
     end of sequence counts as present in every prompt that is shorter than the longest one (after the
     cut). That is a property of the test set alone: batches and devices do not change it. (Newer versions
-    of ``generate()`` leave padding out of the penalty. Where the template itself writes the end of
+    of ``generate()`` leave padding out of the penalty. If the template itself writes the end of
     sequence, as Qwen's does, the two agree.)
 
     Raises:
-        EvaluationError: The template fails on a row, or gives no tokens.
+        EvaluationError: If the template fails on a row, or gives no tokens.
     """
     if tokenizer.chat_template:
         texts = [_fill_template(tokenizer, number, row) for number, row in enumerate(rows)]
@@ -157,11 +157,11 @@ def _fill_template(tokenizer: Any, number: int, row: Mapping[str, Any]) -> str: 
 def encode_items(tokenizer: Any, index: ItemIndex) -> list[list[int]]:  # noqa: ANN401
     """Return the token ids of each item of the index.
 
-    An item is read as one text, as a training's answers are: where a semantic-ID token is none of the
-    vocabulary, it splits into several ids, which may run across the border to the next.
+    An item is encoded as one text, as a training's answers are: a semantic-ID token that is not in the
+    vocabulary splits into several ids, which may run across the border to the next token.
 
     Raises:
-        EvaluationError: An item cannot be told from another one, or not be written at all.
+        EvaluationError: If two items have the same tokens, or an item cannot be encoded at all.
     """
     items: list[list[int]] = tokenizer(list(index.items), add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
@@ -169,13 +169,13 @@ def encode_items(tokenizer: Any, index: ItemIndex) -> list[list[int]]:  # noqa: 
     for place, ids in enumerate(items):
         entry = f"index entry {index.names[place]!r} ({index.items[place]})"
         if not ids or (unknown is not None and unknown in ids):
-            raise EvaluationError(f"{entry} cannot be written in this tokenizer's vocabulary")
+            raise EvaluationError(f"{entry} cannot be encoded with this tokenizer's vocabulary")
         if tokenizer.eos_token_id in ids:
-            raise EvaluationError(f"{entry} holds the end-of-sequence token {tokenizer.eos_token!r}")
+            raise EvaluationError(f"{entry} contains the end-of-sequence token {tokenizer.eos_token!r}")
         other = seen.setdefault(tuple(ids), place)
         if other != place:
             raise EvaluationError(
-                f"{entry} and entry {index.names[other]!r} ({index.items[other]}) are the same to this "
+                f"{entry} and entry {index.names[other]!r} ({index.items[other]}) are the same in this "
                 "tokenizer: it was probably saved without the semantic-ID tokens"
             )
     return items

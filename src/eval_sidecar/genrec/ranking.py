@@ -31,7 +31,7 @@ class LocalRanker:
         trust_remote_code: bool = False,
         announce: Callable[[str], None] = log.info,
     ) -> None:
-        """Take what is common to all checkpoints.
+        """Store what all checkpoints have in common.
 
         Args:
             device: A device as torch names it (``cuda:0``, ``cpu``).
@@ -65,7 +65,7 @@ class LocalRanker:
             advance: Called with the number of rows that were finished since the last call.
 
         Raises:
-            EvaluationError: The model cannot be loaded or cannot be searched.
+            EvaluationError: If the model cannot be loaded or cannot be searched.
         """
         started = time.monotonic()
         model = load_model(checkpoint, self._device, self._trust_remote_code)
@@ -92,14 +92,14 @@ class LocalRanker:
 
 
 def release_memory() -> None:
-    """Give back what a model has used: until the next checkpoint comes, the training may want it."""
+    """Free the memory that a model has used: the training may need it before the next checkpoint."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def describe_slow_way(plan: SearchPlan, prompts: Prompts, depth: int, settings: SearchSettings) -> str:
-    """Return the one line that says that a search is slow, why, and by how much.
+    """Return one line that says that a search is slow, why, and by how much.
 
     The estimate counts: computed tokens, and for copied caches the slots that are held, against a tree's.
     """
@@ -123,11 +123,11 @@ def check_fits(
     """Check that the model knows every token id.
 
     Raises:
-        EvaluationError: It does not.
+        EvaluationError: If it does not.
     """
     largest = max(prompts.eos, *map(max, prompts.ids), *map(max, items))
     if largest >= model.vocabulary:
         raise EvaluationError(
-            f"{checkpoint}: its tokenizer gives token id {largest}, its model knows {model.vocabulary}: the "
-            "tokenizer and the weights do not belong together"
+            f"{checkpoint}: its tokenizer produces token id {largest}, but its model has "
+            f"{model.vocabulary}: the tokenizer and the weights do not belong together"
         )

@@ -9,7 +9,7 @@ import torch
 
 from eval_sidecar.genrec.hf.forward import LanguageModel, select_rows
 
-#: Tokens, of the prompt included, that are computed at a time where nothing is cached.
+#: Tokens, of the prompt included, that are computed at a time if nothing is cached.
 TOKENS_AT_A_TIME = 2048
 
 

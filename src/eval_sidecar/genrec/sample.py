@@ -1,6 +1,6 @@
 """Makes what a small evaluation needs, in a second: ``start.py eval_sidecar.genrec.sample FOLDER``.
 
-A checkpoint with random weights and a tokenizer of its own, an index of items and a test set.
+A checkpoint with random weights and its own tokenizer, an index of items and a test set.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def rank(
         advance: Called with the number of rows that each batch has finished.
 
     Raises:
-        EvaluationError: One row alone does not fit into the device's memory.
+        EvaluationError: If one row alone does not fit into the device's memory.
     """
     trie = trie.to(model.device)
     ranked: list[list[int]] = [[] for _ in prompts.ids]

@@ -1,4 +1,4 @@
-"""What outlives one evaluation: libraries, the test set in tokens, the index, workers. Never weights."""
+"""What is kept between evaluations: libraries, the test set in tokens, the index, workers. Never weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """Evaluates checkpoints, in one call or in many; what it keeps in between is told by its content."""
+    """Evaluates checkpoints, in one call or in many; what it keeps is identified by its content."""
 
     def __init__(self) -> None:
         self._key = ""
@@ -35,13 +35,13 @@ class Session:
     def evaluate(self, arguments: argparse.Namespace) -> int:
         """Evaluate the checkpoints that the arguments of the command line name.
 
-        A checkpoint that cannot be evaluated does not keep the others from it.
+        A checkpoint that cannot be evaluated does not stop the others.
 
         Returns:
-            How many could not be evaluated; a line in the log says why.
+            The number of checkpoints that failed; a log line says why.
 
         Raises:
-            EvaluationError: None can be, because of the test set, the index, a device or a library.
+            EvaluationError: If none can be, because of the test set, the index, a device or a library.
         """
         evaluator = self._prepare(arguments)
         failed = 0
@@ -59,29 +59,29 @@ class Session:
         return failed
 
     def close(self) -> None:
-        """End the processes that share the rows, where there are any."""
+        """End the processes that share the rows, if there are any."""
         if self._ranker is not None:
             self._ranker.close()
         self._evaluator, self._ranker = None, None
 
     def _prepare(self, arguments: argparse.Namespace) -> Evaluator:
-        """Return an evaluator: the last call's, where it was made from the very same."""
+        """Return an evaluator: the last call's if it was made from the same files and options."""
         options = {name: str(value) for name, value in vars(arguments).items()}
         del options["checkpoint"]
-        # Taken before the files are read: a change in between is then seen at the next call.
+        # Computed before the files are read, so that a change in between is seen at the next call.
         contents = [_digest(arguments.index), _digest(arguments.test_data)]
         key = json.dumps([options, contents], sort_keys=True)
         if self._test_set is not None and self._key == key:
             return self._find_evaluator(arguments, self._test_set)
         self.close()
-        # The files first: what is wrong with them shows at once, before seconds of imports.
+        # The files first: errors in them show at once, before seconds of imports.
         self._test_set, self._key = _load_test_set(arguments), key
         check_libraries()
         with importing():
             return self._find_evaluator(arguments, self._test_set)
 
     def _find_evaluator(self, arguments: argparse.Namespace, test_set: TestSet) -> Evaluator:
-        """Return an evaluator on the devices that are there now: GPUs may go, and come back."""
+        """Return an evaluator on the devices that exist now: GPUs may disappear, and come back."""
         from eval_sidecar.genrec.devices import find_devices
         from eval_sidecar.genrec.evaluation import Evaluator
 
@@ -121,7 +121,7 @@ def _make_ranker(arguments: argparse.Namespace, devices: Sequence[Device]) -> Ra
 
 
 def _digest(path: Path) -> str:
-    """Return a hash of a file's content; of one that cannot be read, which loading will report, nothing."""
+    """Return a hash of a file's content; empty if it cannot be read, which loading will report."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

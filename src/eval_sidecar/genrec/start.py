@@ -12,7 +12,7 @@ from pathlib import Path
 def main() -> None:
     """Find the package, import the module that is named, and run its ``main``."""
     if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]  # the folder of this file, whose names are none to import
+        del sys.path[0]  # the folder of this file: nothing in it is to be imported by its own name
     package = Path(__file__).resolve().parent.parent
     spec = importlib.util.spec_from_file_location(
         "eval_sidecar", package / "__init__.py", submodule_search_locations=[str(package)]

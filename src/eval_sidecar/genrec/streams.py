@@ -1,4 +1,4 @@
-"""Where a process that outlives an evaluation prints to: the log of the evaluation under way, or nowhere."""
+"""Redirects what a warm process prints: to the log of the current evaluation, or nowhere."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def print_to(output: int, errors: int) -> None:
 
 
 def print_nowhere() -> None:
-    """Let go of what was printed to."""
+    """Close what was printed to."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     print_to(nowhere, nowhere)

@@ -1,8 +1,8 @@
-"""Hands an evaluation to a warm process (:mod:`.server`), and starts that one where there is none.
+"""Hands an evaluation to a warm process (:mod:`.server`), and starts one if there is none.
 
-The process that was called stays until the evaluation has ended, and is the evaluation to whoever called it:
-what it prints to is printed to, its exit code is the evaluation's, its end is the evaluation's end. It does
-not import torch.
+The calling process waits until the evaluation has ended and stands for it: the evaluation prints to the same
+files, the exit code is the evaluation's, and if this process ends, so does the evaluation. It does not import
+torch.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eval_sidecar.genrec.channel import Channel
 from eval_sidecar.genrec.errors import one_line
 from eval_sidecar.genrec.libraries import LIBRARIES, OPTIONAL_LIBRARIES, start_command
 
 log = logging.getLogger(__name__)
 
-#: Exit code where the warm process died during the evaluation.
+#: Exit code if the warm process died during the evaluation.
 EXIT_DIED = 1
 
-#: Variables that belong to one evaluation; a warm process has all others in common with those that it serves.
-#: The first marks what the sidecar ends together with a job, which a warm process outlives.
+#: Variables that belong to one evaluation; all others are the same in a warm process and its clients.
+#: The first marks what the sidecar ends together with a job; a warm process outlives the job.
 _OF_ONE_EVALUATION = ("EVAL_SIDECAR_JOB", "CKPT_LIST", "SHLVL", "OLDPWD", "_")
 
 
@@ -43,13 +44,13 @@ def evaluate_warm(folder: Path, devices: str, words: Sequence[str]) -> int | Non
     """Have an evaluation done by the warm process that there is for these devices.
 
     Args:
-        folder: Where its owner's warm processes are found. They leave when nobody holds the file ``lock`` in
-            it locked (flock) any more.
-        devices: The devices, as given; each such list has a process of its own.
+        folder: Folder of its owner's warm processes. They leave when the file ``lock`` in it is no longer
+            locked (flock).
+        devices: The devices, as given; each such list has its own process.
         words: The command line of the evaluation.
 
     Returns:
-        The exit code; None where there is no warm process and none can be started.
+        The exit code; None if there is no warm process and none can be started.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_EVALUATION}
     previous = signal.signal(signal.SIGTERM, _raise_stopped)
@@ -66,13 +67,16 @@ def evaluate_warm(folder: Path, devices: str, words: Sequence[str]) -> int | Non
         os.kill(os.getpid(), signal.SIGTERM)
         raise  # not reached
     except OSError as error:
-        log.warning("no warm process (%s): this evaluation has one of its own", one_line(error))
+        log.warning("no warm process (%s): evaluating in a new process", one_line(error))
         return None
     finally:
         signal.signal(signal.SIGTERM, previous)
     if answer is None:
         server.kill()  # its workers may be left
-        log.error("error: the warm process %d died during the evaluation; the next has a new one", server.pid)
+        log.error(
+            "error: the warm process %d died during the evaluation; the next starts a new one",
+            server.pid,
+        )
         return EXIT_DIED
     return int(answer["code"])
 
@@ -82,7 +86,7 @@ def _raise_stopped(_number: int, _frame: object) -> NoReturn:
 
 
 class _Server:
-    """A warm process that has taken on an evaluation.
+    """A warm process that has accepted an evaluation.
 
     Attributes:
         pid: Its process id.
@@ -97,16 +101,15 @@ class _Server:
             request: What is asked of it.
 
         Raises:
-            OSError: It is not taken: the process has ended, or belongs to another environment.
+            OSError: If it is refused: the process has ended, or belongs to another environment.
         """
-        connection = _connect(path)
-        self._answers = connection.makefile("r", encoding="utf-8")
+        self._channel = Channel(_connect(path))
         self._at_work = _pid_file(path).open()
         try:
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
+            self._channel.send(request, [1, 2])
             accepted = self.receive()
             if accepted is None:
-                raise ConnectionError("the process ended before it took the evaluation")
+                raise ConnectionError("the process ended before it accepted the evaluation")
             fcntl.flock(self._at_work, fcntl.LOCK_SH)
         except (_Stopped, KeyboardInterrupt):
             self._kill_unless_at_work()
@@ -114,25 +117,20 @@ class _Server:
         self.pid = int(accepted["pid"])
 
     def _kill_unless_at_work(self) -> None:
-        """End a process that has nothing to do and does not answer: it would not answer the next either."""
+        """Kill an idle process that does not answer: it would not answer the next client either."""
         with contextlib.suppress(BlockingIOError, ProcessLookupError):
             fcntl.flock(self._at_work, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if pid := self._at_work.read():
                 os.killpg(int(pid), signal.SIGKILL)
 
     def receive(self) -> dict[str, Any] | None:
-        """Return the next answer; None where the process has ended."""
-        try:
-            line = self._answers.readline()
-        except ConnectionError:
-            line = ""
-        answer: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-        return answer
+        """Return the next answer; None if the process has ended."""
+        return self._channel.receive()
 
     def kill(self) -> None:
-        """End the process and its workers, however deep in a computation; return when it can write no more.
+        """Kill the process and its workers, also in the middle of a computation; return when they have ended.
 
-        It leads their process group, whose number stays taken until the last of them has ended.
+        It leads their process group, whose id is not reused until the last of them has ended.
         """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -143,25 +141,25 @@ class _Server:
 def _find_or_start(
     folder: Path, devices: str, environment: Mapping[str, str], words: Sequence[str]
 ) -> _Server:
-    """Return a warm process that has taken on the evaluation.
+    """Return a warm process that has accepted the evaluation.
 
     Raises:
-        OSError: There is none.
+        OSError: If no process could be reached or started.
     """
     key = _key(environment)
     request = {"key": key, "words": list(words)}
     name = hashlib.sha256(f"{devices}\n{environment.get('CUDA_VISIBLE_DEVICES')}".encode()).hexdigest()[:12]
     path = folder / f"{name}.sock"
     with _locked(folder / f"{name}.starting"):
-        # None yet, one that has ended, or one of another environment, which leaves.
+        # There is none yet, or it has ended, or it has another environment and ends now.
         with contextlib.suppress(OSError):
             return _Server(path, request)
         path.unlink(missing_ok=True)
-        _pid_file(path).write_text("")  # never an id that may be another's by now
+        _pid_file(path).write_text("")  # never an id that another process may have by now
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
-            # The socket is there before the process: nobody waits for it to get ready.
+            # The socket exists before the process: clients need not wait until it is ready.
             inherited = [str(listener.fileno()), str(folder), key]
             process = subprocess.Popen(
                 [*start_command("server"), *inherited],
@@ -204,12 +202,12 @@ def _metadata_in(folder: str) -> list[str]:
 
 
 def _key(environment: Mapping[str, str]) -> str:
-    """Return what tells a process that would give other results, or work elsewhere, from this one."""
-    code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    """Return a key that differs if a process would give other results, or work in another folder."""
+    code = [path.read_bytes().hex() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     specs = [importlib.util.find_spec(name) for name in (*LIBRARIES, *OPTIONAL_LIBRARIES)]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     libraries = [(str(file), file.stat().st_mtime_ns) for file in files]
-    # Whatever these need in turn: a folder of metadata is named after a library and its version.
+    # Their own dependencies too: a metadata folder is named after a library and its version.
     libraries += [(name, 0) for folder in sys.path for name in _metadata_in(folder)]
     here = Path.cwd()
     folder = here.stat()  # another folder may have taken its place, under the same name

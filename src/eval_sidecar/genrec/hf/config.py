@@ -1,8 +1,8 @@
-"""Reads a checkpoint's config.json in the words of the installed transformers, which may not be the writer's.
+"""Reads a checkpoint's config.json with the installed transformers, which need not be the one that wrote it.
 
-What a version does not know it ignores without a word: transformers 4 reads a checkpoint of transformers 5
-with the default base of its rotary positions, and gives other numbers. So what is known to have moved is
-translated before a config is made of it, and what cannot be translated is refused.
+A version silently ignores what it does not know: transformers 4 reads a checkpoint of transformers 5 with the
+default base of its rotary positions, and gives other numbers. So settings that are known to have moved are
+translated first, and what cannot be translated is refused.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def load_config(source: str, checkpoint: str, trust_remote_code: bool) -> Any:  
         trust_remote_code: Whether code that comes with the checkpoint may be run.
 
     Raises:
-        EvaluationError: It cannot be read, not by this version, or only by code of the checkpoint's own.
+        EvaluationError: If it cannot be read, or only by another version or by the checkpoint's own code.
     """
     where = checkpoint if source == checkpoint else f"{checkpoint}: its base model {source}"
     try:
@@ -78,7 +78,7 @@ def load_config(source: str, checkpoint: str, trust_remote_code: bool) -> Any:  
     except EvaluationError:
         raise
     except Exception as error:  # noqa: BLE001  (as above)
-        # A setting in a form that is new makes a version stumble before its translation is asked for.
+        # A setting in a newer form makes a version fail before its translation is tried.
         config = _from_translation(written, where, error)
     _check_understood(config, written, where)
     return config
@@ -96,7 +96,7 @@ def _without_type(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_encoder_decoder(checkpoint: Path) -> bool:
-    """Return whether a checkpoint's model has an encoder for its prompts, told from its files alone."""
+    """Return whether a checkpoint's model has an encoder for its prompts, from its files alone."""
     with_model, adapter = _read(checkpoint / "config.json"), _read(checkpoint / "adapter_config.json")
     if with_model is None:
         return bool(adapter and adapter.get("task_type") == "SEQ_2_SEQ_LM")
@@ -109,10 +109,10 @@ def is_encoder_decoder(checkpoint: Path) -> bool:
 
 
 def check_known(written: dict[str, Any], where: str, trust_remote_code: bool) -> None:
-    """Check that the installed transformers knows a model's type, or may learn it from the checkpoint.
+    """Check that the installed transformers knows a model's type, or may load it from the checkpoint.
 
     Raises:
-        EvaluationError: It does not, or may not.
+        EvaluationError: If it does not know it, and code from the checkpoint is not allowed.
     """
     kind = written.get("model_type")
     if kind in getattr(transformers, "CONFIG_MAPPING", {kind: None}):
@@ -125,7 +125,7 @@ def check_known(written: dict[str, Any], where: str, trust_remote_code: bool) ->
             "if you trust that code, allow it with TRUST_REMOTE_CODE=True or --trust-remote-code True"
         )
     if kind is None:
-        raise EvaluationError(f"{where}: config.json names no model_type, so it is no model of transformers")
+        raise EvaluationError(f"{where}: config.json has no model_type, so it is not a transformers model")
     raise EvaluationError(
         f"{where}: model type {kind!r} is not known to the installed transformers {transformers.__version__} "
         f"(saved by {written.get('transformers_version', 'an unknown version')}): pip install -U transformers"
@@ -136,7 +136,7 @@ def translate(written: dict[str, Any]) -> dict[str, Any]:
     """Return a config's settings under the names that the installed transformers reads.
 
     Raises:
-        EvaluationError: They cannot be said in these names.
+        EvaluationError: If these names cannot express them.
     """
     settings: dict[str, Any] = _plain_numbers(copy.deepcopy(written))
     for name in ("text_config", "decoder", "encoder"):
@@ -196,7 +196,7 @@ def _translate_rope(settings: dict[str, Any]) -> None:
 
 
 def _translate_layers(settings: dict[str, Any]) -> None:
-    """Say ``layer_types`` as transformers before 4.53 does: a full layer after so many sliding ones."""
+    """Write ``layer_types`` as transformers before 4.53 does: a full layer after n sliding ones."""
     kinds = settings.get("layer_types")
     if not kinds or set(kinds) != {"full_attention", "sliding_attention"}:
         return
@@ -230,7 +230,7 @@ def _check_understood(config: Any, written: dict[str, Any], where: str) -> None:
     """Check that settings were taken in, of which other numbers would come if they were not.
 
     Raises:
-        EvaluationError: The installed version ignores one that it should know.
+        EvaluationError: If the installed version ignores a setting that it should know.
     """
     if "rope_parameters" not in written or VERSION >= _ROPE_PARAMETERS_SINCE:
         _name_unknown(config, written, where)

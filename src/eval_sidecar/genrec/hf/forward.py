@@ -1,4 +1,4 @@
-"""One way of calling a language model, whatever its version of transformers calls the arguments."""
+"""Calls a language model in one way, whatever its version of transformers calls the arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK_NAMES = ("attention_mask",)
 POSITION_NAMES = ("position_ids",)
 LAST_LOGITS_NAMES = ("logits_to_keep", "num_logits_to_keep")
 
-#: Arguments that are none of the above, whatever their names hold.
+#: Arguments that are not among the above, whatever their names contain.
 _OTHER_NAMES = {"input_ids", "inputs_embeds", "labels", "use_cache", "cache_position", "return_dict"}
 
 
@@ -34,15 +34,14 @@ class Names:
 class LanguageModel:
     """A model with a causal or encoder-decoder language-model head.
 
-    Nothing is assumed of its ``forward`` but that it takes token ids first and returns logits. Whether it
-    understands a cache, a mask or positions under ``names`` is for a check of its logits to say
+    Its ``forward`` takes token ids first and returns logits; nothing else is assumed. Whether it understands
+    a cache, a mask or positions under ``names`` is found out by comparing logits
     (:mod:`eval_sidecar.genrec.checks`).
 
     Attributes:
         module: The model of transformers, in evaluation mode.
         names: The names that are used.
-        keeps_state: Whether its layers keep a state from call to call, which only the beginning of a cache
-            clears.
+        keeps_state: Whether its layers keep a state from call to call, which only starting a cache clears.
     """
 
     def __init__(self, module: Any) -> None:  # noqa: ANN401
@@ -86,7 +85,7 @@ class LanguageModel:
         """Return the ids that an encoder-decoder model's answer begins with, as ``generate()`` has them.
 
         Raises:
-            EvaluationError: Its config names none.
+            EvaluationError: If its config has none.
         """
         start = self._generation_setting("decoder_start_token_id")
         if start is None:
@@ -145,7 +144,7 @@ class LanguageModel:
         return (logits[:, -1:] if last else logits), (kept[0] if kept else None)
 
     def candidates(self) -> Iterator[Names]:
-        """Yield the names to try: the one that the model itself gives its cache, known ones, guesses."""
+        """Yield the names to try: the model's own name of its cache, known names, guesses."""
         try:
             two = torch.ones((1, 2), dtype=torch.long, device=self.device)
             encoded = self.encode(two) if self.is_encoder_decoder else None
@@ -168,10 +167,10 @@ class LanguageModel:
         caching: bool,
         last: bool,
     ) -> Any:  # noqa: ANN401
-        """Call the model; what it need not know, and does not, is left out from then on."""
+        """Call the model; optional arguments that it does not know are left out from then on."""
         while True:
             spared: dict[str, Any] = {"use_cache": caching}
-            if last:  # nobody reads the logits inside a prompt
+            if last:  # the logits inside a prompt are not needed
                 spared |= dict.fromkeys([n for n in LAST_LOGITS_NAMES if n not in self._refused][:1], 1)
             spared = {name: value for name, value in spared.items() if name not in self._refused}
             try:
@@ -217,14 +216,14 @@ def keep_all_cache() -> Any:  # noqa: ANN401
 
 
 def select_rows(cache: Any, rows: torch.Tensor) -> Any:  # noqa: ANN401
-    """Return a cache that holds the given rows of another one, which may be changed by that.
+    """Return a cache that holds the given rows of another one, which may be changed in place.
 
     Args:
         cache: A cache of transformers, or nested tuples of tensors.
         rows: Row of the cache for each row of the new one, which may have more; long, (new rows,).
 
     Raises:
-        TypeError: It can be neither reordered nor taken apart.
+        TypeError: If it can be neither reordered nor taken apart.
     """
     if hasattr(cache, "reorder_cache"):
         cache.reorder_cache(rows)

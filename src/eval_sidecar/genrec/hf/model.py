@@ -34,8 +34,8 @@ def load_model(checkpoint: Path, device: torch.device, trust_remote_code: bool =
     An adapter is merged into its base model, which makes it as fast as a model without one.
 
     Raises:
-        EvaluationError: The checkpoint, or the base model of its adapter, is missing, broken, no language
-            model, or runs code of its own without permission.
+        EvaluationError: If the checkpoint, or the base model of its adapter, is missing, broken, not a
+            language model, or needs its own code without permission to run it.
     """
     if not transformers.utils.is_torch_available():  # it is: imported above
         raise EvaluationError(
@@ -50,7 +50,7 @@ def load_model(checkpoint: Path, device: torch.device, trust_remote_code: bool =
         model = _load_adapter(checkpoint, device, trust_remote_code)
     else:
         raise EvaluationError(
-            f"{checkpoint}: no checkpoint: it holds neither config.json nor adapter_config.json"
+            f"{checkpoint}: not a checkpoint: it contains neither config.json nor adapter_config.json"
         )
     return LanguageModel(model.to(device).eval())
 
@@ -71,7 +71,7 @@ def _load_pretrained(source: str, device: torch.device, checkpoint: str, trust_r
         model, report = _load_weights(kind, source, options)
     except Exception as error:  # broken files raise whatever the library in charge raises
         raise EvaluationError(f"{checkpoint}: {what} cannot be loaded: {one_line(error)}") from error
-    # transformers fills what is missing with random numbers, and says so in a warning only.
+    # transformers fills what is missing with random numbers, with only a warning.
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise EvaluationError(
@@ -93,13 +93,13 @@ def _load_pretrained(source: str, device: torch.device, checkpoint: str, trust_r
 
 
 def _restore_frequencies(model: Any, checkpoint: str) -> None:  # noqa: ANN401
-    """Set the frequencies of rotary positions that were left unset: they are whatever the memory held.
+    """Set the frequencies of rotary positions that were left uninitialised.
 
-    No file holds them, and transformers 5.0 forgets those of some models (RecurrentGemma). A module that is
-    made of the config alone has the right ones.
+    They are not in any file, and transformers 5.0 does not set those of some models (RecurrentGemma). A
+    module that is created from the config alone has the right ones.
 
     Raises:
-        EvaluationError: They cannot be made anew.
+        EvaluationError: If they cannot be recomputed.
     """
     for name, buffer in model.named_buffers():
         # A frequency is a power of the base, from 1 down, divided by what scales it.
@@ -120,7 +120,7 @@ def _find_class(config: Any, what: str) -> Any:  # noqa: ANN401
     """Return the class that loads a model with a language-model head.
 
     Raises:
-        EvaluationError: The checkpoint holds a model with another head.
+        EvaluationError: If the checkpoint's model has another kind of head.
     """
     heads = [str(name) for name in getattr(config, "architectures", None) or ()]
     other = [name for name in heads if _OTHER_HEADS.search(name)]
@@ -137,7 +137,7 @@ def _find_class(config: Any, what: str) -> Any:  # noqa: ANN401
 def _load_weights(kind: Any, source: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
     """Return a model and what was missing, with the quickest attention that computes the same numbers."""
     if getattr(options["config"].get_text_config(), "attn_logit_softcapping", None):
-        # In earlier versions, 5.0 among them, the other kinds leave the cap out without a word.
+        # In earlier versions, 5.0 among them, the other kinds silently ignore the cap.
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             source, attn_implementation="eager", **options
         )
@@ -160,7 +160,7 @@ def _load_adapter(checkpoint: Path, device: torch.device, trust_remote_code: boo
             raise ValueError(f"base_model_name_or_path is {source!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
-            f"{checkpoint}: adapter_config.json names no base model: {one_line(error)}"
+            f"{checkpoint}: adapter_config.json does not name a base model: {one_line(error)}"
         ) from None
     try:
         from peft import PeftModel
@@ -186,7 +186,7 @@ def _load_adapter(checkpoint: Path, device: torch.device, trust_remote_code: boo
 
 
 def _adapter_vocabulary(checkpoint: Path) -> int | None:
-    """Return the rows of the embedding that an adapter saves, None where it saves none."""
+    """Return the rows of the embedding that an adapter saves, None if it saves none."""
     path = checkpoint / "adapter_model.safetensors"
     if not path.is_file():
         return None

@@ -25,18 +25,18 @@ _SPECIAL_TOKENS = (
 
 
 def load_tokenizer(checkpoint: Path, trust_remote_code: bool = False) -> Any:  # noqa: ANN401
-    """Load the tokenizer that a checkpoint brings.
+    """Load a checkpoint's tokenizer.
 
     If the installed transformers does not know its class, or does not read its settings, tokenizer.json is
     enough: it holds all that turns text into token ids.
 
     Raises:
-        EvaluationError: There is none, it is broken, or it runs code of its own without permission.
+        EvaluationError: If it is missing or broken, or needs its own code without permission to run it.
     """
     has_vocabulary = any(any(checkpoint.glob(pattern)) for pattern in _VOCABULARIES)
     has_json = (checkpoint / "tokenizer.json").is_file()
     missing = EvaluationError(
-        f"{checkpoint}: holds no tokenizer (tokenizer.json): save it with the checkpoint "
+        f"{checkpoint}: contains no tokenizer (tokenizer.json): save it with the checkpoint "
         "(Trainer: processing_class=tokenizer)"
     )
     settings = _settings(checkpoint)
@@ -69,7 +69,7 @@ def as_saved(checkpoint: Path, tokenizer: Any, texts: Sequence[str]) -> Any:  # 
     """Return a tokenizer that reads texts as the checkpoint's tokenizer.json does: the given one, or another.
 
     transformers 5 chooses a tokenizer's class by the model's type, and some classes bring their own way of
-    splitting, or drop a vocabulary of another kind, without a word.
+    splitting, or silently drop a vocabulary of another kind.
 
     Args:
         checkpoint: The checkpoint.
@@ -86,7 +86,7 @@ def as_saved(checkpoint: Path, tokenizer: Any, texts: Sequence[str]) -> Any:  # 
         saved.no_padding()
         saved.no_truncation()
         expected = [encoding.ids for encoding in saved.encode_batch(list(texts), add_special_tokens=False)]
-    except Exception:  # noqa: BLE001  (of another version; that it cannot be compared is no fault of it)
+    except Exception:  # noqa: BLE001  (of another version; that it cannot be compared is not an error)
         return tokenizer
     try:
         if tokenizer(list(texts), add_special_tokens=False)["input_ids"] == expected:
@@ -94,7 +94,7 @@ def as_saved(checkpoint: Path, tokenizer: Any, texts: Sequence[str]) -> Any:  # 
     except Exception as error:  # noqa: BLE001  (a class that does not fit may raise anything)
         log.debug("%s: %s", checkpoint, error)
     log.warning(
-        "%s: %s reads its tokenizer.json otherwise than it was saved: using tokenizer.json as it is",
+        "%s: %s does not read its tokenizer.json as it was saved: using tokenizer.json directly",
         checkpoint,
         type(tokenizer).__name__,
     )
