@@ -27,6 +27,7 @@ ROOMS = {
     "checkpoints": {"system", "ledger"},
     "manifest": {"system", "ledger", "checkpoints"},
     "launchers": {"system"},
+    "readers": {"system", "ledger"},
     "trackers": {"system"},
     "evaluation": {"system", "ledger", "checkpoints", "manifest", "launchers"},
     "delivery": {"system", "ledger", "manifest", "trackers"},

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 
 class Word(str, Enum):
@@ -327,3 +327,23 @@ def stable_hash(value: Mapping[str, Any]) -> str:
     """SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
     text = json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
+
+
+#: Which way a metric is better; unknown shows no best.
+Direction = Literal["min", "max", "unknown"]
+
+_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ppl", "wer", "cer", "error", "errors"})
+#: Words at the end of a name that say how the numbers were summed up, not what they measure.
+_SUMMED_UP = frozenset({"rate", "mean", "avg", "average"})
+_WORDS = re.compile(r"[A-Z]*[a-z]+|[A-Z]+", re.ASCII)
+
+
+def direction_of(name: str) -> Direction:
+    """Return which way a metric is better, if its name tells: ``min`` for losses and errors, else unknown.
+
+    The last word of the name's last part decides: ``eval_loss``, ``wikitext/word_perplexity``, ``evalLoss``
+    and ``word_error_rate`` are better if lower; ``loss_free`` says nothing.
+    """
+    words = [word.lower() for word in _WORDS.findall(name.rpartition("/")[2])]
+    meant = [word for word in words if word not in _SUMMED_UP]
+    return "min" if meant and meant[-1] in _LOWER_IS_BETTER else "unknown"

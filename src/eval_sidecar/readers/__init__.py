@@ -1,0 +1,1 @@
+"""What an evaluation's output says: one contract (`base`), one module a format."""
