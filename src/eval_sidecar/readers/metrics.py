@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eval_sidecar.errors import ResultError
 from eval_sidecar.ledger.metrics import parse_metrics
+from eval_sidecar.paths import METRICS
 from eval_sidecar.readers.base import Measurement, Measurements
 from eval_sidecar.types import direction_of
 
@@ -18,7 +19,7 @@ class MetricsReader:
 
     def find(self, folder: Path, files: Sequence[Path]) -> list[Path]:
         """Return the file called ``metrics.json``, if it is there."""
-        return [path for path in files if path == folder / "metrics.json"]
+        return [path for path in files if path == folder / METRICS]
 
     def read(self, files: Sequence[Path]) -> Measurements:
         """Return the numbers in the file; their names alone tell which way they are better.

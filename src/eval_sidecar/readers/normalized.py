@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from eval_sidecar.paths import METRICS
 from eval_sidecar.readers.registry import Output
 from eval_sidecar.system.files import write_json
 from eval_sidecar.types import digest
@@ -26,7 +27,7 @@ def write_output(folder: Path, output: Output) -> None:
     """
     measurements = output.measurements
     numbers = {name: found.value for name, found in measurements.by_name.items()}
-    metrics = folder / "metrics.json"
+    metrics = folder / METRICS
     details = {
         "version": VERSION,
         # Details belong to these numbers: whoever finds others in metrics.json must not use them.
