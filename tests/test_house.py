@@ -140,27 +140,10 @@ def test_only_the_command_line_chooses_an_adapter(folder):
 
 #: Words in what is given to `replace`, and fields set by it, that show it to be a value of the ledger.
 VALUES = {"ledger", "entry", "delivery", "running", "failure"}
-FIELDS = {
-    "entries",
-    "table_due",
-    "session_open",
-    "problem",
-    "busy",
-    "writer",
-    "moved",
-    "verdict",
-    "pinned",
-    "attempts",
-    "evictions",
-    "running",
-    "failure",
-    "delivery",
-    "via",
-    "sent_at",
-    "handle",
-    "ending",
-    "evicted",
-}
+FIELDS = re.compile(
+    "entries|table_due|session_open|problem|busy|writer|moved|verdict|pinned|attempts|evictions|running|failure"
+    "|delivery|via|sent_at|handle|ending|evicted"
+)
 
 
 def raw_changes(source: str) -> list[str]:
@@ -173,7 +156,7 @@ def raw_changes(source: str) -> list[str]:
             found.append(ast.unparse(node))
         elif ast.unparse(node.func) in ("replace", "dataclasses.replace") and node.args:
             words = set(re.findall(r"[a-z]+", ast.unparse(node.args[0]).lower()))
-            if words & VALUES or {keyword.arg for keyword in node.keywords} & FIELDS:
+            if words & VALUES or any(FIELDS.fullmatch(keyword.arg or "") for keyword in node.keywords):
                 found.append(ast.unparse(node))
     return found
 

@@ -152,7 +152,7 @@ def test_an_object_that_is_nested_deeper_than_calls_may_be_is_read_or_refused():
     try:
         metrics, _ = parse('{"a":' * depth + "1" + "}" * depth)
     except ResultError as error:
-        assert "is no valid JSON" in str(error)
+        assert "is not valid JSON" in str(error)
     else:
         assert list(metrics.values()) == [1.0]
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval_sidecar.errors import ResultError
-from eval_sidecar.ledger.results import best_step, digest, read_result
+from eval_sidecar.ledger.results import digest, read_result
 from eval_sidecar.ledger.stamps import stamp
 from eval_sidecar.paths import ResultPaths
+from eval_sidecar.types import best_step
 
 METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 
@@ -46,10 +47,10 @@ def test_a_result_knows_its_file_and_the_stamp_of_what_was_read(path):
     [
         (b"", "is empty (0 bytes)"),
         (b" \n", "is empty (2 bytes)"),
-        (b'{"HR@10": 0.2', "is no valid JSON"),
+        (b'{"HR@10": 0.2', "is not valid JSON"),
         (b"\xef\xbb\xbf", "is empty (3 bytes)"),
         ('{"HR@10": 0.2}'.encode("utf-16")[:-3], "cannot be read"),
-        (b"[" * 100_000, "is no valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[1, 2]", "holds a JSON list, not an object of numbers"),
         (b"0.5", "holds a JSON float, not an object of numbers"),
@@ -124,6 +125,13 @@ def test_the_earliest_of_equally_good_steps_is_the_best():
 
 def test_steps_without_the_metric_are_passed_by():
     assert best_step({10: {"loss": 9.0}, 20: {"HR@10": -1.0}}, "HR@10") == 20
+
+
+def test_a_value_that_is_not_finite_is_never_the_best():
+    assert (
+        best_step({10: {"HR@10": float("nan")}, 20: {"HR@10": 0.1}, 30: {"HR@10": float("inf")}}, "HR@10")
+        == 20
+    )
 
 
 def test_there_is_no_best_step_where_none_has_the_metric():

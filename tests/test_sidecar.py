@@ -243,7 +243,7 @@ def test_a_result_that_becomes_unreadable_later_does_not_lose_what_was_known(wor
 
 BAD = {
     "empty": ("", "is empty"),
-    "truncated": ('{"HR@10": 0.', "is no valid JSON"),
+    "truncated": ('{"HR@10": 0.', "is not valid JSON"),
     "a list": ("[0.5]", "not an object of numbers"),
     "no number": ('{"model": "x"}', "has no number in it"),
     "not a number": ('{"HR@10": NaN}', "HR@10 (nan, not finite)"),
@@ -295,7 +295,7 @@ def test_a_bad_file_of_a_checkpoint_that_is_gone_is_a_failure_that_stays(world):
     world.report(495, "{")
     world.tick()
     entry = world.entry(495)
-    assert "is no valid JSON" in entry.failure.error
+    assert "is not valid JSON" in entry.failure.error
     assert entry.has_failed
     assert not entry.is_pending
 

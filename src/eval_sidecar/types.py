@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class ModelSpec:
         run_id: W&B run id; the same id is resumed for ever.
         run_name: W&B run name.
         group: W&B group, or None.
-        num_train_epochs: Epochs of the training; None where they are not known.
+        num_train_epochs: Epochs of the training; None if they are not known.
     """
 
     model_dir: str
@@ -249,9 +250,9 @@ class Point:
         metrics: Metric name (``HR@10``, without a prefix) to value.
         metrics_path: Where the numbers come from.
         revision: 0 for the first delivery, then 1, 2, … each time the result has changed.
-        checkpoint_index: Rank of the checkpoint among the model's, from 1; None where nobody asks.
+        checkpoint_index: Rank of the checkpoint among the model's, from 1; None if nobody asks.
         epoch_progress: Epochs trained so far, taking the model's last checkpoint for the end of the
-            training; None where nobody asks.
+            training; None if nobody asks.
     """
 
     step: int
@@ -290,6 +291,13 @@ Handle = dict[str, Any]
 
 #: The metrics of a recommender that have a best, and that the run's summary follows.
 HEADLINE = ("HR@10", "NDCG@10")
+
+
+def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:
+    """Return the step with the highest value of a metric, the earliest of several; None if none has it."""
+    steps = [step for step, found in metrics_by_step.items() if math.isfinite(found.get(metric, math.nan))]
+    return max(steps, key=lambda step: (metrics_by_step[step][metric], -step), default=None)
+
 
 #: Columns of the table of results, as the first document lists them, and its metrics.
 TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")

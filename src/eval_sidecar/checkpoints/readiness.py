@@ -51,7 +51,7 @@ def need_of(entry: Entry, *, force: bool) -> Need:
 
 
 class Readiness:
-    """Judges the checkpoints of one model dir, by their pins where they have one.
+    """Judges the checkpoints of one model dir, by their pins if they have one.
 
     Args:
         store: The model's ledger.
@@ -115,7 +115,7 @@ class Readiness:
             held: The links that keep it alive, if there are any.
 
         Returns:
-            The checkpoint to evaluate, or None where it may not be evaluated yet, or is gone.
+            The checkpoint to evaluate, or None if it may not be evaluated yet, or is gone.
         """
         subject = held or present
         if subject is None:
@@ -185,13 +185,13 @@ class Readiness:
     def _judge(self, subject: Checkpoint, present: Optional[Checkpoint]) -> Verdict:
         try:
             changed = self._changed_at(subject, present)
-        except OSError as error:  # it may not be read: say so
+        except OSError as error:  # permission denied: say so
             return Verdict(Completeness.PARTIAL, (unreadable(subject.path, error),))
         self._see(subject)
         known = self._quiet_since.get(subject.step)
         if known is None or known[0] != changed:
             known = self._quiet_since[subject.step] = (changed, self._monotonic())
-        # By the files' own times, or by what was seen here, where the clocks do not agree.
+        # By the files' own times, or by what was seen here, if the clocks do not agree.
         unchanged = max(self._clock() - changed, self._monotonic() - known[1])
         verdict = judge(
             subject,

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.ledger.ledger import Entry, Ledger
-from eval_sidecar.ledger.results import best_step
 from eval_sidecar.ledger.status import delivery_state, describe, other_settings
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import last_line
-from eval_sidecar.types import HEADLINE
+from eval_sidecar.types import HEADLINE, best_step
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

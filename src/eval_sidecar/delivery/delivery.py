@@ -44,7 +44,7 @@ class Report:
         unconfirmed: Points that were sent and that nobody has seen on the server.
         undelivered: Points that have not been sent.
         sent_table: Whether the run's table was sent, with points or without.
-        problem: Why something is left over, or None. A tracker that cannot be read back is no problem:
+        problem: Why something is left over, or None. A tracker that cannot be read back is not a problem:
             its points are unconfirmed.
         where: Address of the run, or folder of the offline session.
     """
@@ -75,11 +75,11 @@ def deliver(
         tracker: Where points go.
         spec: The model and its run.
         settle_seconds: How long a server may take to show a row that it has.
-        pause: Waits for so many seconds; returns True where the program is asked to stop.
+        pause: Waits for so many seconds; returns True if the program is asked to stop.
         clock: Seconds since the epoch.
 
     Raises:
-        StateError: where the ledger cannot be saved; nothing was sent without its intent on disk.
+        StateError: if the ledger cannot be saved; nothing was sent without its intent on disk.
     """
     before = store.ledger
     if not before.is_due:
@@ -101,7 +101,7 @@ def _run_lock(spec: ModelSpec) -> Path:
     """A lock for a run that all of a user's processes on this machine share, whatever their state.
 
     Raises:
-        TrackerError: where the folder for it is not this user's own.
+        TrackerError: if the folder for it is not this user's own.
     """
     # Without the entity: named or left to the key's default, it is the same run.
     name, paths = f"{server_address() or ''}|{spec.project}|{spec.run_id}", TemporaryPaths()
@@ -175,7 +175,7 @@ class _Delivery:
                 raise TrackerError(self._without_table()) from unsupported
 
     def _send_what_is_missing(self) -> Optional[Session]:
-        """Look up until it is sure what the server lacks, and send that. None where nothing was sent."""
+        """Look up until it is sure what the server lacks, and send that. None if nothing was sent."""
         while True:
             view = self._look_up()
             hold = self._reason_to_hold(view)
@@ -205,7 +205,7 @@ class _Delivery:
         if delivery is None or not delivery.is_sent or delivery.sent_at is None:
             return False
         age = self.clock() - delivery.sent_at
-        return age < self.settle_seconds  # also where the clock was set back
+        return age < self.settle_seconds  # also if the clock was set back
 
     def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> Optional[Session]:
         ledger = self.store.ledger
@@ -286,7 +286,7 @@ class _Delivery:
         return missing if is_table_there else [*missing, _TABLE]
 
     def _wait(self) -> bool:
-        """Wait before the next look-up; False where it has been long enough, or the program is to stop."""
+        """Wait before the next look-up; False if it has been long enough, or the program is to stop."""
         if self._waited >= self.settle_seconds:
             return False
         seconds = min(next(self._pauses, _PAUSES[-1]), self.settle_seconds - self._waited)
@@ -306,7 +306,7 @@ def _shows(view: ServerView, session: Session) -> bool:
 
 def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tuple[Point, ...]:
     """Say where each point stands in its training, so that models of different length can be laid over
-    each other; nothing where the number of epochs is not known.
+    each other; nothing if the number of epochs is not known.
     """
     if spec.num_train_epochs is None:
         return tuple(points)

@@ -9,12 +9,12 @@ from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.provenance import are_one, share_weights
 from eval_sidecar.types import Place
 
-#: A run names the weights of so many checkpoints, the last ones.
+#: A run names the weights of this many checkpoints, the last ones.
 _NAMED = 50
 
 
 def home_of(ledger: Ledger) -> Optional[str]:
-    """What a run is to say of a ledger's model; None where nobody knows where it lives."""
+    """What a run is to say of a ledger's model; None if nobody knows where it lives."""
     if not ledger.places:
         return None
     known = [(entry.step, entry.origin.identity) for entry in ledger.steps() if entry.origin.identity]
@@ -23,7 +23,7 @@ def home_of(ledger: Ledger) -> Optional[str]:
 
 
 def why_foreign(ledger: Ledger, home: Optional[str]) -> Optional[str]:
-    """Why a run is not this model's; None where it is, or where one of them does not say."""
+    """Why a run is not this model's; None if it is, or where one of them does not say."""
     try:
         value = json.loads(home or "")
         places = [Place(str(host), str(path), mark) for host, path, mark in value["places"]]

@@ -73,7 +73,7 @@ def table_is_old(ledger: Ledger, view: ServerView) -> bool:
 def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
     """Bring a ledger's deliveries into agreement with what the server shows.
 
-    A point is confirmed where its latest row on the server has its numbers. Other numbers there make it
+    A point is confirmed if its latest row on the server has its numbers. Other numbers there make it
     due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
     that resumed from a stale line count: it is looked for again, and sent if it stays away. A run whose
     summary and table leave out what its rows show gets them again.

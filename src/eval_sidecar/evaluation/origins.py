@@ -158,7 +158,7 @@ class Origins:
         self._inode = stamp[0]
 
     def begin_round(self, list_steps: Callable[[], set[int]]) -> None:
-        """At the first pass: have everything evaluated once more, where that is asked for.
+        """At the first pass: have everything evaluated once more, if that is asked for.
 
         Args:
             list_steps: Returns the steps that can be; called once at most.
@@ -228,7 +228,7 @@ class Origins:
         return True
 
     def _of_result(self, entry: Entry, result: Result, checkpoint: Optional[Checkpoint]) -> Optional[Origin]:
-        """What numbers found on disk are of; None where they are not those of this checkpoint and model.
+        """What numbers found on disk are of; None if they are not those of this checkpoint and model.
 
         A result that nobody has written anything down of is this checkpoint's: it was there before.
         """
@@ -289,7 +289,7 @@ class Origins:
         return True
 
     def _read(self, checkpoint: Checkpoint) -> Optional[Content]:
-        """What a checkpoint's weights are; None where they say nothing yet, or cannot be read."""
+        """What a checkpoint's weights are; None if they say nothing yet, or cannot be read."""
         if not self._is_ready(checkpoint):
             return None
         try:

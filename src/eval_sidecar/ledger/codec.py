@@ -43,7 +43,7 @@ def to_text(ledger: Ledger, encoded: Optional[Encoded] = None) -> str:
     Args:
         ledger: What to write.
         encoded: Each entry as it was last written, with its two texts; brought up to date. Of thousands of
-            checkpoints, a change is about one or two. None where it will not be written again: all at
+            checkpoints, a change is about one or two. None if it will not be written again: all at
             once is quicker.
     """
     parts = {key: encode(value) for key, value in _about_model(ledger).items()}

@@ -63,7 +63,7 @@ class Failure:
     Attributes:
         time: ISO 8601, UTC.
         error: One line.
-        log: The evaluation's log, or None where it did not come to that.
+        log: The evaluation's log, or None if it did not come to that.
         final: Whether it is not tried again until somebody clears it.
     """
 
@@ -91,7 +91,7 @@ class Running:
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
         metrics: Where the evaluation is to leave its ``metrics.json``.
         state: Where the job stood when it was last looked at, in the launcher's words.
-        ending: Why the sidecar ends it; None where it does not. Saved first: what is seen of the job
+        ending: Why the sidecar ends it; None if it does not. Saved first: what is seen of the job
             afterwards looks like anybody's cancellation.
         evicted: Whether that is because the machine has taken it away, which costs no attempt.
         log_size: Bytes that were in the log before it.
@@ -118,7 +118,7 @@ class Entry:
 
     Attributes:
         step: Training step.
-        verdict: The last verdict on its completeness, or None where it was never looked at.
+        verdict: The last verdict on its completeness, or None if it was never looked at.
         evidence: What that verdict rests on.
         first_seen: ISO 8601, UTC.
         pinned: Whether hard links keep it alive.
@@ -129,7 +129,7 @@ class Entry:
         result: Its numbers.
         delivery: How far its point has come.
         listed: An older script's state file lists the step as processed, without its numbers.
-        content: What the checkpoint's weights are now; None where nobody has had to look.
+        content: What the checkpoint's weights are now; None if nobody has had to look.
         origin: What `result` was made of.
         round: As in `Forced`.
     """
@@ -178,7 +178,7 @@ class Entry:
         return self.running is not None or not (self.processed or self.has_failed or lost)
 
     def due(self) -> Optional[Delivery]:
-        """What of this checkpoint has to be sent or looked up; None where nothing has.
+        """What of this checkpoint has to be sent or looked up; None if nothing has.
 
         A result that is not the one that was confirmed is due as the next revision. One that is not of the
         weights that are there now, and was never sent, is not sent any more.
@@ -248,7 +248,7 @@ class Entry:
         if delivery.via == CARRIED and self.is_superseded:
             delivery = replace(delivery, digest=delivery.digest or "")  # whatever it was, not these
         elif delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
-            # Older scripts kept eight metrics of a file that holds more: that is no new result.
+            # Older scripts kept eight metrics of a file that holds more: that is not a new result.
             delivery = replace(delivery, digest=result.digest)
         changed = replace(
             self,
@@ -287,7 +287,7 @@ class Entry:
 
     @property
     def known_identity(self) -> Optional[str]:
-        """The weights that everything here is about, or None where nobody has looked yet."""
+        """The weights that everything here is about, or None if nobody has looked yet."""
         return self.content.identity if self.content is not None else self.origin.identity
 
     def point(self, revision: int = 0) -> Point:

@@ -48,7 +48,7 @@ class Ledger:
         table_due: The run may not show the table and the summary that belong to its points.
         problem: Why the last delivery did not do everything, or None.
         busy: Why no evaluation could be started at the last look, or None.
-        places: Where the model lives, and before that lived; none where nobody has said so yet.
+        places: Where the model lives, and before that lived; none if nobody has said so yet.
         moved: Whether a person says that whatever has this name is this training.
         settings: What evaluations were made with, by key.
         forced: The last request to evaluate everything once more.
@@ -77,7 +77,7 @@ class Ledger:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def entry(self, step: int) -> Entry:
-        """What is known of a step; an empty entry where nothing is."""
+        """What is known of a step; an empty entry if nothing is."""
         return self.entries.get(step) or Entry(step)
 
     def steps(self) -> list[Entry]:

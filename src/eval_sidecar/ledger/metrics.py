@@ -26,7 +26,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SETTINGS = frozenset({"config", "configs", "versions", "n-shot", "n-samples", "higher_is_better"})
 #: An object below the top with more members is data (a row for each user, say).
 _LARGEST_OBJECT = 1000
-#: So many names of what was left out are kept.
+#: This many names of what was left out are kept.
 _MOST_NAMES = 20
 
 #: In the place of a value of which another, of the same name, is taken.
@@ -59,7 +59,7 @@ class Reading(NamedTuple):
 
     Attributes:
         metrics: Finite numbers by name, in the file's order; names of nested objects are joined by ``/``.
-        left_out: What is no metric, each as ``name (reason)``.
+        left_out: What is not a metric, each as ``name (reason)``.
     """
 
     metrics: dict[str, float]
@@ -73,7 +73,7 @@ def parse_metrics(content: bytes) -> Reading:
     names that a point's row has for something else, and names that are no Unicode are left out.
 
     Raises:
-        ResultError: where it is empty, no JSON object, or has no finite number. The text does not name the
+        ResultError: if it is empty, no JSON object, or has no finite number. The text does not name the
             file.
     """
     try:
@@ -86,7 +86,7 @@ def parse_metrics(content: bytes) -> Reading:
     try:
         value = _decode(text)
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"is no valid JSON ({error}); was its writer interrupted?") from error
+        raise ResultError(f"is not valid JSON ({error}); was its writer interrupted?") from error
     if not isinstance(value, dict):
         raise ResultError(f"holds a JSON {type(value).__name__}, not an object of numbers")
     metrics, left_out = _sort_out(value)
@@ -114,7 +114,7 @@ def _sort_out(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str
 
 
 def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every value that is no object to look into, by its joined name; those at the top come first.
+    """Every value that is not an object to look into, by its joined name; those at the top come first.
 
     Not recursive: a file may be nested deeper than functions may call each other.
     """
@@ -138,7 +138,7 @@ def _number(item: Any) -> Optional[float]:  # noqa: ANN401 - any value of JSON, 
 
 
 def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
-    """What a value is that is no number."""
+    """What a value is that is not a number."""
     if isinstance(item, dict):
         return f"an object of {len(item)} values" if len(item) > _LARGEST_OBJECT else "settings"
     if isinstance(item, list):
@@ -148,7 +148,7 @@ def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
 
 @functools.lru_cache(maxsize=4096)  # every result of a model has the same names
 def _why_not_called_so(name: str) -> Optional[str]:
-    """Why a number of this name is no metric; None where it is one."""
+    """Why a number of this name is not a metric; None if it is one."""
     if not name.strip("/ \t\r\n"):
         return "without a name"
     if any("\ud800" <= char <= "\udfff" for char in name):

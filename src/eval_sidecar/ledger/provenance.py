@@ -49,8 +49,8 @@ def write_provenance(metrics: Path, found: Provenance) -> None:
     """Write down what the numbers in a ``metrics.json`` are of.
 
     Raises:
-        StateError: where it cannot be written.
-        OSError: where the numbers cannot be read.
+        StateError: if it cannot be written.
+        OSError: if the numbers cannot be read.
     """
     digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
     write_json(metrics.with_name(PROVENANCE), _as_json(found, digest))
@@ -72,7 +72,7 @@ def _as_json(found: Provenance, digest: str) -> dict[str, Any]:
 def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
     """What is written down of the numbers in a ``metrics.json``.
 
-    None where nothing is, where it is about other numbers (written by hand since, say), or where it is from a
+    None if nothing is, if it is about other numbers (edited by a user since, say), or if it is from a
     newer version: the numbers are then those of a person, of whom nothing is known.
     """
     try:
@@ -86,7 +86,7 @@ def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
 
 
 def parse_provenance(data: bytes) -> Optional[Provenance]:
-    """Read the content of a ``provenance.json``; None where it is none of this version."""
+    """Read the content of a ``provenance.json``; None if it is none of this version."""
     try:
         value = json.loads(data)
         if value["version"] > VERSION:
@@ -121,7 +121,7 @@ def write_begun(metrics: Path, found: Provenance) -> None:
     If the sidecar dies and its state is lost, nothing else would tell.
 
     Raises:
-        StateError: where it cannot be written.
+        StateError: if it cannot be written.
     """
     find_provenance(metrics)  # what is written down of an earlier one is overwritten
     write_json(_begun_path(metrics), _as_json(found, ""))

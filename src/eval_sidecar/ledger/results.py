@@ -18,11 +18,11 @@ from eval_sidecar.types import HEADLINE, Result, digest
 def read_result(path: Union[str, Path]) -> Result:
     """Read one ``metrics.json``.
 
-    What is no metric is named in the result; `eval_sidecar.ledger.metrics` says what is one.
+    What is not a metric is named in the result; `eval_sidecar.ledger.metrics` says what is one.
 
     Raises:
-        MissingResultError: where there is no file.
-        ResultError: where it is empty, no JSON object, or has no finite number.
+        MissingResultError: if there is no file.
+        ResultError: if it is empty, no JSON object, or has no finite number.
     """
     try:
         status, content = _read(path)
@@ -38,7 +38,7 @@ def read_result(path: Union[str, Path]) -> Result:
 
 
 def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
-    """What to say, once, of what a result's file has beside its metrics; None where that is nothing.
+    """What to say, once, of what a result's file has beside its metrics; None if that is nothing.
 
     What is the same in every file of a model is said of the model; a number that is not finite is news.
     """
@@ -60,12 +60,6 @@ def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
         return status, os.read(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)
-
-
-def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:
-    """The step with the highest value of a metric, the earliest of several; None where none has it."""
-    steps = [step for step in sorted(metrics_by_step) if metric in metrics_by_step[step]]
-    return max(steps, key=lambda step: metrics_by_step[step][metric], default=None)
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:

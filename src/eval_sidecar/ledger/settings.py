@@ -52,7 +52,7 @@ class Settings:
 
 
 def key_of(settings: Mapping[str, Any]) -> Optional[str]:
-    """A short name for settings, the same wherever their files are; None where nothing is known of them."""
+    """A short name for settings, the same wherever their files are; None if nothing is known of them."""
     if not settings:
         return None
     counted = {name: value for name, value in settings.items() if settings.get(name + _SHA) is None}

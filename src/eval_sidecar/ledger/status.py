@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.ledger.ledger import Entry, Ledger
-from eval_sidecar.ledger.results import best_step
 from eval_sidecar.ledger.settings import differences
-from eval_sidecar.types import DENIED, HEADLINE, Completeness, DeliveryStatus
+from eval_sidecar.types import DENIED, HEADLINE, Completeness, DeliveryStatus, best_step
 
 
 def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def list_origins(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def last_error(ledger: Ledger) -> Optional[str]:
-    """The newest thing that went wrong and is not mended; None where all is well."""
+    """The newest thing that went wrong and is not fixed; None if all is well."""
     failures = [(entry.failure.time, entry) for entry in ledger.steps() if entry.failure]
     if failures:
         _, entry = max(failures, key=lambda pair: (pair[0], pair[1].step))
@@ -188,7 +187,7 @@ def waiting(ledger: Ledger) -> list[str]:
 
 
 def _why_denied(entry: Entry) -> Optional[str]:
-    """Why a checkpoint may not be read that is still to be evaluated; None if nobody forbids it."""
+    """Why a checkpoint cannot be read that is still to be evaluated; None if nobody forbids it."""
     if entry.processed or entry.failure:
         return None
     return next((fact for fact in entry.evidence if fact.startswith(DENIED)), None)

@@ -74,8 +74,8 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
     """Hold a model's ledger for one process.
 
     Raises:
-        LockedError: where another process holds it.
-        StateError: where the file is corrupt (it is then kept under another name), is from a newer
+        LockedError: if another process holds it.
+        StateError: if the file is corrupt (it is then kept under another name), is from a newer
             version, or belongs to another model.
     """
     with contextlib.ExitStack() as stack:
@@ -106,14 +106,14 @@ def _busy_message(path: Path) -> str:
 
 
 def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
-    """Read a ledger; None where there is no file.
+    """Read a ledger; None if there is no file.
 
     Args:
         path: The state file.
         keep_corrupt: Leave a file that cannot be read where it is, for callers that only look.
 
     Raises:
-        StateError: where the file is corrupt or from a newer version.
+        StateError: if the file is corrupt or from a newer version.
     """
     try:
         content = path.read_bytes()

@@ -23,7 +23,7 @@ from eval_sidecar.types import Place
 
 log = logging.getLogger(__name__)
 
-#: So many checkpoints are compared, the newest ones, where a model is found in another place.
+#: This many checkpoints are compared, the newest ones, where a model is found in another place.
 _COMPARED = 50
 
 
@@ -89,7 +89,7 @@ class Admission:
     Attributes:
         ledger: The ledger with what was learnt of where the model lives.
         foreign: Steps whose result is another model's of the same name.
-        reason: Why they are not taken, in one line; None where all are.
+        reason: Why they are not taken, in one line; None if all are.
     """
 
     ledger: Ledger

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import HEADLINE, RESERVED, TABLE_COLUMNS, TABLE_METRICS, ModelSpec, Point, digest
+from eval_sidecar.types import (
+    HEADLINE,
+    RESERVED,
+    TABLE_COLUMNS,
+    TABLE_METRICS,
+    ModelSpec,
+    Point,
+    best_step,
+    digest,
+)
 
 STEP = "checkpoint_step"
 PREFIX = "eval/"
@@ -76,14 +85,13 @@ def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = No
     if not ordered:
         return {}
     summary: dict[str, Scalar] = {DELIVERED: _delivered(ordered, placed)} if placed else {}
-    last = ordered[-1]
+    last, results = ordered[-1], {point.step: point.metrics for point in ordered}
     for name in HEADLINE:
-        scored = [point for point in ordered if math.isfinite(point.metrics.get(name, math.nan))]
-        if scored:
-            best = max(scored, key=lambda point: (point.metrics[name], -point.step))
-            summary[f"best_{name.lower()}"] = best.metrics[name]
-            summary[f"best_step_for_{name.lower()}"] = best.step
-        if last in scored:
+        best = best_step(results, name)
+        if best is not None:
+            summary[f"best_{name.lower()}"] = results[best][name]
+            summary[f"best_step_for_{name.lower()}"] = best
+        if _is_finite(last.metrics.get(name)):
             summary[f"last_{name.lower()}"] = last.metrics[name]
     summary["last_step"] = last.step
     return summary
