@@ -76,6 +76,13 @@ def test_a_small_log_that_cannot_be_set_aside_goes_on_growing_and_that_is_said_o
     assert [record.getMessage().count("goes on growing") for record in caplog.records] == [1]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
+def test_a_full_disk_stops_nobody_whose_lines_go_into_a_small_log():
+    with closing(SmallLog(Path("/dev/full"))) as small:
+        for _ in range(3):
+            small.write("a short line")
+
+
 WRITES = """
 import subprocess, sys
 from pathlib import Path

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from logging.handlers import RotatingFileHandler
@@ -69,7 +70,12 @@ class SmallLog(RotatingFileHandler):
             )
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drop a line that a full disk does not take."""
+        """Drop a line that a full disk does not take; the other program must not wait for space."""
+
+    def close(self) -> None:
+        """Close the file, even if what is left to be written finds no space."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def rotate_output(path: Path) -> bool:
