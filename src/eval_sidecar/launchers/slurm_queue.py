@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 60.0
 #: States of a job that will not run any more (squeue(1), JOB STATE CODES).
 _ENDED = frozenset(
-    [
+    {
         "BOOT_FAIL",
         "CANCELLED",
         "COMPLETED",
@@ -33,7 +33,7 @@ _ENDED = frozenset(
         "PREEMPTED",
         "REVOKED",
         "TIMEOUT",
-    ]
+    }
 )
 _COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
 # Variables with which a user changes what these commands choose and print: the launcher needs it as it asks.
