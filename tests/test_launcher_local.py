@@ -252,7 +252,7 @@ def test_a_job_that_goes_on_after_all_signals_is_an_error_that_names_the_process
 
         patched.setattr(psutil.Process, "send_signal", refuse)
         patched.setattr("eval_sidecar.system.process.wait_for_end", lambda members, seconds: False)
-        with pytest.raises(LaunchError, match=f"pid .*{handle['pid']}.* goes on"):
+        with pytest.raises(LaunchError, match=f"pid .*{handle['pid']}.* is still running"):
             launcher.cancel(handle)
     assert launcher.poll(handle) == JobState(JobPhase.RUNNING)
     assert launcher.cancel(handle) is True

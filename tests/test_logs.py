@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from eval_sidecar.system import logs
-from eval_sidecar.system.logs import FULL, KEPT, LogReader, is_full, shift
+from eval_sidecar.system.logs import FULL, KEPT, LogReader, SmallLog, is_full, shift
 
 
 @pytest.fixture
@@ -49,6 +50,30 @@ def test_the_oldest_of_the_logs_set_aside_goes(log):
     names = [log.with_name(f"{log.name}.{number}") for number in range(1, KEPT + 1)]
     assert [path.read_text() for path in names] == [str(KEPT + 1 - place) for place in range(KEPT)]
     assert sorted(log.parent.iterdir()) == sorted(names)
+
+
+def test_a_small_log_is_set_aside_line_by_line_and_masks_keys(log, monkeypatch):
+    monkeypatch.setattr(logs, "FULL", 100)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    with closing(SmallLog(log)) as small:
+        for number in range(20):
+            small.write(f"line {number:02d} 100% 0123456789abcdef\n")
+    older = [log.with_name(f"{log.name}.{number}") for number in range(KEPT, 0, -1)]
+    lines = "".join(path.read_text() for path in [*older, log]).splitlines()
+    assert lines[-1] == "line 19 100% ***"
+    assert lines == [f"line {number:02d} 100% ***" for number in range(20 - len(lines), 20)]
+    assert all(path.stat().st_size < 100 for path in log.parent.iterdir())
+
+
+def test_a_small_log_that_cannot_be_set_aside_goes_on_growing_and_that_is_said_once(log, monkeypatch, caplog):
+    monkeypatch.setattr(logs, "FULL", 30)
+    for number in (2, 3):
+        log.with_name(f"{log.name}.{number}").mkdir()  # a file does not take the place of a folder
+    with closing(SmallLog(log)) as small:
+        for number in range(9):
+            small.write(f"line {number}")
+    assert log.read_text() == "".join(f"line {number}\n" for number in range(9))
+    assert [record.getMessage().count("goes on growing") for record in caplog.records] == [1]
 
 
 WRITES = """

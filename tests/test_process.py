@@ -22,7 +22,7 @@ MARKER = "EVAL_SIDECAR_TEST"
 TREE = """
 import signal, subprocess, sys
 stay = "import signal; signal.signal(signal.SIGTERM, signal.%s); print('up', flush=True); signal.pause()"
-stay %= "SIG_IGN" if "deaf" in sys.argv else "SIG_DFL"
+stay %= "SIG_IGN" if {"deaf", "deaf children"} & {*sys.argv} else "SIG_DFL"
 for apart in (False, True):
     command = [sys.executable, "-S", "-c", stay]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=apart)
@@ -159,6 +159,13 @@ def test_processes_that_ignore_the_request_are_killed_after_the_grace(marker):
     end_family(ProcessIdentity.of(root.pid), None, 0.0)
     assert all(map(has_ended, children))
     assert root.wait() == -signal.SIGKILL
+
+
+def test_children_that_ignore_the_request_are_killed_although_their_parent_ends(marker):
+    root, children = start_tree(marker, "deaf children")
+    end_family(ProcessIdentity.of(root.pid), None, 0.0)
+    assert all(map(has_ended, children))
+    root.wait()
 
 
 def test_orphans_are_ended_by_the_marker_alone(marker):

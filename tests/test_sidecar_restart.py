@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import pytest
 
+from eval_sidecar.errors import LaunchError
+from eval_sidecar.evaluation.jobs import detach_jobs
 from eval_sidecar.ledger.ledger import Running
 from eval_sidecar.ledger.status import unfinished, waiting
-from watching import METRICS, World
+from eval_sidecar.paths import ResultPaths
+from watching import METRICS, MODEL, World
 
 
 @pytest.fixture
@@ -245,3 +249,47 @@ def test_an_evaluation_that_has_just_ended_by_itself_is_left_for_the_next_sideca
     world.restart()
     world.tick()
     assert world.entry(495).result is not None
+
+
+# -- a stop after the sidecar was killed --------------------------------------------------------------------
+
+
+def test_what_cannot_go_on_without_a_sidecar_is_ended_and_nothing_of_it_is_left(world):
+    world.write(495)
+    world.tick()
+    begun = ResultPaths(world.config.results_root).begun(MODEL, "checkpoint-495")
+    assert begun.exists()
+    world.report(495, {"HR@10": 0.5})
+    ((level, sentence),) = detach_jobs(world.store, world.launcher)
+    assert level == logging.INFO
+    assert sentence == "checkpoint-495: evaluation stopped, the checkpoint stays pending"
+    assert world.launcher.running() == [] and world.entry(495).running is None
+    assert not begun.exists() and not world.metrics_file(495).exists()
+
+
+def test_what_goes_on_without_a_sidecar_is_left_to_the_next_start(world):
+    world.write(495)
+    world.tick()
+    world.launcher.goes_on = True
+    world.launcher.queue(495)
+    ((_, sentence),) = detach_jobs(world.store, world.launcher)
+    assert sentence == "checkpoint-495: left to the next start: PENDING (Priority)"
+    assert world.entry(495).running is not None
+
+
+def test_what_cannot_be_ended_is_an_error_and_does_not_keep_the_others_from_being_ended(tmp_path):
+    world = World(tmp_path, slots=2)
+    world.write(10)
+    world.write(20)
+    world.tick()
+    cancel = world.launcher.cancel
+
+    def refuse_the_first(handle):
+        if handle["token"] == world.launcher.newest(10).token:
+            raise LaunchError("pid 7 is still running after SIGKILL")
+        return cancel(handle)
+
+    world.launcher.cancel = refuse_the_first
+    (level, sentence), _ = detach_jobs(world.store, world.launcher)
+    assert level == logging.ERROR and sentence.startswith("checkpoint-10: pid 7 is still running")
+    assert world.entry(10).running is not None and world.entry(20).running is None

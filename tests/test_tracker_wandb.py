@@ -604,14 +604,18 @@ def test_a_worker_that_has_done_much_is_replaced(
         assert still_running(first) == []
 
 
-def test_a_log_that_is_full_is_set_aside(server: WandbServer, spec: ModelSpec, tmp_path: Path) -> None:
+def test_a_log_that_is_full_is_set_aside_while_the_client_goes_on(
+    server: WandbServer, spec: ModelSpec, tmp_path: Path
+) -> None:
     log = tmp_path / "wandb.log"
     with wandb_on(server, tmp_path) as tracker:
         tracker.read(spec)
         os.truncate(log, FULL)
-        assert tracker.read(spec).last_index == -1
+        server.fault("RunResumeStatus", status=401, message="not logged in")
+        with pytest.raises(TrackerError):
+            deliver(tracker, spec, points_of(100))
     assert (tmp_path / "wandb.log.1").stat().st_size >= FULL
-    assert log.stat().st_size < FULL
+    assert 0 < log.stat().st_size < FULL
 
 
 # -- offline -----------------------------------------------------------------------------------------------

@@ -114,10 +114,10 @@ def test_an_incremental_archive_brings_what_was_missing(root, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no receipt"),
-        ("[]", "is no receipt"),
-        ('{"version": 1}', "is no receipt"),
-        ('{"version": 1, "models": {"a": {"confirmed": {"1": {}}}}}', "is no receipt"),
+        ("", "is not a receipt"),
+        ("[]", "is not a receipt"),
+        ('{"version": 1}', "is not a receipt"),
+        ('{"version": 1, "models": {"a": {"confirmed": {"1": {}}}}}', "is not a receipt"),
         ('{"version": 2, "models": {}}', "version 2"),
         (None, "cannot be read"),
     ],

@@ -42,6 +42,11 @@ class Completeness(Word):
     GONE = "gone"
     """Deleted by the trainer before it could be evaluated."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether such a checkpoint may be evaluated."""
+        return self in (Completeness.COMPLETE, Completeness.QUIET)
+
 
 class DeliveryStatus(Word):
     """How far a point has come on its way to the tracker."""

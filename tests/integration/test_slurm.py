@@ -198,7 +198,7 @@ def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
     cluster.ask("scontrol", "update", "partitionname=main", "state=INACTIVE")
     try:
         sidecar = watch(repository)
-        wait_until(lambda: "it is tried again" in sidecar.output, "the refusal being told")
+        wait_until(lambda: "will retry" in sidecar.output, "the refusal being told")
         assert "not submitted" in repository.state["busy"]
         explain = ("explain", "--sft-root", str(repository.model_dir), "100")
         said = "not started  checkpoint-100: not submitted"
@@ -206,7 +206,7 @@ def test_a_partition_that_takes_no_jobs_now_is_waited_for(cluster, repository):
     finally:
         cluster.ask("scontrol", "update", "partitionname=main", "state=UP")
     repository.wait_for_result(100)
-    assert sidecar.output.count("it is tried again") == 1
+    assert sidecar.output.count("will retry") == 1
     assert repository.state["failed_steps"] == {}
 
 

@@ -69,7 +69,7 @@ class Verdict:
     @property
     def ready(self) -> bool:
         """Whether the checkpoint may be evaluated."""
-        return self.name in (Completeness.COMPLETE, Completeness.QUIET)
+        return self.name.is_ready
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from eval_sidecar.checkpoints.linking import list_files
 from eval_sidecar.checkpoints.pinning import Need, Pins
 from eval_sidecar.checkpoints.weights import CONTAINERS
 from eval_sidecar.errors import CheckpointError
-from eval_sidecar.ledger.ledger import Entry, Ledger, Running
+from eval_sidecar.ledger.ledger import Entry, Running
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
@@ -305,33 +305,10 @@ class Readiness:
     # -- the ledger ---------------------------------------------------------------------------------
 
     def _note(self, entry: Entry, verdict: Verdict, *, pinned: bool) -> None:
-        # How long it has been quiet changes with every look, and is not worth a write; what was done about
-        # it, which comes last, is.
-        is_news = (
-            entry.verdict != verdict.name
-            or entry.pinned != pinned
-            or (verdict.ready and entry.evidence[-1:] != verdict.evidence[-1:])
-            or (
-                verdict.name in (Completeness.PARTIAL, Completeness.GONE)
-                and entry.evidence != verdict.evidence
-            )
-        )
-
-        def transition(ledger: Ledger) -> Ledger:
-            known = ledger.entry(entry.step)
-            changed = replace(
-                known,
-                verdict=verdict.name,
-                evidence=verdict.evidence if is_news else known.evidence,
-                first_seen=known.first_seen or now_text(),
-                pinned=pinned,
-            )
-            provable = ledger.provable or verdict.name == Completeness.COMPLETE
-            return replace(ledger.with_entries([changed]), provable=provable)
-
         if entry.verdict != verdict.name:
             log.info("%s: %s (%s)", entry.name, verdict.name, "; ".join(verdict.evidence))
-        self._store.update(transition)
+        step, facts, now = entry.step, verdict.evidence, now_text()
+        self._store.note(lambda ledger: ledger.judged(step, verdict.name, facts, pinned=pinned, at=now))
 
     def unpin(self, step: int) -> None:
         """Remove a checkpoint's pin, if it has one."""
@@ -339,9 +316,8 @@ class Readiness:
             self._pins.release(step)
         except CheckpointError as error:
             self._warn_once(str(error))
-        self._store.update(
-            lambda ledger: ledger.with_entry(step, pinned=False) if step in ledger.entries else ledger
-        )
+        if self._store.ledger.entry(step).pinned:
+            self._store.note(lambda ledger: ledger.unpinned(step))
 
     def release_failed(self) -> None:
         """Give up pins that only a retry would need, of checkpoints that their trainer has deleted."""
@@ -351,6 +327,7 @@ class Readiness:
             log.warning("%s: its evaluation failed, and its pin, the last copy, is given up", entry.name)
             facts = (*entry.evidence, "pin given up: the sidecar was stopped after its evaluation had failed")
             self._note(entry, Verdict(Completeness.GONE, facts), pinned=False)
+        self._store.save()
 
 
 def _are_others(evaluated: Checkpoint, held: Checkpoint, known: Mapping[str, tuple[int, int]]) -> bool:

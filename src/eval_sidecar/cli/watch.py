@@ -79,9 +79,7 @@ def watch(flags: WatchFlags) -> int:
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
-            lambda ledger: replace(
-                ledger.with_settings(key, settings), writer={**_writer(flags), "settings": key}
-            )
+            lambda ledger: ledger.with_settings(key, settings).written_by({**_writer(flags), "settings": key})
         )
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):

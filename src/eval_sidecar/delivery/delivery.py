@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.delivery.ownership import home_of, why_foreign
-from eval_sidecar.delivery.reconcile import reconcile, with_changes_due, with_deliveries
+from eval_sidecar.delivery.reconcile import reconcile, with_changes_due
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.ledger.ledger import Delivery, Entry, Ledger
 from eval_sidecar.ledger.store import LedgerStore
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds between look-ups while a server may show rows late; the last one repeats.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_TABLE = "the table"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def deliver(
     """
     before = store.ledger
     if not before.is_due:
-        store.update(lambda ledger: replace(ledger, problem=None))
+        store.update(lambda ledger: ledger.with_problem(None))
         return Report(where=before.where)
     session = _Delivery(store, tracker, spec, settle_seconds, pause or threading.Event().wait, clock)
     problem: Optional[str] = None
@@ -92,7 +93,7 @@ def deliver(
             session.run()
     except (TrackerError, LockedError) as error:
         problem = str(error)
-    store.update(lambda ledger: replace(ledger, problem=problem))
+    store.update(lambda ledger: ledger.with_problem(problem))
     return _report(before, store.ledger, session, problem)
 
 
@@ -221,9 +222,7 @@ class _Delivery:
             )
             for index, point in rows
         }
-        marked = self.store.update(
-            lambda now: with_deliveries(replace(now, session_open=True, table_due=True), intents)
-        )
+        marked = self.store.update(lambda now: now.sending(intents))
         start = view.last_index + 1 if view and view.knows_end else None
         try:
             table = _positioned(marked.points(), marked, self.spec)
@@ -232,21 +231,14 @@ class _Delivery:
         except TrackerError as error:
             if not error.nothing_sent:
                 raise
-            # Everything is as it was.
-            undone = {step: ledger.entry(step).delivery or Delivery() for step in intents}
-            was_open, was_due = ledger.session_open, ledger.table_due
-            self.store.update(
-                lambda now: with_deliveries(replace(now, session_open=was_open, table_due=was_due), undone)
-            )
+            self.store.update(lambda now: now.not_sent(ledger, intents))
             raise
         self.sent.update(intents)
-        done = {step: replace(sent, via=None if view else receipt.where) for step, sent in intents.items()}
+        via = None if view else receipt.where
         table_due = view is not None or receipt.table_problem is not None
-        self.store.update(
-            lambda now: with_deliveries(
-                replace(now, session_open=False, where=receipt.where, table_due=table_due), done
-            )
-        )
+        # The look-up that follows saves it; if nobody can look, nothing follows.
+        save = self.store.note if view else self.store.update
+        save(lambda now: now.was_sent(receipt.where, via=via, steps=intents, table_due=table_due))
         self._table_problem = receipt.table_problem
         self.sent_table = receipt.table_problem is None
         return session
@@ -255,14 +247,11 @@ class _Delivery:
         """Look up until the server shows everything that was sent, or for as long as that may take."""
         self._waited, self._pauses = 0.0, iter(_PAUSES)
         while True:
-            view = self._look_up()
-            missing = [entry.name for entry in self.store.ledger.due() if entry.step in self.sent]
-            if not missing and self._table_problem:
+            view = self._look_up(session)
+            missing = self._not_shown(self.store.ledger, view, session)
+            if missing == [_TABLE] and self._table_problem:
                 raise TrackerError(self._without_table())
-            if not _shows(view, session):
-                missing.append("the table")
             if not missing:
-                self.store.update(lambda ledger: replace(ledger, table_due=False))
                 return
             if not self._wait():
                 raise TrackerError(
@@ -276,12 +265,25 @@ class _Delivery:
             f" ({self._table_problem}); it is sent again"
         )
 
-    def _look_up(self) -> ServerView:
+    def _look_up(self, session: Optional[Session] = None) -> ServerView:
+        """Read what the server shows into the ledger; also whether that is all of a session."""
         view = self.tracker.read(self.spec)
         if (foreign := why_foreign(self.store.ledger, view.home)) is not None:
             raise TrackerError(f"run {self.spec.run_id}: {foreign}", permanent=True, nothing_sent=True)
-        self.store.update(lambda ledger: reconcile(ledger, view, self.clock()))
+
+        def transition(ledger: Ledger) -> Ledger:
+            ledger = reconcile(ledger, view, self.clock())
+            is_missing = session is None or self._not_shown(ledger, view, session)
+            return ledger if is_missing else ledger.with_table_due(False)
+
+        self.store.update(transition)
         return view
+
+    def _not_shown(self, ledger: Ledger, view: ServerView, session: Session) -> list[str]:
+        """Return the names of what was sent and the server does not show."""
+        missing = [entry.name for entry in ledger.due() if entry.step in self.sent]
+        is_table_there = not self._table_problem and _shows(view, session)
+        return missing if is_table_there else [*missing, _TABLE]
 
     def _wait(self) -> bool:
         """Wait before the next look-up; False where it has been long enough, or the program is to stop."""

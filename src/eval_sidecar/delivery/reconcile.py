@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from eval_sidecar.ledger.ledger import CARRIED, Delivery, Ledger
 from eval_sidecar.trackers.base import ServerRow, ServerView
@@ -88,11 +87,11 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
         if shown is None:
             if entry.delivery.is_confirmed:
                 log.warning("%s: was on the server and is no longer shown", entry.name)
-                changed[entry.step] = replace(entry.delivery, status=DeliveryStatus.SENT, sent_at=now)
+                changed[entry.step] = entry.delivery.missing(now)
         elif entry.due() is not None:
             changed[entry.step] = _shown(entry.result, shown, entry.delivery)
-    ledger = with_deliveries(ledger, changed)
-    return replace(ledger, table_due=True) if table_is_old(ledger, view) else ledger
+    ledger = ledger.with_deliveries(changed)
+    return ledger.with_table_due(True) if table_is_old(ledger, view) else ledger
 
 
 def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
@@ -102,17 +101,16 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
     or took over from an older script, counts for nothing.
     """
     rows = view.newest_rows()
-    marked = with_deliveries(
-        ledger,
+    marked = ledger.with_deliveries(
         {
             entry.step: _shown(entry.result, rows[entry.step], Delivery())
             if entry.step in rows
-            else Delivery(DeliveryStatus.PENDING)
+            else Delivery()
             for entry in ledger.steps()
             if entry.result is not None
         },
     )
-    return replace(marked, table_due=marked.table_due or table_is_old(marked, view))
+    return marked.with_table_due(marked.table_due or table_is_old(marked, view))
 
 
 def with_changes_due(ledger: Ledger) -> Ledger:
@@ -123,14 +121,7 @@ def with_changes_due(ledger: Ledger) -> Ledger:
         if entry.delivery and entry.result and entry.delivery.is_sent
         if entry.delivery.digest != entry.result.digest
     }
-    return with_deliveries(ledger, changed)
-
-
-def with_deliveries(ledger: Ledger, deliveries: Mapping[int, Delivery]) -> Ledger:
-    """Return the ledger with other deliveries for some steps."""
-    return ledger.with_entries(
-        replace(ledger.entry(step), delivery=delivery) for step, delivery in deliveries.items()
-    )
+    return ledger.with_deliveries(changed)
 
 
 def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
@@ -138,11 +129,5 @@ def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
     # having been sent from here may be an older script's, which knew fewer metrics.
     has_changed = delivery.digest not in (None, result.digest)
     if row.shows(result) and not (has_changed and row.lacks_metrics_of(result)):
-        return replace(
-            delivery,
-            status=DeliveryStatus.CONFIRMED,
-            revision=row.revision,
-            digest=result.digest,
-            index=row.index,
-        )
+        return delivery.confirmed(revision=row.revision, digest=result.digest, index=row.index)
     return Delivery(DeliveryStatus.PENDING, row.revision + 1)

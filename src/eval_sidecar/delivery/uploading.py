@@ -12,18 +12,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
 from eval_sidecar.delivery.unchanged import UnchangedModels
-from eval_sidecar.errors import MissingResultError, ResultError, SidecarError
+from eval_sidecar.errors import ResultError, SidecarError
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.ledger.ledger import Entry, Failure
+from eval_sidecar.ledger.intake import is_news, take_in
+from eval_sidecar.ledger.ledger import Entry
 from eval_sidecar.ledger.provenance import read_provenance
-from eval_sidecar.ledger.results import left_out_of, read_result
+from eval_sidecar.ledger.results import left_out_of
 from eval_sidecar.ledger.stamps import list_stamps
 from eval_sidecar.ledger.status import unfinished
 from eval_sidecar.ledger.store import LedgerStore, open_store
@@ -33,7 +34,7 @@ from eval_sidecar.paths import METRICS, StatePaths
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.system.text import now_text
 from eval_sidecar.trackers.base import Tracker
-from eval_sidecar.types import UNKNOWN, ModelSpec, Stamp
+from eval_sidecar.types import UNKNOWN, ModelSpec, Origin, Stamp
 
 log = logging.getLogger(__name__)
 
@@ -204,10 +205,12 @@ class Uploader:
         """
         model = store.ledger.model_dir
         # A failure with a log is an evaluation's, and the uploader does not clear it.
-        unread = [entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.log is None]
+        unread = [
+            entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.is_unread_result
+        ]
         gone = [step for step in unread if stamps.get(step) is None]
         changed, taken = [], 0
-        news_of = [step for step, found in stamps.items() if _is_news(store.ledger.entry(step), found)]
+        news_of = [step for step, found in stamps.items() if is_news(store.ledger.entry(step), found)]
         # A Path would cost as much as reading the file.
         paths = {step: f"{self.results_root}/{model}/checkpoint-{step}/{METRICS}" for step in news_of}
         written = {step: one for step, path in paths.items() if (one := read_provenance(path)) is not None}
@@ -216,34 +219,31 @@ class Uploader:
             if step in admission.foreign:
                 continue
             entry = store.ledger.entry(step)
-            try:
-                result = read_result(path)
-                news = entry.evaluated(result, written[step].origin if step in written else UNKNOWN)
+            origin = written[step].origin if step in written else UNKNOWN
+            news = self._take_one(model, entry, path, origin)
+            if news is not entry:
                 changed.append(news)
-                is_same = entry.result is not None and entry.result.digest == result.digest
-                taken += news.due() is not None and not is_same
-                if said := left_out_of(model, entry.name, result):
-                    self._warn_once(said)
-            except MissingResultError:
-                continue
-            except ResultError as error:
-                failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-                if entry.failure is None or entry.failure.error != str(error):
-                    log.error("%s %s: %s", model, entry.name, error)
-                    changed.append(failed)
+                taken += news.due() is not None and not (news.result and entry.has_numbers_of(news.result))
         known = admission.ledger
         for one in written.values():
             known = known.with_settings(one.origin.settings, one.settings)
-        places, settings = known.places, known.settings
-        store.update(
-            lambda ledger: replace(
-                ledger.without_failures(gone).with_entries(changed),
-                places=places,
-                settings=settings,
-                moved=self.moved,
-            )
-        )
+        moved = self.moved
+        store.update(lambda ledger: ledger.taking(changed, known, unread=gone).with_moved(moved))
         return taken, (admission.reason,) if admission.reason else ()
+
+    def _take_one(self, model: str, entry: Entry, path: str, origin: Origin) -> Entry:
+        try:
+            intake = take_in(entry, path, lambda _result: origin)
+        except ResultError as error:
+            failed = entry.unreadable(str(error), now_text())
+            if failed is not entry:
+                log.error("%s %s: %s", model, entry.name, error)
+            return failed
+        if intake is None:
+            return entry
+        if said := left_out_of(model, entry.name, intake.result):
+            self._warn_once(said)
+        return entry.evaluated(intake.result, intake.origin)
 
     def _left(self, store: LedgerStore) -> tuple[str, ...]:
         expected = self.tracker is not None
@@ -283,12 +283,6 @@ class Uploader:
                 return ModelUpload(spec, report, self._left(store))
 
         return self._for_each(models, work, lambda done: None)
-
-
-def _is_news(entry: Entry, found: Optional[Stamp]) -> bool:
-    """Return whether a result on disk is another one than the ledger has."""
-    is_known = entry.result is not None and not entry.failure and found == entry.result.stamp
-    return found is not None and not is_known
 
 
 def _guarded(work: Callable[[ModelSpec], ModelUpload], spec: ModelSpec) -> ModelUpload:

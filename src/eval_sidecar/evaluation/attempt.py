@@ -24,7 +24,7 @@ from eval_sidecar.types import Result
 log = logging.getLogger(__name__)
 
 #: ``my_eval.sh: line 5:  4242 Killed  python eval.py``
-_SHELLS_WORD = re.compile(
+_SHELL_MESSAGE = re.compile(
     r"line \d+: +\d+ (?:Killed|Terminated|Aborted|Segmentation fault|Bus error|Hangup)\b"
 )
 
@@ -43,11 +43,11 @@ def why_ended(state: JobState) -> str:
     return f"the evaluation was {killed}"
 
 
-def last_words(running: Running) -> str:
-    """Return the last line that an attempt printed; nothing if that is only a shell's word for its end."""
+def last_output(running: Running) -> str:
+    """Return the last line that an attempt printed; nothing if that is only a shell's message on its end."""
     path = Path(running.log)
     said = last_line(path) if log_size(path) != running.log_size else ""
-    return "" if _SHELLS_WORD.search(said) else said
+    return "" if _SHELL_MESSAGE.search(said) else said
 
 
 def log_size(path: Path) -> int:
@@ -92,11 +92,12 @@ def read_new_result(running: Running, path: Path) -> Result:
 
 
 def _look_anew(path: Path) -> None:
-    """Open the folders above a file that another machine may have written: until then, NFS goes on for a
-    while showing what was there before.
+    """Open the folders above a file that another machine may have written.
+
+    Until then, NFS may go on showing what was there before.
     """
     for folder in reversed(list(path.parents)[:3]):
-        # A folder that cannot be opened is no news: reading the file says what is wrong.
+        # A folder that cannot be opened does not matter: reading the file says what is wrong.
         with contextlib.suppress(OSError):
             any(folder.iterdir())
 

@@ -28,13 +28,13 @@ class WatchConfig:
         max_pending: Evaluations that one cycle may start; 0 means any number.
         newest_first: Take the newest checkpoint first instead of the oldest.
         force: Evaluate every checkpoint that is there once more, whatever is known of it.
-        max_attempts: How often an evaluation may fail before it stays failed.
-        max_evictions: How often the machine may take an evaluation away before that counts as a failure.
+        max_attempts: How many times an evaluation may fail before it stays failed.
+        max_evictions: How many times an evaluation may be evicted before that counts as a failure.
         time_limit: Seconds after which an evaluation is ended; 0 means never.
         limits: How much disk space pins may keep in use.
         name: What the model is called everywhere; empty for its folder's name.
-        settings: What bears on the numbers, kept with each result.
-        force_anew: With `force`: begin again where an earlier request is through.
+        settings: What the numbers depend on, kept with each result.
+        force_anew: With `force`: begin again if an earlier request is done.
     """
 
     model_dir: Path

@@ -114,5 +114,4 @@ def find_ready(
             checked = readiness.prepare(entry, found.present, found.held)
             if checked is not None:
                 ready[step] = checked
-    origins.keep_noted()
     return ready

@@ -80,8 +80,8 @@ class Jobs:
         """Start an evaluation; return False if the checkpoint turns out not to be ready any more.
 
         Raises:
-            BusyError: if no job is taken at the moment.
-            UsageError: if no such job will ever be taken.
+            BusyError: if no job is accepted at the moment.
+            UsageError: if no such job will ever be accepted.
             StateError: if the ledger cannot be saved.
         """
         step, store = checkpoint.step, self.store
@@ -143,7 +143,7 @@ class Jobs:
         if state.reason != running.state:
             log.info("%s: %s", entry.name, state.reason)
         if (began, state.reason) != (running.started_at, running.state):
-            running = self._note(
+            running = self._update_running(
                 entry, lambda ledger: ledger.followed(entry.step, started_at=began, state=state.reason)
             )
         if state.phase != JobPhase.RUNNING:
@@ -151,7 +151,7 @@ class Jobs:
         elif running.ending is None and self._is_overdue(entry, running, state):
             limit = self.config.time_limit
             why = f"the evaluation took longer than {limit:.0f} s (--eval-timeout-seconds)"
-            running = self._note(entry, lambda ledger: ledger.ending(entry.step, why))
+            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why))
         if running.ending is not None and self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
@@ -159,11 +159,11 @@ class Jobs:
         """Settle an evaluation that is over once nothing that it may have left is running."""
         if state.phase == JobPhase.EVICTED and running.ending is None:
             why = state.reason or ""
-            running = self._note(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
+            running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
         if self.launcher.cancel(running.handle):
             self._settle(entry, running, state)
 
-    def _note(self, entry: Entry, transition: Callable[[Ledger], Ledger]) -> Running:
+    def _update_running(self, entry: Entry, transition: Callable[[Ledger], Ledger]) -> Running:
         running = self.store.update(transition).entry(entry.step).running
         assert running is not None
         return running
@@ -248,7 +248,7 @@ class Jobs:
 
     def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
         attempt.set_aside_unfinished(running, "failed")
-        said = attempt.last_words(running)
+        said = attempt.last_output(running)
         text = f"{error}: {said}" if said else error
         if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
             failure = Failure(now_text(), f"{text} (with earlier weights)", running.log)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.checkpoints.identity import look_at_weights, read_content, read_identity
 from eval_sidecar.errors import CheckpointError, ResultError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.ledger.ledger import Entry, Failure, Ledger
+from eval_sidecar.ledger.intake import is_news, take_in
+from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.provenance import Provenance, are_one, find_provenance, write_begun, write_provenance
-from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp, may_change_unseen, stamp
 from eval_sidecar.ledger.status import settings_line
@@ -65,7 +64,6 @@ class Origins:
         self._clock = clock
         self._has_begun = False
         self._inode: Optional[int] = None
-        self._noted: dict[int, Content] = {}
         self._looked: dict[int, tuple[FolderStamp, str, float]] = {}  # step: folder, weights, when
 
     def look(self, step: int, present: Optional[Checkpoint]) -> Entry:
@@ -88,23 +86,12 @@ class Origins:
         if before in (None, content.identity):
             # Weights that have just been written are read once more; until then there is no more to say.
             if before is None or (self._is_settled(step) and content != entry.content):
-                self._noted[step] = content
+                return self._store.note(lambda ledger: ledger.holding(step, content)).entry(step)
             return entry
-        self._noted.pop(step, None)
         entry = self._store.update(lambda ledger: ledger.holding(step, content)).entry(step)
         if not entry.processed:
             self._say_other(entry, content)
         return entry
-
-    def keep_noted(self) -> None:
-        """Save what the looks of a pass have found that was no news: all of it at once."""
-        noted, self._noted = self._noted, {}
-        if noted:
-            self._store.update(
-                lambda ledger: ledger.with_entries(
-                    ledger.entry(step).holding(content) for step, content in noted.items()
-                )
-            )
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
         """What an evaluation that begins now is made of; its settings are in the ledger then."""
@@ -121,7 +108,7 @@ class Origins:
         settings = self._config.settings.now()
         key = key_of(settings)
         before = (self._store.ledger.writer or {}).get("settings")
-        ledger = self._store.update(lambda known: known.with_settings(key, settings).written_with(key))
+        ledger = self._store.note(lambda known: known.with_settings(key, settings).written_with(key))
         if before not in (None, key) and (changed := settings_line(ledger, force=self._config.force)):
             log.warning("%s: %s", ledger.model_dir, changed)
         return key
@@ -214,28 +201,30 @@ class Origins:
         Returns:
             Whether the checkpoint needs no evaluation.
         """
+        checkpoint = present or pinned
         try:
-            found = stamp(path)
-            if found is None or (entry.result is not None and entry.result.stamp == found):
+            if not is_news(entry, stamp(path)):
                 return entry.processed
-            result = read_result(path)
+            intake = take_in(entry, path, lambda result: self._of_result(entry, result, checkpoint))
         except ResultError as error:
-            if entry.processed or not (present or pinned):
-                self._warn_once(f"{entry.name}: {error}; what was known before is kept")
-                if not entry.processed and entry.failure is None:
-                    failed = replace(entry, failure=Failure(now_text(), str(error), final=True))
-                    self._store.update(lambda ledger: ledger.with_entries([failed]))
-                return True
-            self._warn_once(f"{entry.name}: {error}; it is evaluated again")
-            return False
-        origin = self._of_result(entry, result, present or pinned)
-        if origin is None:
+            return self._keep_without(entry, str(error), can_be_evaluated=checkpoint is not None)
+        if intake is None:
             return entry.processed
-        if entry.result is None or entry.result.digest != result.digest:
-            accept(entry, result, origin)
-        else:  # the same numbers, written again: what is known of them stays
-            known = origin if origin.settings else entry.origin
-            self._store.update(lambda ledger: ledger.with_entry(entry.step, result=result, origin=known))
+        if intake.is_new:
+            accept(entry, intake.result, intake.origin)
+        else:
+            self._store.update(lambda ledger: ledger.evaluated(entry.step, intake.result, intake.origin))
+        return True
+
+    def _keep_without(self, entry: Entry, problem: str, *, can_be_evaluated: bool) -> bool:
+        """Note that a result cannot be read; return whether its checkpoint needs no evaluation."""
+        if can_be_evaluated and not entry.processed:
+            self._warn_once(f"{entry.name}: {problem}; will evaluate it again")
+            return False
+        self._warn_once(f"{entry.name}: {problem}; what was known before is kept")
+        if not entry.processed and entry.failure is None:
+            now = now_text()
+            self._store.note(lambda ledger: ledger.with_unreadable_result(entry.step, problem, now))
         return True
 
     def _of_result(self, entry: Entry, result: Result, checkpoint: Optional[Checkpoint]) -> Optional[Origin]:
@@ -253,7 +242,7 @@ class Origins:
             self._warn_once(f"{entry.name}: its result in {path.parent} is of {reason}; not taken")
             return None
         key, settings = written.origin.settings, written.settings
-        self._store.update(lambda ledger: ledger.with_settings(key, settings))
+        self._store.note(lambda ledger: ledger.with_settings(key, settings))
         return written.origin
 
     def _why_foreign(
@@ -279,7 +268,8 @@ class Origins:
             return entry.content.identity
         content = self._read(checkpoint) if checkpoint is not None else None
         if content is not None and checkpoint is not None and checkpoint.path.parent == self.folder:
-            self._noted[entry.step] = content
+            known = content
+            self._store.note(lambda ledger: ledger.holding(entry.step, known))
         return content.identity if content else None
 
     def _is_unchanged(self, entry: Entry, present: Checkpoint) -> bool:

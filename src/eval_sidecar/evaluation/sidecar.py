@@ -109,7 +109,7 @@ class Sidecar:
 
         Raises:
             StateError: if the ledger cannot be saved.
-            UsageError: if no job will ever be taken, as the flags are.
+            UsageError: if no job will ever be accepted, as the flags are.
             CheckpointError: if the model dir is a link that leads to another model now.
         """
         self._origins.require_place()
@@ -123,7 +123,9 @@ class Sidecar:
             self._jobs.accept,
             look_closely=self._close_looks.is_due(),
         )
-        return self._start(budget)
+        started = self._start(budget)
+        self.store.save()
+        return started
 
     def leave(self) -> None:
         """End what cannot go on without this process; the checkpoints of those are as if never tried.

@@ -133,4 +133,5 @@ def _leave_with_client(connection: socket.socket, finished: threading.Event) -> 
 
 def _leave() -> None:
     """End without waiting for anything, and the workers of this group too, even one that hangs."""
+    # Not system.process.end_family: the evaluator imports nothing of the sidecar. Its workers share a group.
     os.killpg(os.getpid(), signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""What starts an evaluation: one contract (`base`), one module a kind of machine."""
+"""What starts an evaluation: one contract (`base`), one module for each kind of machine."""

@@ -26,7 +26,7 @@ _MARKER = "EVAL_SIDECAR_JOB"
 
 # Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
 # restarted meanwhile is not the command's parent, and could not ask for it otherwise.
-# Its own words go nowhere: else a log would end with what bash says of a command that was killed.
+# What bash itself prints goes nowhere: else a log would end with its message on a command that was killed.
 _WRAPPER = """
 exit_file=$1; shift
 exec 3>&2 2>/dev/null
@@ -37,14 +37,14 @@ exit "$code"
 
 
 def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split a list of GPUs into one list an evaluation.
+    """Split a list of GPUs into one list for each evaluation.
 
     Args:
-        cuda_list: Devices, separated by blanks or commas.
-        gpus_per_eval: Devices an evaluation; 0 gives the whole list to one.
+        cuda_list: Devices, separated by spaces or commas.
+        gpus_per_eval: Devices for each evaluation; 0 gives the whole list to one.
 
     Raises:
-        UsageError: where the list is empty or does not divide.
+        UsageError: if the list is empty or does not divide.
     """
     devices = cuda_list.replace(",", " ").split()
     if not devices:
@@ -83,12 +83,12 @@ class LocalLauncher:
         return 0.25
 
     def free_slots(self, running: Sequence[Handle]) -> int:
-        """How many more jobs may be submitted beside these."""
+        """Return how many more jobs may be submitted beside these."""
         here = [handle for handle in running if machine_elsewhere(handle) is None]
         return max(0, len(self.device_lists) - len(here))
 
     def reserve(self, job: Job) -> Handle:
-        """The token, which every process of the job carries, and where those are."""
+        """Return the token, which every process of the job carries, and the machine where those run."""
         return {
             "token": job.token,
             **this_machine(),
@@ -123,7 +123,7 @@ class LocalLauncher:
         return {**handle, **identity.to_json(), "devices": free[0]}
 
     def poll(self, handle: Handle) -> JobState:
-        """Where a job stands, from its exit file; its process is only asked while there is none."""
+        """Return where a job stands, from its exit file; as long as there is none, from its process."""
         elsewhere = machine_elsewhere(handle)
         if "pid" not in handle and elsewhere is None:
             return JobState(JobPhase.LOST, reason="its start was cut short")
@@ -164,20 +164,20 @@ class LocalLauncher:
         if left:
             pids = ", ".join(str(process.pid) for process in left)
             raise LaunchError(
-                f"its evaluation cannot be ended: pid {pids} goes on after SIGKILL"
+                f"its evaluation cannot be ended: pid {pids} is still running after SIGKILL"
                 " (waits for a disk or a GPU, or is another user's); its GPU stays taken until then"
             )
         return True
 
     def detach(self, handle: Handle) -> bool:
-        """End the job: nobody expects GPUs to be busy after `stop`. One elsewhere is left to that machine."""
+        """End the job: GPUs must be free after `stop`. A job on another machine is left to that machine."""
         if machine_elsewhere(handle) is not None:
             return True
         self.cancel(handle)
         return False
 
     def _reap(self, handle: Handle) -> Optional[int]:
-        """The exit code of a child of ours that has ended; collecting it leaves no zombie."""
+        """Return the exit code of a child of ours that has ended; collecting it leaves no zombie."""
         with self._mutex:
             child = self._children.get(handle.get("pid", 0))
             code = child.poll() if child is not None else None

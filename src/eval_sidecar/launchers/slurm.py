@@ -41,21 +41,21 @@ KIND = "slurm"
 _OURS = ("array", "clusters", "error", "job-name", "output", "signal", "wait")
 #: Parameters with which sbatch submits nothing, something else, or does not say what.
 _NO_SUBMISSION = ("help", "parsable", "quiet", "test-only", "usage", "version", "wrap")
-#: Variables of sbatch's that are not called as the option that they stand for.
+#: Variables of sbatch whose names differ from the option that they stand for.
 _VARIABLES = {
     "array": "ARRAY_INX",
     "mem": "MEM_PER_NODE",
     "switches": "REQ_SWITCH",
     "time": "TIMELIMIT",
 }
-#: States for which the evaluation itself is to blame, and why.
-_OWN_DOING = {
+#: States that the evaluation itself has caused, and why.
+_CAUSED_BY_EVALUATION = {
     "TIMEOUT": "it took longer than its time limit (--slurm-time)",
     "DEADLINE": "it was not done by its deadline",
     "OUT_OF_MEMORY": "it needed more memory than it was given (--slurm-extra mem=…)",
 }
-#: Reasons of a failure for which the machine is to blame.
-_MACHINES_DOING = ("JobLaunchFailure", "NodeDown", "PartitionDown", "SystemFailure")
+#: Reasons of a failure that the machine has caused.
+_CAUSED_BY_MACHINE = ("JobLaunchFailure", "NodeDown", "PartitionDown", "SystemFailure")
 # Refusals that are about what was asked for, and not about what the cluster can do at the moment.
 _MISTAKE = re.compile(
     r"Try .sbatch --help|mutually exclusive|is not a valid|reservation is invalid"
@@ -71,11 +71,11 @@ _FITS_NO_NODE = "node configuration is not available"
 _PAUSE = 10.0
 #: Seconds that a job which is gone from the queue waits for an answer of the accounting.
 _ACCOUNTING_PATIENCE = 600.0
-#: Exit code of timeout(1) where it has ended the command.
+#: Exit code of timeout(1) if it has ended the command.
 _TIMED_OUT = 124
 
 # Runs in the job: everything goes to the evaluation's own log, and its exit code beside it. Slurm says
-# which GPUs the job has, as CUDA_VISIBLE_DEVICES; where it does not, --cuda-list is what there is.
+# which GPUs the job has, as CUDA_VISIBLE_DEVICES; if it does not, the job gets those of --cuda-list.
 _WRAPPER = """
 exit_file=$1 begun=$2 log=$3 devices=${CUDA_VISIBLE_DEVICES:-$4}; shift 4
 rm -f -- "$exit_file"
@@ -91,7 +91,7 @@ def require_slurm() -> None:
     """Check that jobs can be submitted from here.
 
     Raises:
-        UsageError: naming what is missing.
+        UsageError: if something is missing; names it.
     """
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(
@@ -114,7 +114,7 @@ def sbatch_parameters(extras: Sequence[str], **named: Optional[str]) -> dict[str
         named: Parameters that have a flag of their own.
 
     Raises:
-        UsageError: naming the parameter that cannot be given.
+        UsageError: if a parameter cannot be given; names it.
     """
     parameters: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     for text in extras:
@@ -145,7 +145,7 @@ class SlurmLauncher:
         max_jobs: How many may be in the queue or running at a time.
         parameters: Of sbatch, from `sbatch_parameters`.
         cuda_list: ``CUDA_LIST`` for a job to which Slurm shows no GPUs.
-        ask_every: Seconds between two questions to the controller.
+        ask_every: Seconds between two calls of squeue.
         monotonic: Seconds since some moment, never set back.
     """
 
@@ -166,10 +166,10 @@ class SlurmLauncher:
         self._was_accepted = False
 
     def check_parameters(self) -> None:
-        """Ask Slurm whether it would take such jobs; where it does not answer, that is no objection.
+        """Ask Slurm whether it would accept such jobs; if it does not answer, it may.
 
         Raises:
-            UsageError: with Slurm's words, where the parameters are wrong.
+            UsageError: if the parameters are wrong, with Slurm's message.
         """
         with _without_settings_of_others(self._parameters):
             said = refusal(self._parameters)
@@ -182,11 +182,11 @@ class SlurmLauncher:
         return min(_PAUSE, self._ask_every)
 
     def free_slots(self, running: Sequence[Handle]) -> int:
-        """How many more jobs may be submitted beside these."""
+        """Return how many more jobs may be submitted beside these."""
         return max(0, self._max_jobs - len(running))
 
     def reserve(self, job: Job) -> Handle:
-        """The job's name, and the folder of submitit's files and its own, which must be on a shared disk."""
+        """Return the job's name, and the folder of all its files, which must be on a shared disk."""
         name = f"eval-{job.step}.{job.token}"
         return {"launcher": KIND, "name": name, "folder": str(JobPaths(job.log).slurm(name))}
 
@@ -195,7 +195,7 @@ class SlurmLauncher:
         from submitit.core.utils import CommandFunction, FailedJobError, FailedSubmissionError
 
         if self._queue.jobs() is None:
-            raise BusyError(f"checkpoint-{job.step}: not submitted, {self._queue.problem}; it is tried again")
+            raise BusyError(f"checkpoint-{job.step}: not submitted, {self._queue.problem}; will retry")
         handle = self.reserve(job)
         try:
             Path(handle["folder"]).mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ class SlurmLauncher:
         return {**handle, "job_id": submitted.job_id}
 
     def poll(self, handle: Handle) -> JobState:
-        """Where a job stands, from its exit file and the queue; all jobs share one question to Slurm."""
+        """Return where a job stands, from its exit file and the queue; one call of squeue serves all jobs."""
         if _exit_code(handle) == 0:
             return JobState(JobPhase.ENDED, 0)
         jobs = self._queue.jobs()
@@ -244,9 +244,9 @@ class SlurmLauncher:
         )
 
     def cancel(self, handle: Handle) -> bool:
-        """Cancel the job in Slurm, also where the queue does not show it: no second one may run beside it.
+        """Cancel the job in Slurm, even if the queue does not show it: no second one may run beside it.
 
-        That is not waited for: a job may take minutes to end, or hours where its node does not answer.
+        That is not waited for: a job may take minutes to end, or hours if its node does not answer.
         """
         if _exit_code(handle) is not None:
             return True
@@ -260,17 +260,17 @@ class SlurmLauncher:
         return handle["name"] not in jobs or jobs[handle["name"]].has_ended
 
     def detach(self, handle: Handle) -> bool:
-        """Leave the job to Slurm: login nodes restart, and queues are long."""
+        """Return True, and leave the job to Slurm: login nodes restart, and queues are long."""
         return True
 
     def _look_for(self, handle: Handle) -> tuple[Optional[QueuedJob], str]:
-        """What is known of a job that the queue does not show, and why it may be there all the same."""
+        """Return what is known of a job that the queue does not show, and why it may still be there."""
         missing_for = self._queue.missing_for(handle["name"])
         if missing_for < self._ask_every:
             return None, "which is asked again"
         if _exit_code(handle) is not None or state_from_output(_file(handle, "out")):
             return None, ""
-        # Whether somebody has cancelled it is told nowhere else: worth waiting for, though not for ever.
+        # Only accounting tells whether a user has cancelled it: worth waiting for, though not for ever.
         seen, problem = accounted_job(handle["name"])
         return seen, problem if missing_for < _ACCOUNTING_PATIENCE else ""
 
@@ -281,7 +281,7 @@ class SlurmLauncher:
         return ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, "env", *variables, *job.argv]
 
     def _settle_refused(self, job: Job, handle: Handle, error: Exception) -> Handle:
-        """What follows from a failed sbatch: it may have timed out after the job was taken."""
+        """Handle a failed sbatch: it may have timed out after the job was accepted."""
         jobs = self._queue.jobs(now=True)
         if jobs is None or handle["name"] in jobs:
             return handle  # the next look at the queue tells
@@ -290,14 +290,14 @@ class SlurmLauncher:
         if getattr(error.__cause__, "returncode", None) == _TIMED_OUT:
             said = f"sbatch did not end within {PATIENCE:.0f} s {said}".rstrip()
         is_mistake = _MISTAKE.search(said) or _FITS_NO_NODE in said
-        # Where Slurm has taken such a job before, the flags are right whatever it says.
+        # If Slurm has accepted such a job before, the flags are right whatever it says.
         if not isinstance(error, OSError) and not self._was_accepted and is_mistake:
             raise _refused(said)
-        raise BusyError(f"checkpoint-{job.step}: not submitted ({said}); it is tried again") from error
+        raise BusyError(f"checkpoint-{job.step}: not submitted ({said}); will retry") from error
 
 
 def _make_executor(folder: str) -> SlurmExecutor:
-    """Submitit's executor for one job's folder, whose sbatch is ended where it does not end."""
+    """Return submitit's executor for one job's folder; its sbatch is killed if it takes too long."""
     from submitit import SlurmExecutor
 
     class Executor(SlurmExecutor):
@@ -313,7 +313,7 @@ def _refused(said: str) -> UsageError:
 
 
 def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
-    """What became of a job that Slurm has ended or forgotten."""
+    """Return what became of a job that Slurm has ended or forgotten."""
     code = _exit_code(handle)
     state = seen.state if seen else ""
     if code is not None and state in ("", "COMPLETED", "FAILED"):
@@ -327,13 +327,13 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
         return JobState(JobPhase.ENDED, 0)
     if state == "CANCELLED":
         return JobState(JobPhase.CANCELLED, reason=said)
-    if state in _OWN_DOING:
-        return JobState(JobPhase.ENDED, code, f"{said}, {_OWN_DOING[state]}")
+    if state in _CAUSED_BY_EVALUATION:
+        return JobState(JobPhase.ENDED, code, f"{said}, {_CAUSED_BY_EVALUATION[state]}")
     has_begun = _has(_file(handle, "begun"))
-    if state == "FAILED" and not (has_begun and reason in _MACHINES_DOING):
+    if state == "FAILED" and not (has_begun and reason in _CAUSED_BY_MACHINE):
         when = "without an exit code of the evaluation" if has_begun else "before the evaluation began"
-        words = last_line(_file(handle, "out")) or "nothing was printed (is this folder on a shared disk?)"
-        said = f"{said} {when}; {_file(handle, 'out')}: {words}"
+        printed = last_line(_file(handle, "out")) or "nothing was printed (is this folder on a shared disk?)"
+        said = f"{said} {when}; {_file(handle, 'out')}: {printed}"
         return JobState(JobPhase.ENDED, code, said) if has_begun else JobState(JobPhase.EVICTED, reason=said)
     if not state:
         said = f"{_label(handle, seen)}: gone from the queue without a trace"
@@ -345,12 +345,12 @@ def _label(handle: Handle, seen: Optional[QueuedJob] = None) -> str:
 
 
 def _file(handle: Handle, suffix: str) -> Path:
-    """A file that the job leaves: ``exit`` (its exit code), ``begun`` (empty) or ``out`` (Slurm's words)."""
+    """Return a file that the job leaves: ``exit`` (its exit code), ``begun`` (empty), ``out`` (of Slurm)."""
     return Path(handle["folder"]) / f"{handle['name']}.{suffix}"
 
 
 def _has(path: Path) -> bool:
-    """Whether a file is there: NFS goes on for a while saying that it is not, unless its folder is opened."""
+    """Return whether a file is there; NFS may deny that for a while unless its folder is opened."""
     try:
         return path in path.parent.iterdir()
     except OSError:
@@ -358,7 +358,7 @@ def _has(path: Path) -> bool:
 
 
 def _exit_code(handle: Handle) -> Optional[int]:
-    """How the evaluation ended, by the job's own word; None where it has not said so."""
+    """Return the exit code that the job has written; None if it has not."""
     path = _file(handle, "exit")
     try:
         return int(path.read_text()) if _has(path) else None
@@ -367,7 +367,7 @@ def _exit_code(handle: Handle) -> Optional[int]:
 
 
 def _was_cut_short(handle: Handle) -> bool:
-    """Whether the sidecar was killed before submitit had put what the job is to do where the job looks."""
+    """Return whether the sidecar was killed before submitit had written the file that the job runs."""
     return "job_id" not in handle and not any(Path(handle["folder"]).glob("*_submitted.pkl"))
 
 

@@ -1,6 +1,6 @@
 """What Slurm says about jobs: one `squeue` for all of them, `scancel`, and the traces that a job leaves.
 
-A command that fails is no answer: it says nothing about any job.
+A command that fails says nothing about any job.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from typing import Any, Callable, Optional
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a command of Slurm's may take; it gives up by itself long before where nobody answers.
+#: Seconds that a command of Slurm's may take; without an answer, it gives up by itself long before.
 PATIENCE = 60.0
 #: States of a job that will not run any more (squeue(1), JOB STATE CODES).
 _ENDED = frozenset(
     {
-        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-        *("PREEMPTED", "REVOKED", "TIMEOUT"),
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
     }
 )
 _COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
 # Variables with which a user changes what these commands choose and print: the launcher needs it as it asks.
 _USERS_OWN = ("SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
-# What may follow a line with a job where a name, the last thing in it, has a line break: not those of ours.
+# What may follow the line of a job whose name, the last field, has a line break; names of ours have none.
 _NO_JOB = re.compile(r"(?!\d\S*\|)")
 # What slurmstepd writes into a job's output when it ends the job, and the state that this stands for.
 _LAST_WORDS = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: due to ([^*]+?))? \*\*\*", re.I)
@@ -45,10 +53,10 @@ class QueuedJob:
     Attributes:
         job_id: Slurm's number.
         state: ``PENDING``, ``RUNNING``, ``TIMEOUT``, …
-        reason: Why it is in that state, in Slurm's word; empty where there is none.
-        began: Start, seconds since the epoch; None where it has not begun.
-        used: Seconds that it has computed, without those for which it was suspended; None where unknown.
-        nodes: Where it runs; empty where it does not.
+        reason: Why it is in that state, as Slurm calls it; empty if there is none.
+        began: Start, seconds since the epoch; None if it has not begun.
+        used: Seconds that it has computed, without those for which it was suspended; None if unknown.
+        nodes: Where it runs; empty if it does not.
     """
 
     job_id: str
@@ -93,11 +101,11 @@ class Queue:
 
     @property
     def problem(self) -> str:
-        """Why there was no answer the last time; empty where there was one."""
+        """Why there was no answer the last time; empty if there was one."""
         return self._problem
 
     def jobs(self, *, now: bool = False) -> Optional[Mapping[str, QueuedJob]]:
-        """Jobs by name, with those that have ended lately; None where nobody answers.
+        """Return jobs by name, with those that have ended lately; None if Slurm does not answer.
 
         Args:
             now: Ask again, however new the last answer is.
@@ -123,9 +131,9 @@ class Queue:
         return self._jobs
 
     def missing_for(self, name: str) -> float:
-        """Seconds between the first answer of late that did not show a job and the last one that did not.
+        """Return the seconds between the first and the last of the latest answers, none of which shows a job.
 
-        One answer may leave out jobs that run, as while the names of users cannot be looked up.
+        One answer may leave out jobs that run, as while user names cannot be looked up.
         """
         return self._answered - self._missing.setdefault(name, self._answered)
 
@@ -146,16 +154,22 @@ class Queue:
 
 
 def accounted_job(name: str) -> tuple[Optional[QueuedJob], str]:
-    """How accounting remembers a job that the queue has forgotten, if it does; and why it does not answer.
+    """Ask accounting for a job that the queue has forgotten.
 
-    That is empty where it has answered, and where there is no accounting.
+    Returns:
+        The job, if accounting knows it; and why it does not answer: empty if it did, or if there is none.
     """
     if shutil.which("sacct") is None:
         return None, ""
     said, problem = _call(
         [
-            *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-90days"),
-            *(f"--name={name}", "--format=JobID,State"),
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            "--starttime=now-90days",
+            f"--name={name}",
+            "--format=JobID,State",
         ]
     )
     if "accounting storage is disabled" in problem:
@@ -165,16 +179,16 @@ def accounted_job(name: str) -> tuple[Optional[QueuedJob], str]:
 
 
 def refusal(parameters: Mapping[str, Any]) -> str:
-    """What sbatch says against a job with these parameters, or why it says nothing; empty where it takes it.
+    """Return why sbatch refuses a job with these parameters, or does not answer; empty if it accepts it.
 
-    A job that could not run at this moment, as with every node drained, is spoken against too.
+    A job that could not run at this moment, as with every node drained, is refused too.
     """
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in parameters.items()]
     return _call(["sbatch", "--test-only", *flags, "--wrap=true"], may_be_silent=True)[1]
 
 
 def state_from_output(output: Path) -> str:
-    """The state that Slurm's last words in a job's output stand for; empty where there are none."""
+    """Return the state that Slurm's last message in a job's output stands for; empty if there is none."""
     try:
         text = output.read_text(errors="replace")
     except OSError:
@@ -185,12 +199,12 @@ def state_from_output(output: Path) -> str:
     if not said:
         return ""
     cause = said[-1].partition(",")[0]
-    # Without a cause, or "due to signal Terminated", somebody has cancelled it.
+    # Without a cause, or "due to signal Terminated", a user has cancelled it.
     return next((state for words, state in _CAUSES.items() if words in cause), "CANCELLED")
 
 
 def _read_jobs(said: str) -> dict[str, QueuedJob]:
-    """Jobs by name. A line that cannot be read is an error: its job would count as gone."""
+    """Return jobs by name. A line that cannot be read is an error: its job would count as gone."""
     jobs: dict[str, QueuedJob] = {}
     for line in said.split("\n"):
         fields = line.split("|", 6)
@@ -205,7 +219,7 @@ def _read_jobs(said: str) -> dict[str, QueuedJob]:
 
 
 def _seconds(text: str) -> Optional[float]:
-    """Seconds of ``[[days-]hours:]minutes:seconds``; None where it is anything else."""
+    """Return the seconds of ``[[days-]hours:]minutes:seconds``; None if it is anything else."""
     match = _DURATION.fullmatch(text)
     if match is None:
         return None
@@ -216,7 +230,7 @@ def _seconds(text: str) -> Optional[float]:
 def _call(
     command: Sequence[str], *, may_be_silent: bool = False, **variables: str
 ) -> tuple[Optional[str], str]:
-    """What a command printed and an empty text; or None and why it failed.
+    """Return what a command printed and an empty text; or None and why it failed.
 
     Args:
         command: The program and its arguments.
@@ -238,7 +252,7 @@ def _call(
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{command[0]} does not answer ({error})"
     said = " ".join(done.stderr.split())
-    # squeue also ends with 0 where it cannot look up the user, and so finds none of the jobs.
+    # squeue also ends with 0 if it cannot look up the user, and so finds none of the jobs.
     if done.returncode or (said and not done.stdout.strip() and not may_be_silent):
         return None, f"{command[0]} does not answer ({said or f'exit code {done.returncode}'})"
     return done.stdout, ""

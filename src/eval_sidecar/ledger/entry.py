@@ -47,6 +47,14 @@ class Delivery:
         """Whether the server was seen to have it."""
         return self.status == DeliveryStatus.CONFIRMED
 
+    def confirmed(self, *, revision: int, digest: str, index: int) -> Delivery:
+        """Return it as the server shows it."""
+        return replace(self, status=DeliveryStatus.CONFIRMED, revision=revision, digest=digest, index=index)
+
+    def missing(self, now: float) -> Delivery:
+        """Return it for a point that the server no longer shows: looked for again, then sent again."""
+        return replace(self, status=DeliveryStatus.SENT, sent_at=now)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -63,6 +71,11 @@ class Failure:
     error: str
     log: Optional[str] = None
     final: bool = False
+
+    @property
+    def is_unread_result(self) -> bool:
+        """Whether it is about a result on disk that cannot be read, and not about an evaluation."""
+        return self.log is None
 
 
 @dataclass(frozen=True)
@@ -194,15 +207,50 @@ class Entry:
             due.is_pending or (self.result is not None and due.digest != self.result.digest)
         )
 
+    def judged(self, verdict: Completeness, evidence: tuple[str, ...], *, pinned: bool, at: str) -> Entry:
+        """Return the entry with a verdict on its checkpoint.
+
+        How long it has been quiet changes with every look, and is not worth a write; what was done about
+        it, which comes last, is.
+        """
+        is_news = (
+            self.verdict != verdict
+            or self.pinned != pinned
+            or (verdict.is_ready and self.evidence[-1:] != evidence[-1:])
+            or (verdict in (Completeness.PARTIAL, Completeness.GONE) and self.evidence != evidence)
+        )
+        return replace(
+            self,
+            verdict=verdict,
+            evidence=evidence if is_news else self.evidence,
+            first_seen=self.first_seen or at,
+            pinned=pinned,
+        )
+
+    def unreadable(self, error: str, at: str) -> Entry:
+        """Return the entry with the reason why its result on disk cannot be read; what was known stays."""
+        if self.failure is not None and self.failure.error == error:
+            return self
+        return replace(self, failure=Failure(at, error, final=True))
+
+    def has_numbers_of(self, result: Result) -> bool:
+        """Whether these numbers are known already."""
+        return self.result is not None and self.result.digest == result.digest
+
     def evaluated(self, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Entry:
-        """The entry with a result; the same numbers again change nothing about their delivery."""
+        """Return the entry with a result, which needs no pin any more if it is of the weights there now.
+
+        The same numbers again change nothing about their delivery, nor about what is known of their origin.
+        """
+        if self.has_numbers_of(result) and origin.settings is None:
+            origin = self.origin
         delivery = self.delivery or Delivery()
         if delivery.via == CARRIED and self.is_superseded:
             delivery = replace(delivery, digest=delivery.digest or "")  # whatever it was, not these
         elif delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
             # Older scripts kept eight metrics of a file that holds more: that is no new result.
             delivery = replace(delivery, digest=result.digest)
-        return replace(
+        changed = replace(
             self,
             running=None,
             attempts=0,
@@ -213,6 +261,7 @@ class Entry:
             origin=origin,
             round=max(self.round, number),
         )
+        return replace(changed, pinned=self.pinned and not changed.processed)
 
     def begun(self, running: Running) -> Entry:
         """The entry with an evaluation of the weights that it names."""

@@ -100,11 +100,41 @@ class Ledger:
         """Replace whole entries."""
         return replace(self, entries={**self.entries, **{entry.step: entry for entry in changed}})
 
-    # -- evaluation ---------------------------------------------------------------------------------
+    # -- the model ----------------------------------------------------------------------------------
 
-    def placed(self, place: Place) -> Ledger:
-        """The model lives here from now on. Not all are kept: a container has a new name at each start."""
-        return replace(self, places=(place, *(one for one in self.places if not one.is_same(place)))[:20])
+    def placed(self, *places: Place) -> Ledger:
+        """The model lived in these places, in the last one now.
+
+        Not all are kept: a container has a new name at each start.
+        """
+        known = self.places
+        for place in places:
+            known = (place, *(one for one in known if not one.is_same(place)))[:20]
+        return replace(self, places=known)
+
+    def with_moved(self, moved: bool) -> Ledger:
+        """A person says, or does not, that whatever has this name is this training."""
+        return replace(self, moved=moved)
+
+    def written_by(self, writer: Mapping[str, Any]) -> Ledger:
+        """This process works on the ledger from now on."""
+        return replace(self, writer=writer)
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    def judged(
+        self, step: int, verdict: Completeness, evidence: tuple[str, ...], *, pinned: bool, at: str
+    ) -> Ledger:
+        """How completely a checkpoint is written was looked at, and it was pinned or not."""
+        entry = self.entry(step).judged(verdict, evidence, pinned=pinned, at=at)
+        provable = self.provable or verdict == Completeness.COMPLETE
+        return replace(self.with_entries([entry]), provable=provable)
+
+    def unpinned(self, step: int) -> Ledger:
+        """Nothing keeps a step's checkpoint alive any more."""
+        return self.with_entry(step, pinned=False)
+
+    # -- evaluation ---------------------------------------------------------------------------------
 
     def forcing(self, settings: Optional[str], *, anew: bool) -> Ledger:
         """Everything is to be evaluated once more: as asked for before, or, with other settings, anew."""
@@ -201,6 +231,17 @@ class Ledger:
             if entry.step in chosen
         )
 
+    def taking(self, entries: Iterable[Entry], known: Ledger, *, unread: Iterable[int]) -> Ledger:
+        """Results were taken from disk.
+
+        Args:
+            entries: With their results.
+            known: The ledger with what was learnt of where the model lives, and of settings.
+            unread: Steps whose result could not be read, and is no longer there.
+        """
+        ledger = self.without_failures(unread).with_entries(entries)
+        return replace(ledger, places=known.places, settings=known.settings)
+
     def without_failures(self, steps: Iterable[int]) -> Ledger:
         """Forget failures of these steps, and steps of which nothing else is known."""
         entries = dict(self.entries)
@@ -210,7 +251,48 @@ class Ledger:
                 entries[step] = entry
         return replace(self, entries=entries)
 
+    def with_unreadable_result(self, step: int, error: str, at: str) -> Ledger:
+        """A result is on disk, and cannot be read."""
+        return self.with_entries([self.entry(step).unreadable(error, at)])
+
     # -- delivery -----------------------------------------------------------------------------------
+
+    def with_deliveries(self, deliveries: Mapping[int, Delivery]) -> Ledger:
+        """Points of these steps have come this far."""
+        return self.with_entries(
+            replace(self.entry(step), delivery=delivery) for step, delivery in deliveries.items()
+        )
+
+    def sending(self, intents: Mapping[int, Delivery]) -> Ledger:
+        """A session is about to begin that sends these points, and the table. Saved before it does."""
+        return replace(self.with_deliveries(intents), session_open=True, table_due=True)
+
+    def not_sent(self, before: Ledger, steps: Iterable[int]) -> Ledger:
+        """The session has sent nothing: about these steps and the table, all is as it was before it."""
+        undone = {step: before.entry(step).delivery or Delivery() for step in steps}
+        ledger = self.with_deliveries(undone)
+        return replace(ledger, session_open=before.session_open, table_due=before.table_due)
+
+    def was_sent(self, where: str, *, via: Optional[str], steps: Iterable[int], table_due: bool) -> Ledger:
+        """The session has ended.
+
+        Args:
+            where: What it has left.
+            via: The same, if nobody can look there what arrived.
+            steps: The points that it was to send.
+            table_due: Whether the table may not be shown.
+        """
+        known = {step: self.entry(step).delivery or Delivery() for step in steps}
+        ledger = self.with_deliveries({step: replace(one, via=via) for step, one in known.items()})
+        return replace(ledger, session_open=False, where=where, table_due=table_due)
+
+    def with_table_due(self, due: bool) -> Ledger:
+        """The run's table and summary have to be sent, or are shown."""
+        return replace(self, table_due=due)
+
+    def with_problem(self, problem: Optional[str]) -> Ledger:
+        """Why a delivery did not do everything; None if it did."""
+        return replace(self, problem=problem)
 
     def due(self) -> list[Entry]:
         """Entries whose point has to be sent or looked up, by step."""

@@ -16,9 +16,9 @@ FolderStamp = tuple[int, int, int]
 
 
 def folder_stamp(folder: Path) -> Optional[FolderStamp]:
-    """What shows, at the cost of one look, that a folder was made anew or that names in it have changed.
+    """Return what shows, at the cost of one look, that a folder is another one or that names in it changed.
 
-    None where it is missing, or where the file system does not say.
+    None if it is missing, or if the file system does not say.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 - one for each checkpoint in each pass
@@ -28,10 +28,10 @@ def folder_stamp(folder: Path) -> Optional[FolderStamp]:
 
 
 def stamp(path: Union[str, Path]) -> Optional[Stamp]:
-    """The stamp of a file, or None where it is missing.
+    """Return the stamp of a file, or None if it is missing.
 
     Raises:
-        ResultError: where the file system does not say.
+        ResultError: if the file system does not say.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path costs more than the look, and there are many
@@ -72,17 +72,17 @@ def may_change_unseen(changed: int, now: int) -> bool:
 
 
 def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
-    """What can be seen of a model's results without opening one.
+    """Return what can be seen of a model's results without opening one.
 
     Args:
         folder: The results of one model; it may be missing.
 
     Returns:
         By step, for every checkpoint that has a folder there: the stamp of its ``metrics.json``, None
-        where there is none yet, `UNKNOWN` where only reading it can say what is wrong.
+        if there is none yet, `UNKNOWN` if only reading it can say what is wrong.
 
     Raises:
-        CheckpointError: where the folder cannot be listed.
+        CheckpointError: if the folder cannot be listed.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 - names alone, of many folders
@@ -102,7 +102,7 @@ def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
 
 
 def own_stamp(path: str) -> Optional[OwnStamp]:
-    """Inode, size and mtime (ns) of a file or folder; None where the file system does not say."""
+    """Return inode, size and mtime (ns) of a file or folder; None if the file system does not say."""
     try:
         status = os.stat(path)  # noqa: PTH116 - thousands a pass
     except OSError:
@@ -111,7 +111,7 @@ def own_stamp(path: str) -> Optional[OwnStamp]:
 
 
 def settled_mtime(folder: str, now: int) -> Optional[int]:
-    """A folder's mtime in ns; None where there is none to be had, or where it changed a moment ago."""
+    """Return a folder's mtime in ns; None if there is none to be had, or if it changed a moment ago."""
     found = own_stamp(folder)
     return found[2] if found and not may_change_unseen(found[2], now) else None
 
@@ -139,7 +139,7 @@ class CloseLooks:
         self._changed: Optional[int] = None
 
     def is_due(self) -> bool:
-        """Whether to look now; who is told so is taken to do it."""
+        """Return whether to look now; the caller then looks."""
         now, changed = self._monotonic(), settled_mtime(str(self._folder), self._clock())
         is_old = self._last is None or now - self._last >= CLOSE_LOOK_SECONDS
         if not is_old and changed is not None and changed == self._changed:

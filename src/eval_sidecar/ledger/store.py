@@ -22,11 +22,11 @@ from eval_sidecar.system.text import now_text
 
 
 class LedgerStore:
-    """One model's ledger and its file. Changes are atomic, on disk when they return, and thread-safe."""
+    """One model's ledger and its file. Updates are atomic, on disk when they return, and thread-safe."""
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path = path
-        self._ledger = ledger
+        self._ledger = self._saved = ledger
         self._mutex = threading.Lock()
         self._encoded: Optional[Encoded] = None
 
@@ -36,19 +36,37 @@ class LedgerStore:
         return self._ledger
 
     def update(self, transition: Callable[[Ledger], Ledger]) -> Ledger:
-        """Apply a transition and save; nothing is written where it changes nothing.
+        """Apply a transition and save it, with what was noted; write nothing if nothing has changed.
 
         Raises:
-            StateError: where it cannot be saved; the ledger is then as before.
+            StateError: if it cannot be saved; the ledger is then as before.
         """
         with self._mutex:
             changed = transition(self._ledger)
-            if changed != self._ledger:
+            if changed != self._saved:
                 changed = replace(changed, updated=now_text())
                 write_text(self.path, to_text(changed, self._encoded))
                 self._encoded = {} if self._encoded is None else self._encoded
-                self._ledger = changed
+                self._saved = changed
+            self._ledger = changed
             return self._ledger
+
+    def note(self, transition: Callable[[Ledger], Ledger]) -> Ledger:
+        """Apply a transition that the next `update` or `save` saves.
+
+        For what can be found out again if this process is killed before that.
+        """
+        with self._mutex:
+            self._ledger = transition(self._ledger)
+            return self._ledger
+
+    def save(self) -> None:
+        """Save what was noted.
+
+        Raises:
+            StateError: if it cannot be saved.
+        """
+        self.update(lambda ledger: ledger)
 
 
 @contextlib.contextmanager
@@ -72,7 +90,9 @@ def open_store(path: Path, model_dir: str, run_id: str, run_name: str) -> Iterat
                 " was it copied? Move it away or use another folder for ledgers",
                 setting="state_dir",
             )
-        yield LedgerStore(path, replace(ledger, run_name=run_name))
+        store = LedgerStore(path, replace(ledger, run_name=run_name))
+        yield store
+        store.save()
 
 
 def _busy_message(path: Path) -> str:

@@ -45,7 +45,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
 
 
 def infer_dataset(model_dir: str) -> str:
-    """The data set in a model dir's name: what precedes the first marker found, with ``_`` for ``-``."""
+    """Return the data set in a model dir's name: what is before the first marker, with ``_`` for ``-``."""
     for marker in _AFTER_DATASET:
         name, found, _ = model_dir.partition(marker)
         if found and name:
@@ -54,7 +54,7 @@ def infer_dataset(model_dir: str) -> str:
 
 
 def infer_cb_setting(model_dir: str) -> str:
-    """The codebook setting in a model dir's name: ``cb256``, ``cb64-128``, …, or ``none``."""
+    """Return the codebook setting in a model dir's name: ``cb256``, ``cb64-128``, …, or ``none``."""
     if match := _CODEBOOK.search(model_dir):
         return match[0]
     match = _LEVELS_AND_SIZE.search(model_dir)
@@ -62,13 +62,13 @@ def infer_cb_setting(model_dir: str) -> str:
 
 
 def dataset_of_test_data(path: Path, default: str) -> str:
-    """The data set in ``…/data/<dataset>/sft/test.json``; the default for a path of another form."""
+    """Return the data set in ``…/data/<dataset>/sft/test.json``; the default for a path of another form."""
     parts = path.parts
     return parts[-3] if len(parts) >= 3 and parts[-2] == "sft" else default
 
 
 def run_key(model_dir: str, dataset: str, cb_setting: str, eval_split: str) -> str:
-    """The 20 hex digits that name a model's configuration, on every machine and for ever."""
+    """Return the 20 hex digits that name a model's configuration, on every machine and for ever."""
     return stable_hash(
         {"model_dir": model_dir, "dataset": dataset, "cb_setting": cb_setting, "eval_split": eval_split}
     )[:20]
@@ -79,7 +79,7 @@ class Defaults:
     """What a manifest says of a model that nothing else is known of.
 
     Attributes:
-        chosen: Which of these somebody asked for: they hold for models too that the manifest has already.
+        chosen: Which of these a person asked for: they hold for models too that the manifest has already.
         project: W&B project.
         entity: W&B entity, or None for the key's default.
         eval_split: Split that was evaluated.
@@ -103,12 +103,12 @@ def write_manifest(
     """Write the manifest of every model dir below a results root; return its path.
 
     What a manifest that is there already says of a model stays, keys that this version does not know too,
-    unless somebody asks for something else: making it again never moves a model to another run. Where
+    unless a person asks for something else: making it again never moves a model to another run. If
     nothing but the time would change, the file stays as it is.
 
     Raises:
-        UsageError: where there are no results, or the overrides do not fit them.
-        StateError: where it cannot be written.
+        UsageError: if there are no results, or the overrides do not fit them.
+        StateError: if it cannot be written.
     """
     before = _read_object(output) if output.exists() else {}
     known = {model.get("model_dir"): model for model in before.get("models") or [] if isinstance(model, dict)}
@@ -136,7 +136,7 @@ def write_manifest(
 
 
 def _model_dirs(results_root: Path, known: Collection[Any]) -> list[str]:
-    """The folders in a results root that are models: with a checkpoint in them, or known from before."""
+    """Return the folders in a results root that are models: with a checkpoint in them, or known before."""
     try:
         folders = [path for path in results_root.iterdir() if path.is_dir() and not is_clutter(path.name)]
     except OSError as error:
@@ -151,13 +151,13 @@ def _without_time(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(defaults: Defaults) -> dict[str, Any]:
-    """The keys of every model that somebody asked for."""
+    """Return the keys of every model that a person asked for."""
     keys = {"project": "wandb_project", "entity": "wandb_entity", "eval_split": "eval_split"}
     return {key: getattr(defaults, field) for field, key in keys.items() if field in defaults.chosen}
 
 
 def _derived_prefix(model: Mapping[str, Any]) -> Optional[str]:
-    """What precedes the hash in a run id that follows from the model's other keys; None for another id."""
+    """Return what is before the hash in a run id made from the model's other keys; None for another id."""
     run_id = str(model.get("wandb_run_id"))
     return run_id.rpartition("-")[0] if run_id.endswith(f"-{_key_of(model)}") else None
 
@@ -179,7 +179,7 @@ def _inferred(name: str, defaults: Defaults) -> dict[str, Any]:
 
 
 def _with_run(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Fill in the run's id and name where nobody has chosen them."""
+    """Fill in the run's id and name if nobody has chosen them."""
     key = run_key(model["model_dir"], model["dataset"], model["cb_setting"], model["eval_split"])
     return {
         **model,
@@ -192,10 +192,10 @@ def _with_run(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def read_overrides(path: Path) -> dict[str, dict[str, Any]]:
-    """Overrides by model dir, from ``{"models": {name: {…}}}``, a list of objects, or a bare mapping.
+    """Return overrides by model dir, from ``{"models": {name: {…}}}``, a list of objects, or a bare mapping.
 
     Raises:
-        UsageError: where the file is none of these.
+        UsageError: if the file is none of these.
     """
     value = _read_json(path)
     models = value.get("models", value) if isinstance(value, dict) else value
@@ -252,7 +252,7 @@ def load_manifest(path: Path, overrides: Optional[Path] = None) -> list[ModelSpe
         overrides: Overrides on top of it, as if it had been prepared with them.
 
     Raises:
-        UsageError: where it is missing, corrupt, from a newer version, or names a model dir outside the
+        UsageError: if it is missing, corrupt, from a newer version, or names a model dir outside the
             results root or twice, or one run for two models.
     """
     manifest = _read_object(path)
@@ -313,12 +313,12 @@ def require_text(name: str, where: str) -> None:
         where: What to say before it.
 
     Raises:
-        UsageError: where it is no text.
+        UsageError: if it is not text.
     """
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{where} {name!r}: the name is no valid UTF-8; rename the folder") from error
+        raise UsageError(f"{where} {name!r}: the name is not valid UTF-8; rename the folder") from error
 
 
 def _model(model: Mapping[str, Any], where: str) -> ModelSpec:
@@ -369,4 +369,4 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is no valid JSON ({error})") from error
+        raise UsageError(f"{path}: is not valid JSON ({error})") from error

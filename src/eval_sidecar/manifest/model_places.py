@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -79,7 +79,7 @@ def settle_place(store: LedgerStore, model_dir: Path, results_root: Path, *, mov
             raise UsageError(second_model(ledger.model_dir, known[0], place))
         log.info("%s: was %s, is now %s (%s)", ledger.model_dir, known[0], place, why)
     rest = [one for one in known if one not in ledger.places]
-    store.update(lambda now: replace(_placed(now, [*reversed(rest), place]), moved=moved))
+    store.update(lambda now: now.placed(*reversed(rest), place).with_moved(moved))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def admit(ledger: Ledger, found: Mapping[int, Provenance], *, moved: bool = Fals
         kin = {number: one.origin.identity for number, one in found.items() if one.places == written.places}
         is_one = not ledger.places or are_one(ledger.places, written.places)
         if is_one or moved or share_weights(_weights_of(ledger), kin):
-            ledger = _placed(ledger, list(reversed(written.places)))
+            ledger = ledger.placed(*reversed(written.places))
         else:
             foreign.add(step)
             others.append(written.places[0])
@@ -160,12 +160,6 @@ def second_model(model: str, known: Place, place: Place) -> str:
         " share; give this one a name of its own with --model-name, or, if it is the same training,"
         " say so with --moved"
     )
-
-
-def _placed(ledger: Ledger, places: list[Place]) -> Ledger:
-    for place in places:
-        ledger = ledger.placed(place)
-    return ledger
 
 
 def _weights_of(ledger: Ledger) -> dict[int, Optional[str]]:

@@ -19,7 +19,7 @@ VERSION = 1
 
 
 def part_of(ledger: Ledger) -> dict[str, Any]:
-    """What a receipt says of one model."""
+    """Return what a receipt says of one model."""
     return {
         "run_id": ledger.run_id,
         "confirmed": {
@@ -31,7 +31,7 @@ def part_of(ledger: Ledger) -> dict[str, Any]:
 
 
 def read_parts(path: Path) -> dict[str, dict[str, Any]]:
-    """What a receipt says of each model; nothing where it is missing or cannot be read."""
+    """Return what a receipt says of each model; nothing if it is missing or cannot be read."""
     try:
         value = json.loads(path.read_bytes())
         return dict(value["models"]) if value["version"] == VERSION else {}
@@ -40,10 +40,10 @@ def read_parts(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_parts(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a receipt; where nothing but the time would change, leave the file as it is.
+    """Write a receipt; if nothing but the time would change, leave the file as it is.
 
     Raises:
-        StateError: where it cannot be written.
+        StateError: if it cannot be written.
     """
     if not os.path.exists(path) or read_parts(path) != parts:  # noqa: PTH110 - Path's raises for a lost disk
         write_json(path, {"version": VERSION, "generated_at": now_text(), "models": parts})
@@ -53,7 +53,7 @@ class Confirmed(NamedTuple):
     """What a receipt says of one model.
 
     Attributes:
-        run_id: The run that has its points; None where the receipt does not say.
+        run_id: The run that has its points; None if the receipt does not say.
         digests: Step, as text, to the hash of its numbers.
     """
 
@@ -78,7 +78,7 @@ def read_receipt(path: Path) -> Receipt:
     """Read what the uploading machine has written.
 
     Raises:
-        UsageError: where the file is missing, damaged, or from a newer version.
+        UsageError: if the file is missing, damaged, or from a newer version.
     """
     try:
         data = path.read_bytes()
@@ -99,18 +99,18 @@ def read_receipt(path: Path) -> Receipt:
         raise UsageError(f"{path}: the receipt cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{path}: is no receipt ({type(error).__name__}: {error}); without it everything is packed"
+            f"{path}: is not a receipt ({type(error).__name__}: {error}); without it everything is packed"
         ) from error
     return Receipt(hashlib.sha256(data).hexdigest()[:12], models)
 
 
 def without_moved(receipt: Receipt, manifest: Path) -> Receipt:
-    """The receipt without models that the manifest now gives another run: that run has nothing yet."""
+    """Return the receipt without models that the manifest now gives another run: that run has nothing yet."""
     try:
         listed = json.loads(manifest.read_bytes())["models"]
         runs = {model["model_dir"]: model["wandb_run_id"] for model in listed}
     except (OSError, ValueError, KeyError, TypeError):
-        return receipt  # whoever uploads will say what is wrong with it
+        return receipt  # the upload says what is wrong with it
     models = {
         name: model
         for name, model in receipt.models.items()

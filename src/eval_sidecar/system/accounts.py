@@ -1,6 +1,6 @@
 """Which W&B server and key are configured: by variables, and by what W&B's own commands have written.
 
-Imports no wandb, and asks nobody.
+Imports no wandb, and asks no server.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ CLOUD = "W&B's cloud"
 
 
 def configured_key(environment: Mapping[str, str] = os.environ) -> Optional[str]:
-    """The W&B key that is in the environment or, for the server in use, in the netrc file."""
+    """Return the W&B key that is in the environment or, for the server in use, in the netrc file."""
     given = environment.get("WANDB_API_KEY", "").strip()
     keys = {host: password for host, _, password in netrc_entries(environment)}
     return given or next(filter(None, map(keys.get, (*server_hosts(environment), "default"))), None)
 
 
 def server_address(environment: Mapping[str, str] = os.environ) -> Optional[str]:
-    """The server that WANDB_BASE_URL or, failing that, ``wandb login --host`` names; None for the cloud."""
+    """Return the server that WANDB_BASE_URL or else ``wandb login --host`` names; None for the cloud."""
     given = environment.get("WANDB_BASE_URL")
     written = (values.get("base_url", "").strip() for _, values in folder_settings(environment))
     return given or next(filter(None, written), None)
 
 
 def server_hosts(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The server in use as a netrc file may name it: clients differ in whether the port belongs to it."""
+    """Return the names that a netrc file may have for the server in use: some clients add the port."""
     address = server_address(environment)
     if address is None:
         return _CLOUD_HOSTS
@@ -46,9 +46,9 @@ def server_hosts(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]
 def folder_settings(
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """What W&B's commands have written down, of this folder and then of this user: each file and its values.
+    """Yield each file that W&B's commands have written, of this folder and then of this user, and its values.
 
-    A client of ours would not see the folder's: its folder is another one.
+    Our own client works in another folder and would not see the first.
     """
     here = Path(environment.get("WANDB_DIR") or ".")
     hidden = here / ".wandb"
@@ -64,7 +64,7 @@ def folder_settings(
 
 
 def netrc_entries(environment: Mapping[str, str] = os.environ) -> list[tuple[str, str, str]]:
-    """Host, user and password of every entry of the netrc file that the client reads."""
+    """Return host, user and password of every entry of the netrc file that the client reads."""
     path = Path(environment.get("NETRC") or "~/.netrc")
     try:
         hosts = netrc.netrc(str(path.expanduser())).hosts

@@ -12,21 +12,21 @@ from typing import BinaryIO
 #: Files up to this size are read whole, in bytes.
 SMALL = 4 << 20
 #: Of a larger file: bytes at its beginning and at its end, blocks at equal distances, blocks at the ends of
-#: tensors (of the largest where there are more), and the size of a block.
+#: tensors (of the largest if there are more), and the size of a block.
 _ENDS, _SPREAD, _TENSORS, _BLOCK = 64 << 10, 128, 256, 1 << 10
 #: The longest header of a safetensors file that is looked into for where its tensors are, in bytes.
 _LONGEST_HEADER = 16 << 20
 
 
 def digest_file(path: Path, whole: int = SMALL) -> bytes:
-    """A hash of a file of any kind: of all of it where it is small, else of blocks from everywhere in it.
+    """Return a hash of a file of any kind: of all of it if it is small, else of blocks from everywhere in it.
 
     Args:
         path: The file.
         whole: Up to this size all of it is read, in bytes.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: if it cannot be read.
     """
     hashed = hashlib.sha256()
     with path.open("rb") as file:
@@ -64,7 +64,7 @@ def _tensor_ends(file: BinaryIO, size: int) -> tuple[int, list[int]]:
 
 
 def _directory_size(file: BinaryIO, size: int) -> int:
-    """How many bytes at the end of a file to read: of a zip, all of its directory."""
+    """Return how many bytes at the end of a file to read: of a zip, all of its directory."""
     file.seek(size - _ENDS)
     end = file.read(_ENDS)
     # The record at a zip's end: its directory's size stands 12 bytes after this mark, 4 bytes long.

@@ -32,7 +32,7 @@ def watch_folders(
 
     Args:
         folders: They may be made, and replaced, later.
-        on_change: Gets the paths that have changed; none at the beginning, and where nobody can tell.
+        on_change: Gets the paths that have changed; none at the beginning, and if that is not known.
         collect_seconds: How long changes are collected at most before they are told.
         is_regular: Whether it is called once a second without a change too.
 
@@ -43,7 +43,7 @@ def watch_folders(
     thread = threading.Thread(
         target=_watch,
         args=(list(folders), on_change, collect_seconds, is_regular, over),
-        name="notices",
+        name="file-notifications",
         daemon=True,
     )
     thread.start()

@@ -25,13 +25,13 @@ def write_text(path: Path, text: str) -> None:
     The text is on the disk (fsync of the file and of its folder) when this returns.
 
     Raises:
-        StateError: where the folder is read-only, the disk is full, and the like.
+        StateError: if the folder is read-only, the disk is full, and the like.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A name that is no UTF-8 has lone surrogates; as JSON's own escapes they survive.
+            # A name that is not UTF-8 has lone surrogates; as JSON's own escapes they survive.
             with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
@@ -65,10 +65,10 @@ def set_aside(path: Path, reason: str) -> Path:
     """Rename a file that cannot be used, so that it is kept and no longer in the way.
 
     Returns:
-        The new path, ``<name>.<reason>`` or, where that is taken, ``<name>.<reason>-2`` and so on.
+        The new path, ``<name>.<reason>`` or, if that is taken, ``<name>.<reason>-2`` and so on.
 
     Raises:
-        StateError: where it cannot be renamed.
+        StateError: if it cannot be renamed.
     """
     for number in range(1, 10_000):
         kept = path.with_name(f"{path.name}.{reason}" + (f"-{number}" if number > 1 else ""))
@@ -86,12 +86,12 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
     """Hold a lock file for the length of a ``with`` block; the system frees it when the process dies.
 
     Args:
-        path: The lock file; made where it is missing, and left there.
-        busy: What to say where another process holds it.
+        path: The lock file; made if it is missing, and left there.
+        busy: What to say if another process holds it.
 
     Raises:
-        LockedError: at once, where another process holds it.
-        StateError: where the lock file cannot be made.
+        LockedError: at once, if another process holds it.
+        StateError: if the lock file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def private_folder(path: Path) -> Path:
     """Make a folder that only this user can use, in a place where everybody can make one; return it.
 
     Raises:
-        StateError: where it is somebody else's, a link, or no folder.
+        StateError: if it is another user's, a link, or not a folder.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ class Instance:
         folder: ``MANAGER_DIR``.
 
     Raises:
-        UsageError: where the name is empty, too long, or no text.
+        UsageError: if the name is empty, too long, or not text.
     """
 
     name: str
@@ -90,13 +90,15 @@ class Instance:
 
 
 def list_instances(folder: Path) -> list[Instance]:
-    """Every instance that has left a record or a pid file in a folder, by name."""
-    stems = {path.stem for pattern in ("*.json", "*.pid") for path in folder.glob(pattern)}
+    """Return every instance that has left a record or a pid file in a folder, by name."""
+    paths = ManagerPaths(folder)
+    patterns = (paths.record("*"), paths.pid("*"))
+    stems = {path.stem for pattern in patterns for path in folder.glob(pattern.name)}
     return [Instance(urllib.parse.unquote(stem), folder) for stem in sorted(stems)]
 
 
 def read_record(instance: Instance) -> dict[str, Any]:
-    """What the instance's process wrote of itself; empty where there is nothing readable."""
+    """Return what the instance's process wrote of itself; empty if there is nothing readable."""
     try:
         value = json.loads(instance.record_file.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -105,10 +107,10 @@ def read_record(instance: Instance) -> dict[str, Any]:
 
 
 def find_process(instance: Instance) -> Optional[ProcessIdentity]:
-    """The instance's running process, or None.
+    """Return the instance's running process, or None.
 
     A pid alone proves nothing, since pids are reused: the start time must be the recorded one. A pid
-    file without a record (an older script's) counts where the process is a sidecar by its command line.
+    file without a record (an older script's) counts if the process is a sidecar by its command line.
     """
     record = read_record(instance)
     if machine_elsewhere(record) is not None:
@@ -127,7 +129,7 @@ def find_process(instance: Instance) -> Optional[ProcessIdentity]:
 
 
 def _is_sidecar(command: Sequence[str]) -> bool:
-    """Whether a command line is a sidecar's own, and not, say, an editor's with a sidecar's file in it."""
+    """Return whether a command line is a sidecar's own, and not an editor's with a sidecar's file in it."""
     if len(command) < 2 or not Path(command[0]).name.startswith(("python", "pypy")):
         return False
     return any(Path(word).name == "eval_wandb_sidecar.py" for word in command[1:]) or (
@@ -139,7 +141,7 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
     """Write down that this process is the instance.
 
     Raises:
-        DaemonError: where another process is.
+        DaemonError: if another process is.
     """
     running = find_process(instance)
     if running is not None and running.pid != os.getpid():
@@ -168,7 +170,7 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
         timeout: How long to wait for the first pass; one that takes longer counts as started.
 
     Raises:
-        DaemonError: where it runs already, or ended before that; with the last lines of its log.
+        DaemonError: if it runs already, or ended before that; with the last lines of its log.
     """
     running = find_process(instance)
     if running is not None:
@@ -205,13 +207,13 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
 
 
 def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
-    """End an instance; return its pid when it has ended, or None where it was not running.
+    """End an instance; return its pid when it has ended, or None if it was not running.
 
     It gets SIGTERM, ends its evaluations and finishes what it is sending. After the timeout it is
     killed with everything it has started.
 
     Raises:
-        DaemonError: where it was started on another machine and has not said that it ended.
+        DaemonError: if it was started on another machine and has not said that it ended.
     """
     identity = find_process(instance)
     host = machine_elsewhere(read_record(instance))
@@ -236,7 +238,7 @@ def follow_log(
     """Yield the end of the log, then what is added to it for as long as the instance runs.
 
     Raises:
-        DaemonError: where there is none.
+        DaemonError: if there is none.
     """
     try:
         reader = LogReader(instance.log_file)

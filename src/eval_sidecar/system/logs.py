@@ -1,4 +1,4 @@
-"""Logs that stay small: whoever writes one sets it aside when it is full, whoever reads it follows.
+"""Logs that stay small: the writer sets one aside when it is full, and a reader follows.
 
 ``x.log`` becomes ``x.log.1``, that one ``x.log.2``, and so on; the oldest goes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Optional, TextIO, Union
@@ -25,7 +26,7 @@ _Identity = tuple[int, int]
 
 
 def is_full(path: Path) -> bool:
-    """Whether a log should be set aside; one that is missing or cannot be looked at should not."""
+    """Return whether a log should be set aside; one that is missing or cannot be looked at should not."""
     try:
         return path.stat().st_size >= FULL
     except OSError:
@@ -33,12 +34,12 @@ def is_full(path: Path) -> bool:
 
 
 def shift(path: Path) -> None:
-    """Set a log aside, and what was set aside before one place further; afterwards there is no such log.
+    """Rename a log to ``.1``, the ``.1`` before it to ``.2``, and so on; afterwards there is no such log.
 
-    Whoever holds it open goes on writing to the same file, under its new name.
+    A process that holds it open goes on writing to the same file, under its new name.
 
     Raises:
-        OSError: where a file cannot be renamed.
+        OSError: if a file cannot be renamed.
     """
     names = [path, *_older(path)]
     for older, newer in zip(reversed(names), reversed(names[:-1])):
@@ -46,26 +47,43 @@ def shift(path: Path) -> None:
             newer.replace(older)
 
 
-def make_room(path: Path) -> None:
-    """Set a log aside where it is full; where that cannot be done it goes on growing, and that is logged."""
-    try:
-        if is_full(path):
-            shift(path)
-    except OSError as error:
-        log.warning("%s: cannot be set aside (%s), so it goes on growing", path, error.strerror)
+class SmallLog(RotatingFileHandler):
+    """A log that this process alone writes, of lines that come from another program."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, maxBytes=FULL, backupCount=KEPT, encoding="utf-8", errors="backslashreplace")
+
+    def write(self, line: str) -> None:
+        """Write one line, without secrets."""
+        self.handle(logging.makeLogRecord({"msg": without_secrets(line.rstrip("\n"))}))
+
+    def doRollover(self) -> None:
+        """Set the log aside; if that fails, it goes on growing."""
+        try:
+            super().doRollover()
+        except OSError as error:
+            self.maxBytes = 0
+            log.warning(
+                "%s: cannot be set aside (%s), so it goes on growing", self.baseFilename, error.strerror
+            )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop a line that a full disk does not take."""
 
 
 def rotate_output(path: Path) -> bool:
-    """Go on in a fresh file where this process's standard output and error fill a log.
+    """Go on in a new file if this process's standard output and error have filled a log.
 
-    Nothing is lost: until the fresh file takes over, output goes to the one that is set aside, which
+    Not with a handler of logging: tracebacks, libraries and children write to the same two descriptors.
+    Nothing is lost: until the new file takes over, output goes to the one that is set aside, which
     children that inherited it go on writing to.
 
     Returns:
-        Whether a fresh file was begun; False where the log is not full or is not where output goes.
+        Whether a new file was begun; False if the log is not full or is not where output goes.
 
     Raises:
-        OSError: where that cannot be done; output goes on to the old file.
+        OSError: if that cannot be done; output goes on to the old file.
     """
     if not is_full(path):
         return False
@@ -87,7 +105,7 @@ class LogReader:
     """Reads a log piece by piece, across rotations; begins with the file that was set aside last.
 
     Raises:
-        FileNotFoundError: where there is no log.
+        FileNotFoundError: if there is no log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +130,7 @@ class LogReader:
         self._file.close()
 
     def read(self) -> str:
-        """What was added since the last call; empty where nothing was."""
+        """Return what was added since the last call; empty if nothing was."""
         added = self._file.read()
         while (file := self._next()) is not None:
             added += self._file.read() + file.read()
@@ -121,9 +139,9 @@ class LogReader:
         return added
 
     def _next(self) -> Optional[TextIO]:
-        """The file that was begun after the one that is being read; None where that is the newest.
+        """Return the file that was begun after the one that is being read; None if that is the newest.
 
-        Where ours is gone, with who knows how many after it: the newest.
+        Where ours is gone, and any number after it: the newest.
         """
         own = _identity(self._file.fileno())
         while True:
@@ -142,7 +160,7 @@ class LogReader:
             file.close()
 
     def _newer(self, own: _Identity) -> tuple[list[tuple[Path, _Identity]], bool]:
-        """The files that are newer than our own, from the newest, and whether our own is still there."""
+        """Return the files newer than our own, the newest first, and whether our own is still there."""
         found: list[tuple[Path, _Identity]] = []
         for path in (self._path, *_older(self._path)):
             try:
@@ -186,7 +204,7 @@ class WarnOnce:
 
 
 def last_line(path: Path, limit: int = 200) -> str:
-    """The last line of a log that says something, without secrets, cut to so many characters; or nothing."""
+    """Return the last line of a log that is not blank, without secrets and cut to ``limit`` characters."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

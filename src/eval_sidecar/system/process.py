@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -27,7 +27,7 @@ class ProcessIdentity:
     Attributes:
         pid: Process id.
         started: Start time, seconds since the epoch, as the system reports it. Linux computes it from
-            the clock, so that it moves where the clock is set.
+            the clock, so that it moves when the clock is set.
         since_boot: Where the system tells it, the boot and the start time within it, which never move.
     """
 
@@ -46,14 +46,14 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> Optional[ProcessIdentity]:
-        """The identity of a living process, or None where there is none with this pid."""
+        """Return the identity of a living process, or None if there is none with this pid."""
         try:
             return cls(pid, psutil.Process(pid).create_time(), _since_boot(pid))
         except psutil.NoSuchProcess:
             return None
 
     def find(self) -> Optional[psutil.Process]:
-        """The process, or None where it has ended (a zombie has ended)."""
+        """Return the process, or None if it has ended (a zombie has ended)."""
         try:
             process = psutil.Process(self.pid)
             since_boot = _since_boot(self.pid)
@@ -66,12 +66,12 @@ class ProcessIdentity:
             return None
 
     def is_running(self) -> bool:
-        """Whether this very process still runs."""
+        """Return whether this very process still runs."""
         return self.find() is not None
 
 
 def describe_signal(number: int) -> str:
-    """What a signal that ended a process is called, and what the kernel's own mostly means."""
+    """Return what a signal that ended a process is called, and what the kernel's own mostly means."""
     if number == signal.SIGKILL:
         return f"killed by signal {number} (out of memory?)"
     try:
@@ -81,7 +81,7 @@ def describe_signal(number: int) -> str:
 
 
 def describe_exit(code: Optional[int]) -> Optional[str]:
-    """How a shell's exit code says that its command was killed; None where it does not.
+    """Return how a shell's exit code says that its command was killed; None if it does not.
 
     128 + the signal's number: POSIX, Shell Command Language, 2.8.2.
     """
@@ -119,7 +119,7 @@ def _boot() -> Optional[str]:
 
 
 def _since_boot(pid: int) -> Optional[str]:
-    """The boot's id and the process's start in clock ticks after it (proc(5), field 22); None elsewhere."""
+    """Return the boot's id and the process's start in ticks after it (proc(5), field 22), on Linux."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         boot = _boot()
@@ -131,7 +131,7 @@ def _since_boot(pid: int) -> Optional[str]:
 def family(
     identity: Optional[ProcessIdentity], marker: Optional[tuple[str, str]] = None
 ) -> list[psutil.Process]:
-    """A process, its descendants, and every process that carries a marker in its environment.
+    """Return a process, its descendants, and every process that carries a marker in its environment.
 
     Args:
         identity: The ancestor; it may have ended, or be unknown.
@@ -161,14 +161,16 @@ def end_family(
 ) -> list[psutil.Process]:
     """End a process with all its descendants: SIGTERM, then, after the grace, SIGKILL.
 
-    Returns when none of them runs any more, or the kernel or their owner has kept some alive for another
-    20 s: these. Children that appear while it works are ended too.
+    Children that appear while it works are ended too, and those whose parent has ended first.
+
+    Returns:
+        What the kernel or another owner still keeps alive after another 20 s.
     """
-    members = family(identity, marker)
+    members = set(family(identity, marker))
     _signal(members, signal.SIGTERM)
     wait_for_end(members, grace_seconds)
     for _ in range(20):
-        members = [member for member in family(identity, marker) if _is_alive(member)]
+        members = {member for member in members.union(family(identity, marker)) if _is_alive(member)}
         if not members:
             return []
         _signal(members, signal.SIGKILL)
@@ -176,8 +178,8 @@ def end_family(
     return [member for member in members if _is_alive(member)]
 
 
-def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
-    """Wait until none of these processes runs any more; False where one still does after so long.
+def wait_for_end(members: Collection[psutil.Process], seconds: float) -> bool:
+    """Wait until none of these processes runs any more; return False if one still does after that time.
 
     A zombie has ended: in a container, the first process may never collect those that it inherits.
     """
@@ -189,9 +191,9 @@ def wait_for_end(members: Sequence[psutil.Process], seconds: float) -> bool:
     return True
 
 
-def _signal(members: list[psutil.Process], number: signal.Signals) -> None:
+def _signal(members: Collection[psutil.Process], number: signal.Signals) -> None:
     for member in members:
-        # Another user's (of sudo, say) is not ours to signal: whoever waits for its end sees that it goes on.
+        # Another user's (of sudo, say) is not ours to signal: the wait shows that it goes on.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             member.send_signal(number)
 

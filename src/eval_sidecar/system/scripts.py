@@ -13,15 +13,15 @@ _PYTHON = re.compile(rb"(?:from\s+[\w.]+\s+import\b|import\s+\w|def\s+\w+\(|clas
 
 
 def why_no_shell_script(path: Path) -> Optional[str]:
-    """Why bash cannot run a file, and what to do; None where nothing speaks against it.
+    """Return why bash cannot run a file, and what to do; None if nothing speaks against it.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: if it cannot be read.
     """
     with path.open("rb") as file:
         text = file.read(_READ)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in text:
-        return "is no text in UTF-8, so bash cannot run it: save it as UTF-8, or give a script that calls it"
+        return "is not UTF-8 text, so bash cannot run it: save it as UTF-8, or give a script that calls it"
     lines = text.removeprefix(b"\xef\xbb\xbf").splitlines()
     program = _program(lines[0]) if lines else b""
     if b"python" in program or (not program and (path.suffix == ".py" or _looks_like_python(lines))):
@@ -42,7 +42,7 @@ def why_no_shell_script(path: Path) -> Optional[str]:
 
 
 def _program(first: bytes) -> bytes:
-    """The program that a first line names, without its folder; nothing where it names none."""
+    """Return the program that a first line names, without its folder; nothing if it names none."""
     if not first.startswith(b"#!"):
         return b""
     words = [word for word in first[2:].split() if not word.startswith(b"-")]

@@ -1,4 +1,4 @@
-"""Texts from elsewhere as they may be shown and kept: without secrets, on one line, obeyed by no terminal.
+"""Texts from elsewhere as they may be shown and kept: without secrets, on one line, harmless to a terminal.
 
 Names of files, and what scripts and servers say, may hold anything. As data they stay as they are.
 """
@@ -18,12 +18,12 @@ from eval_sidecar.system.accounts import netrc_entries, server_hosts
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 #: User and password in an address.
 _USERINFO = re.compile(r"(?<=://)[^/\s@\"'<>]+@")
-#: Shorter ones are no keys of W&B, and may be part of any text.
+#: Shorter ones are not keys of W&B, and may be part of any text.
 _SHORTEST_SECRET = 8
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""A text with everything as an escape (``\n``, ``\x1b``, ``\u202e``) that is no visible character.
+    r"""Return a text with all that is not visible as an escape (``\n``, ``\x1b``, ``\u202e``).
 
     Args:
         text: Any text, with lone surrogates too (bytes of a name that are no UTF-8).
@@ -33,7 +33,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def without_secrets(text: str, more: Iterable[Optional[str]] = ()) -> str:
-    """A text with ``***`` for the W&B key, for passwords of server and proxy, and for users in addresses.
+    """Return a text with ``***`` for the W&B key, passwords of server and proxy, and users in addresses.
 
     Args:
         text: Whatever a server, a client or a script has said.
@@ -64,5 +64,5 @@ def _secrets() -> Iterator[str]:
 
 
 def now_text() -> str:
-    """The time now, ISO 8601 in UTC, to the second."""
+    """Return the time now, ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.system.logs import is_full
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Receipt, ServerView, Session
 from eval_sidecar.trackers.wandb_checks import display_name, why_bad_id
@@ -185,7 +184,7 @@ class WandbTracker:
 
     def _enlist(self) -> Worker:
         worker = self._worker
-        if worker is not None and (worker.is_worn or is_full(self._settings.log)):
+        if worker is not None and worker.is_worn:
             self._retire(worker)
         with self._lock:
             if self._worker is None or not self._worker.enlist():

@@ -13,14 +13,12 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from eval_sidecar.system.accounts import CLOUD, server_address
-from eval_sidecar.system.logs import make_room
+from eval_sidecar.system.logs import SmallLog
+from eval_sidecar.system.process import ProcessIdentity, end_family
 from eval_sidecar.system.text import without_secrets
 from eval_sidecar.trackers.wandb_checks import is_ours
 
@@ -32,7 +30,7 @@ _START = (
 _GONE = object()
 #: Requests after which a worker is replaced: the client keeps some memory and files of each session.
 _WORN = 200
-#: Seconds without an answer after which somebody who waits is told for what.
+#: Seconds without an answer after which a person who waits is told for what.
 _PATIENCE = 8.0
 
 #: Variables with paths that may be relative to the user's folder.
@@ -70,10 +68,8 @@ class Worker:
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._scratch = tempfile.mkdtemp(prefix="eval-sidecar-wandb-")
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        make_room(self.log)
         root = Path(__file__).resolve().parents[2]
-        log = self.log.open("ab", buffering=0)
+        log = SmallLog(self.log)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, str(root), self._scratch],
             stdin=subprocess.PIPE,
@@ -127,7 +123,7 @@ class Worker:
         return self._last_id >= _WORN
 
     def enlist(self) -> bool:
-        """Count another user in; False where the worker is on its way out."""
+        """Count another user in; False if the worker is on its way out."""
         with self._lock:
             if self._retired or self._dead:
                 return False
@@ -185,7 +181,7 @@ class Worker:
         return dict(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
-        """Wait for an answer, and say so where that takes long: silence looks like a program that hangs."""
+        """Wait for an answer, and say so if that takes long: silence looks like a program that hangs."""
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
@@ -203,7 +199,7 @@ class Worker:
                 answer = json.loads(line)
                 number = answer["id"]
             except (ValueError, TypeError, LookupError):
-                break  # no answer of ours: whoever waits is told that the client is lost
+                break  # not an answer of ours: all who wait are told that the client is lost
             with self._lock:
                 waiting = self._waiting.get(number)
             if waiting is not None:
@@ -211,13 +207,11 @@ class Worker:
         self._answers.close()
         self.kill()
 
-    def _keep_log(self, said: IO[str], log: RawIOBase) -> None:
+    def _keep_log(self, said: IO[str], log: SmallLog) -> None:
         """Write down what the client prints. It has the key, and may print what a server makes of it."""
-        with said, log:
+        with said, contextlib.closing(log):
             for line in said:
-                # Where the disk is full, the client must not wait for somebody to read what it prints.
-                with contextlib.suppress(OSError):
-                    log.write(without_secrets(line).encode())
+                log.write(line)
 
     def kill(self) -> None:
         """End the worker and the client's own process, now. Idempotent."""
@@ -227,13 +221,9 @@ class Worker:
             self._dead = True
             waiting = list(self._waiting.values())
         # The client puts its process into a session of its own, so that killing our group is not enough.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker = psutil.Process(self._process.pid)
-            for process in [*worker.children(recursive=True), worker]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        end_family(ProcessIdentity.of(self._process.pid), grace_seconds=0.0)
         self._process.wait()
-        self._logger.join(1.0)  # whoever is told to look into the log finds everything there
+        self._logger.join(1.0)  # an error that names the log finds all of it there
         for answers in waiting:
             answers.put(_GONE)
         with contextlib.suppress(OSError):
