@@ -204,7 +204,7 @@ class Uploader:
             How many are new, and a line if some were not taken because they are another model's.
         """
         model = store.ledger.model_dir
-        # An evaluation's failure has a log, and is not the uploader's to forget.
+        # A failure with a log is an evaluation's, and the uploader does not clear it.
         unread = [
             entry.step for entry in store.ledger.steps() if entry.failure and entry.failure.is_unread_result
         ]

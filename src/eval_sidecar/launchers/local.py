@@ -37,7 +37,7 @@ exit "$code"
 
 
 def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split a list of GPUs into one list an evaluation.
+    """Split a list of GPUs into one list for each evaluation.
 
     Args:
         cuda_list: Devices, separated by spaces or commas.
