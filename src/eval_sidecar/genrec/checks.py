@@ -14,7 +14,7 @@ from eval_sidecar.genrec.errors import EvaluationError, one_line
 from eval_sidecar.genrec.hf.forward import LanguageModel, Names
 from eval_sidecar.genrec.prompts import Prompts
 from eval_sidecar.genrec.rows import BeamRows
-from eval_sidecar.genrec.tree import BeamTree
+from eval_sidecar.genrec.tree import TreePlanter
 
 #: Lengths of the prompts of the first, cheap checks.
 _LENGTHS = (9, 5)
@@ -35,14 +35,17 @@ class SearchPlan:
     """How a model is searched.
 
     Attributes:
-        start: Makes the beams of a batch from its prompts.
+        start: Makes the beams of a batch from its prompts and, if they are shared, the number of first
+            tokens that its prompts have in common.
         slow_because: Why the beams are not a tree; empty if they are.
         caching: Whether what was computed is kept from level to level.
+        sharing: Whether a common beginning may be computed once for all rows.
     """
 
-    start: Callable[[Sequence[Sequence[int]]], Beams]
+    start: Callable[..., Beams]
     slow_because: str = ""
     caching: bool = True
+    sharing: bool = False
 
     @property
     def is_tree(self) -> bool:
@@ -80,7 +83,8 @@ def plan_search(model: LanguageModel, prompts: Prompts, depth: int) -> SearchPla
                 _check_causality(model)
             reason = _why_no_tree(model, prompts, depth)
             if not reason:
-                return SearchPlan(partial(BeamTree, model))
+                planter = TreePlanter(model)
+                return SearchPlan(planter.plant, sharing=_can_share(model, planter, prompts))
             caching = _can_cache(model, prompts)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
         raise EvaluationError(f"{model.name} cannot be run: {one_line(error)}") from error
@@ -115,9 +119,16 @@ def _why_no_tree(model: LanguageModel, prompts: Prompts, depth: int) -> str:
     few = [[number % vocabulary for number in range(1, length + 1)] for length in _LENGTHS]
     if not _find_names(model, few):
         return f"{model.name} does not respect the attention mask of a tree"
-    if not _agrees(model, partial(BeamTree, model), [list(longest), few[1]]):
+    if not _agrees(model, TreePlanter(model).plant, [list(longest), few[1]]):
         return f"{model.name} does not see the whole of a prompt of {len(longest)} tokens"
     return ""
+
+
+def _can_share(model: LanguageModel, planter: TreePlanter, prompts: Prompts) -> bool:
+    """Return whether trees are right whose rows continue a beginning that was computed once."""
+    longest = list(_longest(prompts))
+    shared = len(longest) // 2
+    return _agrees(model, partial(planter.plant, shared=shared), [longest, longest[: shared + 2]])
 
 
 def _longest(prompts: Prompts) -> tuple[int, ...]:
@@ -128,7 +139,7 @@ def _find_names(model: LanguageModel, prompts: list[list[int]]) -> bool:
     """Set the first names with which the tree's logits are right; return whether there are any."""
     for names in model.candidates():
         model.names = names
-        if _agrees(model, partial(BeamTree, model), prompts):
+        if _agrees(model, TreePlanter(model).plant, prompts):
             return True
     model.names = Names()
     return False

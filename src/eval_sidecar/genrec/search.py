@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from eval_sidecar.genrec.batches import plan_batches
+from eval_sidecar.genrec.beginnings import group_by_beginning
 from eval_sidecar.genrec.checks import SearchPlan
 from eval_sidecar.genrec.errors import EvaluationError
 from eval_sidecar.genrec.hf.forward import LanguageModel
@@ -56,18 +57,11 @@ def rank(
     """
     trie = trie.to(model.device)
     ranked: list[list[int]] = [[] for _ in prompts.ids]
-    pending = plan_batches(
-        [len(ids) for ids in prompts.ids],
-        settings.num_beams,
-        trie.depth,
-        settings.batch_size,
-        model.vocabulary,
-        not plan.is_tree,
-    )
+    pending = _plan(model, plan, prompts, trie, settings)
     while pending:
-        batch = pending.pop()
+        batch, shared = pending.pop()
         try:
-            results = _search(model, plan, prompts.select(batch), trie, settings)
+            results = _search(model, plan, prompts.select(batch), shared, trie, settings)
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 raise EvaluationError(
@@ -75,7 +69,7 @@ def rank(
                     f"(--num-beams {settings.num_beams}) or a larger device"
                 ) from None
             half = len(batch) // 2
-            pending += [batch[half:], batch[:half]]
+            pending += [(batch[half:], shared), (batch[:half], shared)]
             results = None
         if results is None:
             torch.cuda.empty_cache()  # only here is the failed batch's memory free
@@ -84,6 +78,26 @@ def rank(
             ranked[row] = items
         advance(len(batch))
     return ranked
+
+
+def _plan(
+    model: LanguageModel, plan: SearchPlan, prompts: Prompts, trie: Trie, settings: SearchSettings
+) -> list[tuple[list[int], int]]:
+    """Return batches of rows, each with the number of first tokens that its rows share."""
+    every = list(range(len(prompts.ids)))
+    groups = group_by_beginning(prompts.ids) if plan.sharing else [(every, 0)]
+    batches = []
+    for rows, shared in groups:
+        for batch in plan_batches(
+            [len(prompts.ids[row]) for row in rows],
+            settings.num_beams,
+            trie.depth,
+            settings.batch_size,
+            model.vocabulary,
+            not plan.is_tree,
+        ):
+            batches.append(([rows[place] for place in batch], shared))
+    return batches
 
 
 @dataclass(frozen=True)
@@ -142,10 +156,15 @@ class _Finished:
 
 
 def _search(
-    model: LanguageModel, plan: SearchPlan, prompts: Prompts, trie: Trie, settings: SearchSettings
+    model: LanguageModel,
+    plan: SearchPlan,
+    prompts: Prompts,
+    shared: int,
+    trie: Trie,
+    settings: SearchSettings,
 ) -> list[list[int]]:
-    """Return the ranked items of one batch."""
-    live_beams = plan.start(prompts.ids)
+    """Return the ranked items of one batch, whose prompts share so many first tokens."""
+    live_beams = plan.start(prompts.ids, shared) if shared else plan.start(prompts.ids)
     logits = live_beams.root_logits()
     device, rows = logits.device, logits.shape[0]
     if model.is_encoder_decoder:  # generate() penalises what the decoder holds, not what the encoder reads
