@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
-from eval_sidecar.trackers.base import Receipt, ServerRow, ServerView, Session
+from eval_sidecar.trackers.base import Sent, ServerRow, ServerView, Session
 from eval_sidecar.types import ModelSpec, Point, digest
 
 #: A line of a run: its index, and the point in it (None for a row that is no point).
@@ -27,7 +27,7 @@ class FakeRun:
     Attributes:
         lines: History lines in the order of their offsets.
         table: Points of the last table logged.
-        described: What the summary that came with it says.
+        summary_rows: What the summary that came with it says.
         writer: What `read` says about somebody who is writing.
         late: Newest lines that `read` does not show, for the next `late_reads` look-ups.
         late_reads: How many look-ups that goes on for.
@@ -37,7 +37,7 @@ class FakeRun:
 
     lines: list[Line] = field(default_factory=list)
     table: tuple[Point, ...] = ()
-    described: Optional[tuple[ServerRow, ...]] = None
+    summary_rows: Optional[tuple[ServerRow, ...]] = None
     writer: Optional[str] = None
     late: int = 0
     late_reads: int = 0
@@ -137,10 +137,10 @@ class FakeTracker:
                 last_index=max((index for index, _ in lines), default=-1),
                 rows=tuple(sorted((row for _, row in lines if row), key=lambda row: row.index)),
                 writer=run.writer,
-                described=run.described,
+                summary_rows=run.summary_rows,
             )
 
-    def send(self, session: Session) -> Receipt:
+    def send(self, session: Session) -> Sent:
         self.on_send(session)
         with self._lock:
             self.sessions.append(session)
@@ -155,13 +155,13 @@ class FakeTracker:
             rows = session.rows if fault.stored is None else session.rows[: fault.stored]
             self._store(run, offset, index, rows)
             if fault.stored is None and fault.table:
-                run.table, run.described = session.table, _described(session)
+                run.table, run.summary_rows = session.table, _described(session)
             if self.late_reads:
                 run.late, run.late_reads = len(rows), self.late_reads
             if fault.error is not None:
                 raise fault.error
             where = f"memory://{session.spec.project}/{session.spec.run_id}"
-            return Receipt(where, fault.table_problem)
+            return Sent(where, fault.table_problem)
 
     def close(self) -> None:
         self.closed = True
@@ -188,7 +188,7 @@ class FakeTracker:
 def _described(session: Session) -> tuple[ServerRow, ...]:
     """What a summary says of a session's points."""
     return tuple(
-        ServerRow(session.placed[point.step], point.step, point.revision, {}, digest(point.metrics))
+        ServerRow(session.row_by_step[point.step], point.step, point.revision, {}, digest(point.metrics))
         for point in session.table
-        if point.step in session.placed
+        if point.step in session.row_by_step
     )

@@ -486,7 +486,7 @@ def test_a_problem_is_over_when_nothing_is_due_any_more(world: World) -> None:
 def test_a_run_of_an_older_script_is_left_as_it_is(world: World) -> None:
     world.evaluate(100)
     world.deliver()
-    world.tracker.run("eval-1").described = None  # older scripts did not say what a table shows
+    world.tracker.run("eval-1").summary_rows = None  # older scripts did not say what a table shows
     world.forget_everything()
     assert (world.deliver().already, len(world.tracker.sessions)) == (1, 1)
 

@@ -237,17 +237,17 @@ def test_a_look_up_says_what_the_table_shows_only_where_it_is_stored(
     tracker: WandbTracker, server: WandbServer, spec: ModelSpec, lost: str
 ) -> None:
     session = session_of(spec, tracker.read(spec), points_of(100, 200))
-    placed = {point.step: index for index, point in session.rows}
-    tracker.send(replace(session, placed=placed))
-    described = tracker.read(spec).described
-    assert described is not None and [row.step for row in described] == [100, 200]
+    row_by_step = {point.step: index for index, point in session.rows}
+    tracker.send(replace(session, row_by_step=row_by_step))
+    summary_rows = tracker.read(spec).summary_rows
+    assert summary_rows is not None and [row.step for row in summary_rows] == [100, 200]
     run = server.run(spec.run_id)
     if lost == "media":
         run.files = [name for name in run.files if not name.startswith("media/")]
-        assert tracker.read(spec).described == ()
+        assert tracker.read(spec).summary_rows == ()
     else:
         run.summary = {}
-        assert tracker.read(spec).described is None
+        assert tracker.read(spec).summary_rows is None
 
 
 def test_a_session_without_rows_brings_the_table_and_adds_no_row(
@@ -334,7 +334,7 @@ def test_a_server_without_history_is_read_through_the_summary_of_the_run(
 ) -> None:
     monkeypatch.setattr(server.store, "_history_keys", lambda run: None)
     session = session_of(spec, None, points_of(100, 200))
-    tracker.send(replace(session, placed={point.step: index for index, point in session.rows}))
+    tracker.send(replace(session, row_by_step={point.step: index for index, point in session.rows}))
     view = tracker.read(spec)
     assert [(row.index, row.step, row.revision) for row in view.rows] == [(100, 100, 0), (200, 200, 0)]
     assert [row.digest for row in view.rows] == [digest(point.metrics) for point in points_of(100, 200)]

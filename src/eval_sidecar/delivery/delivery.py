@@ -296,11 +296,11 @@ class _Delivery:
 
 def _shows(view: ServerView, session: Session) -> bool:
     """Whether a run's summary and table are those of a session."""
-    shown = {row.step: (row.revision, row.digest) for row in view.described or ()}
-    return view.described is not None and shown == {
+    shown = {row.step: (row.revision, row.digest) for row in view.summary_rows or ()}
+    return view.summary_rows is not None and shown == {
         point.step: (point.revision, digest(point.metrics))
         for point in session.table
-        if point.step in session.placed
+        if point.step in session.row_by_step
     }
 
 

@@ -62,9 +62,9 @@ def compare(ledger: Ledger, view: ServerView) -> Comparison:
 
 def table_is_old(ledger: Ledger, view: ServerView) -> bool:
     """Whether a run's table, as far as the run says what is in it, lacks a point that was delivered."""
-    described = {row.step: row.digest for row in view.described or ()}
-    return view.described is not None and any(
-        described.get(entry.step) != entry.delivery.digest
+    summary_rows = {row.step: row.digest for row in view.summary_rows or ()}
+    return view.summary_rows is not None and any(
+        summary_rows.get(entry.step) != entry.delivery.digest
         for entry in ledger.steps()
         if entry.delivery and entry.delivery.is_confirmed and entry.delivery.via != CARRIED
     )

@@ -55,7 +55,7 @@ class ServerView:
             (a run that the server calls running, with a fresh heartbeat).
         knows_end: Whether a session must find the run standing at ``last_index + 1``; False if the
             rows are known from somewhere else than the run's history.
-        described: The points, without their numbers, that the run's summary and table show; none if
+        summary_rows: The points, without their numbers, that the run's summary and table show; none if
             the table is not stored. None if the run does not say.
         home: What the run says of the model whose points it holds, as `Session.home` said it last; None
             if it does not say.
@@ -66,7 +66,7 @@ class ServerView:
     rows: tuple[ServerRow, ...]
     writer: Optional[str] = None
     knows_end: bool = True
-    described: Optional[tuple[ServerRow, ...]] = None
+    summary_rows: Optional[tuple[ServerRow, ...]] = None
     home: Optional[str] = None
 
     def newest_rows(self) -> dict[int, ServerRow]:
@@ -86,7 +86,7 @@ class Session:
             look-up, so that a row lands on its checkpoint's step wherever that moves forward. Empty
             if only the table and the summary are sent.
         table: Every point of the model by step, from the ledger: what the run's table and summary show.
-        placed: Index of the row of each step that the run has, or gets with this session, as far as known.
+        row_by_step: Index of the row of each step that the run has, or gets with this session, if known.
         home: What the run is to say of the model whose points it holds, as text; None for nothing.
     """
 
@@ -94,12 +94,12 @@ class Session:
     start: Optional[int]
     rows: tuple[tuple[int, Point], ...]
     table: tuple[Point, ...]
-    placed: Mapping[int, int] = field(default_factory=dict)
+    row_by_step: Mapping[int, int] = field(default_factory=dict)
     home: Optional[str] = None
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Sent:
     """What a finished session left behind, for a person to find it again.
 
     Attributes:
@@ -123,7 +123,7 @@ class Tracker(Protocol):
         """
         ...
 
-    def send(self, session: Session) -> Receipt:
+    def send(self, session: Session) -> Sent:
         """Append the session's rows, show its table, and return once the client says that it is done.
 
         Returning does not prove arrival, and raising does not prove the opposite, with one exception:

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.trackers import wandb_content as content
-from eval_sidecar.trackers.base import Receipt, ServerView, Session
+from eval_sidecar.trackers.base import Sent, ServerView, Session
 from eval_sidecar.trackers.wandb_checks import display_name, why_bad_id
 from eval_sidecar.trackers.wandb_process import Worker, WorkerLost
 from eval_sidecar.types import ModelSpec
@@ -82,7 +82,7 @@ class WandbTracker:
                 raise ReadBackUnsupported(answer["unsupported"], rows=answer.get("count", 0))
             last = max((row.index for row in delivered), default=-1)
             home = answer.get("home")
-            return ServerView(True, last, delivered, knows_end=False, described=delivered, home=home)
+            return ServerView(True, last, delivered, knows_end=False, summary_rows=delivered, home=home)
         rows = answer["rows"]
         points = filter(None, map(content.server_row_of, rows))
         return ServerView(
@@ -90,11 +90,11 @@ class WandbTracker:
             last_index=max(map(content.index_of, rows), default=-1),
             rows=tuple(sorted(points, key=lambda row: row.index)),
             writer=answer["writer"],
-            described=content.delivered_rows(answer["delivered"]) if answer["table_stored"] else (),
+            summary_rows=content.delivered_rows(answer["delivered"]) if answer["table_stored"] else (),
             home=answer.get("home"),
         )
 
-    def send(self, session: Session) -> Receipt:
+    def send(self, session: Session) -> Sent:
         """See `Tracker.send`."""
         settings, spec = self._settings, session.spec
         request = {
@@ -107,7 +107,7 @@ class WandbTracker:
             "start": session.start,
             "rows": [(index, content.row_of(point)) for index, point in session.rows],
             "summary": {
-                **content.summary_of(session.table, session.placed),
+                **content.summary_of(session.table, session.row_by_step),
                 **({content.HOME: session.home} if session.home else {}),
             },
             "table": {
@@ -122,7 +122,7 @@ class WandbTracker:
                 f"run {spec.run_id} stands at step {answer['stale']}, the look-up said {session.start}: "
                 "rows that it did not show, or another writer; nothing was sent"
             )
-        return Receipt(where=answer["where"], table_problem=answer["table_problem"])
+        return Sent(where=answer["where"], table_problem=answer["table_problem"])
 
     def _description(self, session: Session) -> dict[str, Any]:
         """Return what the run is called and filtered by, as far as that is ours to say.
@@ -135,7 +135,7 @@ class WandbTracker:
         keys = self._found.get((spec.entity, spec.project, spec.run_id))
         is_new = keys is None
         if self._settings.mode != "online":  # no server to ask, but what was sent from here is known
-            is_new = len(session.placed) <= len(session.rows)
+            is_new = len(session.row_by_step) <= len(session.rows)
         if keys is not None and not config.keys() <= set(keys):
             return {}
         named = {"name": display_name(spec.run_name)} if is_new else {}

@@ -74,17 +74,17 @@ def latest_of(points: Iterable[Point]) -> list[Point]:
     return [latest[step] for step in sorted(latest)]
 
 
-def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = None) -> dict[str, Scalar]:
+def summary_of(points: Iterable[Point], row_by_step: Optional[Mapping[int, int]] = None) -> dict[str, Scalar]:
     """Return best and last values; the earliest step wins a tie, and what a model lacks has no key.
 
     Args:
         points: Every point of the model.
-        placed: Index of each point's row, if it is known: the summary then says what was delivered.
+        row_by_step: Index of each point's row, if it is known: the summary then says what was delivered.
     """
     ordered = latest_of(points)
     if not ordered:
         return {}
-    summary: dict[str, Scalar] = {DELIVERED: _delivered(ordered, placed)} if placed else {}
+    summary: dict[str, Scalar] = {DELIVERED: _delivered(ordered, row_by_step)} if row_by_step else {}
     last, results = ordered[-1], {point.step: point.metrics for point in ordered}
     for name in HEADLINE:
         best = best_step(results, name)
@@ -97,15 +97,15 @@ def summary_of(points: Iterable[Point], placed: Optional[Mapping[int, int]] = No
     return summary
 
 
-def _delivered(points: Iterable[Point], placed: Mapping[int, int]) -> str:
+def _delivered(points: Iterable[Point], row_by_step: Mapping[int, int]) -> str:
     """Return what the run holds, as text, for servers that cannot show a run's history.
 
     A JSON list of step, revision, index and digest of each point.
     """
     rows = [
-        [point.step, point.revision, placed[point.step], digest(point.metrics)]
+        [point.step, point.revision, row_by_step[point.step], digest(point.metrics)]
         for point in points
-        if point.step in placed
+        if point.step in row_by_step
     ]
     return json.dumps(rows, separators=(",", ":"))
 
