@@ -14,9 +14,16 @@ import pytest
 
 from eval_sidecar.readers.registry import Readers
 
+#: The Python that has lm_eval, if it is not this one: scripts/setup-evals makes it.
+PYTHON = os.environ.get("LM_EVAL_PYTHON", sys.executable)
+
 pytestmark = [
     pytest.mark.evals,
-    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed"),
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        sys.executable == PYTHON and importlib.util.find_spec("lm_eval") is None,
+        reason="lm_eval is not installed (scripts/setup-evals; LM_EVAL_PYTHON=.venv-evals/bin/python)",
+    ),
 ]
 
 SUMS = [(a, b) for a in range(1, 5) for b in range(1, 4)]
@@ -76,6 +83,7 @@ def make_tasks(folder: Path) -> None:
 
 
 def make_model(folder: Path) -> None:
+    pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -85,9 +93,15 @@ def make_model(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
     fast.save_pretrained(folder)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        vocab_size=len(letters), max_position_embeddings=128, eos_token_id=0, bos_token_id=0, **size
+        vocab_size=len(letters),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
 
@@ -98,7 +112,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm-eval")
     make_model(folder / "model")
     make_tasks(folder / "tasks")
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--log_samples"]
+    command = [PYTHON, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--log_samples"]
     command += [
         "--model_args",
         f"pretrained={folder / 'model'},dtype=float32",
