@@ -72,7 +72,7 @@ def test_explain_tells_of_an_evaluation_under_way_and_of_a_pin(repository: Repos
     repository.wait_for_call(100)
     shutil.rmtree(repository.model_dir / "checkpoint-100")
     text = told(repository, "100")
-    assert "evaluation   under way since" in text
+    assert "evaluation   running since" in text
     assert f"pinned       {repository.pins_folder}/checkpoint-100" in text
     assert f"folder       {repository.model_dir}" not in text
 
