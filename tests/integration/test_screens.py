@@ -21,6 +21,8 @@ from typing import Any, Optional
 import pytest
 
 from eval_sidecar.cli.formats import text_width
+from eval_sidecar.ledger.codec import to_text
+from eval_sidecar.ledger.ledger import Ledger
 from toolbox import Repository, wait_until
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -108,6 +110,22 @@ def test_status_is_a_table_that_fits(repository: Repository, columns: int) -> No
     assert heading.split() == ["model", "done", "running", "undelivered", "best"]
     assert "1/2" in row and row.endswith("HR@10 0.0100 at 100")
     assert ("…" in row) == (columns == 80)
+
+
+def test_a_problem_of_all_models_is_one_line_and_their_runs_another(repository: Repository) -> None:
+    folder = repository.root / "state"
+    folder.mkdir()
+    files = []
+    for name in ("cb64", "cb128"):
+        ledger = Ledger(name, f"eval-{name}", name, problem="no key", where=f"https://w/t/p/runs/{name}")
+        files.append(folder / f"{name}.json")
+        files[-1].write_text(to_text(ledger))
+    repository.manager.mkdir(parents=True)
+    (repository.manager / "both.json").write_text(json.dumps({"state_files": list(map(str, files))}))
+    shown = repository.sidecar("status", "--instance", "both").stdout.splitlines()
+    assert [line.split() for line in shown[1:4]] == [["model", "done"], ["cb64", "0/0"], ["cb128", "0/0"]]
+    assert "  problem  all 2 models: delivery: no key" in shown
+    assert "  W&B 2 runs: https://w/t/p" in shown
 
 
 def test_show_tells_of_failed_and_of_waiting_checkpoints(watched: Repository) -> None:

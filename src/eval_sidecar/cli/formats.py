@@ -173,6 +173,6 @@ def _narrow(
 
 
 def _cell(text: str, width: int, kind: str) -> str:
-    text = cut(text, width) if kind == "t" else shorten(text, width)
+    text = shorten(text, width) if kind == "n" else cut(text, width)
     padding = " " * (width - text_width(text))
     return padding + text if kind == "r" else text + padding

@@ -26,6 +26,8 @@ from eval_sidecar.system import instances
 from eval_sidecar.system.instances import Instance
 from eval_sidecar.system.process import ProcessIdentity, machine_elsewhere
 
+#: Models that are named if a problem concerns several.
+_NAMED = 3
 #: Columns beside a path.
 _PATH_LABEL = 12
 #: From this width on, the table has the estimated time beside the elapsed one.
@@ -116,12 +118,8 @@ def print_instance(facts: InstanceFacts, now: float) -> None:
         about = "" if is_alone else f"{_short(model.name)}: "
         for text, fg in _details(model, is_running=facts.process is not None):
             say(f"  {about}{text}", indent=4, fg=fg)
-    for model in facts.models:
-        about = "" if is_alone else f"{_short(model.name)}: "
-        say(
-            f"  {about}W&B run {model.ledger.run_id}: {_here(model.ledger.where or 'no session yet')}",
-            indent=4,
-        )
+    for text in _places(facts.models):
+        say(f"  W&B {text}", indent=4)
     files = [str(model.state_file) for model in facts.models if model.state_file]
     if files:
         where = files[0] if is_alone else ", ".join(sorted({str(Path(path).parent) for path in files}))
@@ -172,11 +170,40 @@ def _problem_lines(facts: InstanceFacts) -> Iterator[str]:
     for (kind, text), found in together.items():
         model, problem = found[0]
         if len(found) > 1:
-            yield f"{len(found)} models ({', '.join(_short(one.name) for one, _ in found)}): {kind}: {text}"
+            yield f"{_several([one.name for one, _ in found], len(facts.models))}: {kind}: {text}"
             continue
         about = f"{_short(model.name)}: " if len(facts.models) > 1 else ""
         log = f"; log: {_here(problem.log)}" if problem.log else ""
         yield f"{about}{problem}{log}"
+
+
+def _several(names: Sequence[str], total: int) -> str:
+    if len(names) == total:
+        return f"all {total} models"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(map(_short, names[:_NAMED]))}{more}"
+
+
+def _places(models: Sequence[ModelFacts]) -> Iterator[str]:
+    """Where points go: the run of a single model, else the number of runs in each project or folder."""
+    if len(models) == 1:
+        ledger = models[0].ledger
+        yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}"
+        return
+    runs: dict[str, int] = {}
+    for model in models:
+        where = model.ledger.where or "no session yet"
+        if "://" in where:
+            where = where.partition("/runs/")[0]
+        elif model.ledger.where:
+            where = str(Path(where).parent)
+        runs[where] = runs.get(where, 0) + 1
+    for where, count in runs.items():
+        yield f"{count} run{'s' if count > 1 else ''}: {_place(where)}"
+
+
+def _place(where: str) -> str:
+    return where if "://" in where else _here(where)
 
 
 def _details(model: ModelFacts, *, is_running: bool) -> Iterator[tuple[str, Optional[str]]]:
