@@ -12,7 +12,7 @@ from typing import Optional
 
 import click
 
-from eval_sidecar.cli.formats import number, screen_width, shorten, table
+from eval_sidecar.cli.formats import job_time, number, screen_width, shorten, table
 from eval_sidecar.cli.options import state_folder
 from eval_sidecar.cli.plot import plot
 from eval_sidecar.cli.terminal import clean, say, say_json
@@ -157,6 +157,8 @@ def results_table(model: ModelFacts, metrics: Sequence[str] = (), *, only_result
 
 def _remark(one: CheckpointFacts, *, is_best: bool) -> str:
     words = [one.mark, "<- best" if is_best else ""]
-    if one.stage != "evaluated":
+    if one.stage == "running":
+        words.append(f"running: {job_time(one.elapsed, one.estimated)}")
+    elif one.stage != "evaluated":
         words.append(f"{one.stage}: {one.problem}" if one.problem else one.stage)
     return clean(" ".join(word for word in words if word))

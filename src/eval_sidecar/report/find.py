@@ -46,7 +46,7 @@ def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now:
     """
     unreadable: list[str] = []
     ledgers: dict[Path, Ledger] = {}
-    for path in sorted(state_dir.glob("*.json")):
+    for path in sorted(state_dir.glob(f"*_{'[0-9a-f]' * 12}.json")):
         try:
             ledger = load(path, keep_corrupt=True)
         except StateError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ def tell(
 ) -> Story:
     """Judge the folder and its pin as they are now, and look the checkpoint up in ledgers."""
     is_provable = any(ledger.provable for _, ledger in ledgers)
-    folders = list(_folders(model_dir, model, state_dir, step, quiet_seconds, is_provable))
+    folders = list(_folders(model_dir, model, state_dir, step, quiet_seconds, is_provable, now))
     known = []
     for path, ledger in ledgers:
         facts = model_facts(ledger, path, now)
@@ -78,7 +77,13 @@ def tell(
 
 
 def _folders(
-    model_dir: Path, model: str, state_dir: Path, step: int, quiet_seconds: float, is_provable: bool
+    model_dir: Path,
+    model: str,
+    state_dir: Path,
+    step: int,
+    quiet_seconds: float,
+    is_provable: bool,
+    now: float,
 ) -> Iterator[Folder]:
     name = f"checkpoint-{step}"
     found = [("folder", model_dir / name, model_dir / name)]
@@ -92,16 +97,16 @@ def _folders(
             verdict = judge(
                 Checkpoint(step, judged),
                 quiet_seconds=quiet_seconds,
-                unchanged_seconds=_unchanged(judged),
+                unchanged_seconds=_unchanged(judged, now),
                 trainer_state_expected=is_provable,
                 usual=usual_names(others),
             )
             yield Folder(kind, shown, verdict.name, tuple(verdict.evidence))
 
 
-def _unchanged(folder: Path) -> float:
+def _unchanged(folder: Path, now: float) -> float:
     try:
-        return time.time() - changed_at(folder)
+        return now - changed_at(folder)
     except OSError:
         return 0.0  # the verdict says what cannot be read
 
