@@ -12,6 +12,8 @@ import pytest
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger.codec import to_text
 from eval_sidecar.ledger.ledger import CONFIRMED, SENT, Delivery, Failure, Ledger, Running
+from eval_sidecar.ledger.provenance import Provenance, write_provenance
+from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.report.export import csv_rows, model_json, unreadable_json
 from eval_sidecar.report.facts import ModelFacts, model_facts
 from eval_sidecar.report.find import find_models
@@ -239,6 +241,15 @@ def test_results_of_another_folder_are_not_mixed_into_a_ledger(places, tmp_path)
 def test_results_found_without_a_ledger_are_not_called_delivered(places):
     (model,) = find_models(*places, ["other"], NOW).models
     assert model.checkpoints[0].delivery is None
+
+
+def test_results_found_without_a_ledger_say_what_they_were_made_with(places):
+    metrics = places[1] / "other/checkpoint-5/metrics.json"
+    origin = Origin("w", key_of({"num_beams": 50}), "2026-01-01T00:00:00+00:00")
+    write_provenance(metrics, Provenance("other", 5, origin, settings={"num_beams": 50}))
+    (model,) = find_models(*places, ["other"], NOW).models
+    assert model.checkpoints[0].settings == {"num_beams": 50}
+    assert model.checkpoints[0].entry.origin == origin
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_shown(places):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
-from eval_sidecar.ledger.ledger import Entry, Ledger
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.lookalikes import is_model
 from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.results import metrics_path, read_result
-from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.ledger.stamps import list_stamps
 from eval_sidecar.ledger.store import load
 from eval_sidecar.report.facts import ModelFacts, model_facts
+from eval_sidecar.types import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def _with_results(ledger: Ledger, folder: Path, unreadable: list[str]) -> Ledger
         except ResultError as error:
             unreadable.append(str(error))
             continue
-        entry = Entry(step, result=result)
-        if (written := read_provenance(path)) is not None:
-            ledger = ledger.with_settings(key_of(written.settings), written.settings)
-            entry = replace(entry, origin=written.origin)
-        ledger = ledger.with_entries([entry])
+        written = read_provenance(path)
+        origin, settings = (written.origin, written.settings) if written else (UNKNOWN, {})
+        ledger = ledger.found(step, result, origin, settings)
     return ledger
