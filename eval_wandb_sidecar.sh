@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run|once|start|stop|status|tail|explain|retry|doctor|prepare-manifest: with --sft-root they watch, else they upload.
+# run|once|start|stop|status|tail|show|explain|retry|doctor|prepare-manifest: with --sft-root they watch, else they upload.
 #   PYTHON_BIN   Python command (python; python3 where there is no python)
 #   SIDECAR_PY   the sidecar's Python script (eval_wandb_sidecar.py beside this file)
 #   MANAGER_DIR  logs and pid files (./log/eval_sidecar)
@@ -32,13 +32,13 @@ fi
 
 command=${1:-}
 case "$command" in
-  run | once | start | stop | status | tail | explain | retry | doctor | prepare-manifest) shift ;;
+  run | once | start | stop | status | tail | show | explain | retry | doctor | prepare-manifest) shift ;;
   -h | --help | help | "")
     sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     [[ -n "$command" ]] && exit 0 || exit 2
     ;;
   *)
-    fail 2 "unknown command $command (run, once, start, stop, status, tail, explain, retry, doctor, prepare-manifest)"
+    fail 2 "unknown command $command (run, once, start, stop, status, tail, show, explain, retry, doctor, prepare-manifest)"
     ;;
 esac
 export MANAGER_DIR=${MANAGER_DIR:-./log/eval_sidecar}

@@ -32,6 +32,7 @@ ROOMS = {
     "evaluation": {"system", "ledger", "checkpoints", "manifest", "launchers"},
     "delivery": {"system", "ledger", "manifest", "trackers"},
     "transfer": {"system", "ledger", "manifest"},
+    "report": {"ledger", "checkpoints"},
     "diagnosis": {"system", "checkpoints"},
 }
 

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from eval_sidecar.errors import UsageError
-from eval_sidecar.ledger.status import describe
 from watching import METRICS, World
 
 
@@ -62,8 +61,8 @@ def test_where_a_job_stands_is_in_the_ledger_for_others_to_see(world):
     world.tick()
     saved = json.loads(world.state_file.read_text())["checkpoints"]["495"]["running"]
     assert saved["state"] == "Slurm job 7: PENDING (Priority)"
-    (shown,) = describe(world.store.ledger, world.state_file)["running"]
-    assert shown["state"] == "Slurm job 7: PENDING (Priority)"
+    running = world.store.ledger.entry(495).running
+    assert running.state == "Slurm job 7: PENDING (Priority)"
 
 
 def test_a_job_that_stands_where_it_stood_says_and_writes_nothing(world, caplog):
@@ -266,11 +265,11 @@ def test_why_no_job_is_taken_is_said_once_and_shown_for_as_long_as_it_lasts(tmp_
         for _ in range(3):
             world.tick(after=60)
         world.restart()
-        assert describe(world.store.ledger, world.state_file)["busy"] == world.launcher.busy
+        assert world.store.ledger.busy == world.launcher.busy
         assert caplog.messages.count(world.launcher.busy) == 1
         world.launcher.busy = None
         world.tick()
-        assert describe(world.store.ledger, world.state_file)["busy"] is None
+        assert world.store.ledger.busy is None
         world.fail(10)
         world.tick()
         world.fail(10)

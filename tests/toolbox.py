@@ -282,7 +282,8 @@ class Repository:
         return int(self.status(instance)["pid"])
 
     def status(self, instance: str = "cb64") -> dict[str, Any]:
-        return json.loads(self.sidecar("status", "--instance", instance, "--json").stdout)
+        (state,) = json.loads(self.sidecar("status", "--instance", instance, "--json").stdout)
+        return state
 
     # -- what has come of it ------------------------------------------------------------------------
 

@@ -146,7 +146,8 @@ class Quickstart:
             check=False,
         )
         try:
-            models = json.loads(answer.stdout)["models"]
+            (state,) = json.loads(answer.stdout)
+            models = state["models"]
         except (ValueError, KeyError):
             return None
         return next((model for model in models if Path(model["model"]).name == MODEL_NAME), None)

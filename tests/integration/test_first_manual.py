@@ -89,7 +89,7 @@ def test_start_status_tail_and_stop_handle_a_background_instance(plain_repositor
     status = plain_repository.type(STATUS)
     assert status.returncode == 0
     assert f"cb64: running (pid {pid}) since 20" in status.stdout
-    assert "1 evaluated" in status.stdout and "best HR@10 0.0495 at 495" in status.stdout
+    assert "1/1" in status.stdout and "HR@10 0.0495 at 495" in status.stdout
 
     tail = plain_repository.spawn("bash", "-c", TAIL)
     wait_until(lambda: "checkpoint-495: HR@10 0.0495" in tail.output, "the log on the screen")

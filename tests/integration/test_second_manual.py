@@ -201,7 +201,7 @@ def test_an_uploader_in_the_background_brings_what_comes(local: Repository, serv
     write(local, SECOND, 100, 0.2)
     run(local, PREPARE)
     wait_until(lambda: points(server).get(RUNS[SECOND]) == [(100, 0.2)], "a model that came later")
-    wait_until(lambda: "best HR@10 0.2000" in run(local, STATUS), "its best in the status")
+    wait_until(lambda: "HR@10 0.2000 at 100" in run(local, STATUS), "its best in the status")
     tail = local.spawn("bash", "-c", TAIL)
     wait_until(lambda: f"{SECOND}: 1 sent, 1 confirmed" in tail.output, "the log")
     run(local, STOP)

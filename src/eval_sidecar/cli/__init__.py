@@ -35,6 +35,7 @@ _COMMANDS = {
     "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
     "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
+    "show": ("results", "show", "Show the results of models"),
     "start": ("manage", "start", "Run in the background, with the flags of `run`"),
     "status": ("manage", "status", "Say what an instance does."),
     "stop": ("manage", "stop", "End an instance with its local evaluations"),

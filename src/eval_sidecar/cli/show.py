@@ -1,4 +1,4 @@
-"""What people see: live progress, the table of results, and the lines under it. Plain text in a file."""
+"""What people see: log lines, live progress, and the lines at the end. Plain text in a file."""
 
 from __future__ import annotations
 
@@ -6,34 +6,48 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
+from eval_sidecar.cli.formats import (
+    cut,
+    fit_log_line,
+    job_time,
+    number,
+    relative_paths,
+    screen_width,
+    shorten,
+    text_width,
+    wrap,
+)
 from eval_sidecar.cli.terminal import LogFormatter, clean, say
 from eval_sidecar.diagnosis.base import Finding, Mark
-from eval_sidecar.ledger.ledger import Entry, Ledger
-from eval_sidecar.ledger.status import delivery_state, describe, other_settings
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.store import LedgerStore
+from eval_sidecar.report.facts import ModelFacts, model_facts
 from eval_sidecar.system.logs import last_line
-from eval_sidecar.types import HEADLINE, best_step
+from eval_sidecar.types import Completeness
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from eval_sidecar.delivery.uploading import ModelUpload
 
+#: Columns that the head of the progress keeps for the model's name.
+_SHORTEST_HEAD = 16
+#: Columns that progress leaves free: a terminal writes ^C there, and a line that it breaks is not erased.
+_INTERRUPT = 4
+#: From this width on, progress shows the estimated time beside the elapsed one.
+_WIDE = 100
+
 
 def set_up_logging() -> None:
-    """Log to the screen in colours if there is one, else as plain lines with the time."""
+    """Log in lines that fit the terminal if there is one, else as plain lines with the time."""
     handler: logging.Handler
     if sys.stderr.isatty():
-        from rich.logging import RichHandler
-
-        handler = RichHandler(
-            console=_console(), show_path=False, markup=False, highlighter=None, log_time_format="%H:%M:%S"
-        )
-        handler.setFormatter(LogFormatter("%(message)s"))
+        handler = _ScreenHandler()
+        handler.setFormatter(LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -41,6 +55,23 @@ def set_up_logging() -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+class _ScreenHandler(logging.Handler):
+    """Log lines above the progress: news on one line, with names and paths shortened; warnings whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        from rich.text import Text
+
+        try:
+            console, is_news = _console(), record.levelno < logging.WARNING
+            style = "" if is_news else "yellow" if record.levelno < logging.ERROR else "bold red"
+            for text in relative_paths(self.format(record)).split("\n"):
+                for line in fit_log_line(text, console.width) if is_news else wrap(text, console.width, 9):
+                    console.print(Text(line, style), soft_wrap=True)
+        except Exception:  # noqa: BLE001 - as logging's own handlers: a log line ends nothing
+            self.handleError(record)
 
 
 _shared_console: Optional[Console] = None
@@ -65,125 +96,83 @@ def progress(store: LedgerStore) -> Iterator[None]:
         return
     from rich.live import Live
 
+    console = _console()
     with Live(
-        get_renderable=lambda: _progress(store.ledger, store.path),
-        console=_console(),
+        get_renderable=lambda: _progress(store.ledger, store.path, console.width),
+        console=console,
         refresh_per_second=4,
         transient=True,
     ):
         yield
 
 
-def _progress(ledger: Ledger, path: Path) -> RenderableType:
-    from rich.table import Table
+def _progress(ledger: Ledger, path: Path, width: int) -> RenderableType:
     from rich.text import Text
 
-    state = describe(ledger, path)
-    grid = Table.grid(padding=(0, 2))
-    head = Text(clean(state["model"]), "bold")
-    head.append(f"  {counts_line(state)}", "default")
-    grid.add_row(head)
-    for job in state["running"]:
-        line = Text(f"  {job['checkpoint']} ", "cyan")
-        line.append(f"{max(0, time.time() - job['started_at']):.0f} s  ", "default")
-        line.append(f"{clean(job['state'])}  " if job["state"] else "", "default")
-        line.append(clean(last_line(Path(job["log"]), 80)), "dim")
-        grid.add_row(line)
-    return grid
+    is_wide = width >= _WIDE
+    width -= _INTERRUPT
+    facts = model_facts(ledger, path, time.time())
+    counts = _counts(facts)
+    while len(counts) > 1 and text_width(" · ".join(counts)) > width - _SHORTEST_HEAD:
+        counts.pop()
+    told = " · ".join(counts)
+    name = shorten(clean(facts.name), max(_SHORTEST_HEAD - 2, width - text_width(told) - 2))
+    lines = [Text.assemble((name, "bold"), f"  {told}")]
+    for one in facts.running:
+        running = one.entry.running
+        assert running is not None
+        head = f"  {one.entry.name} {job_time(one.elapsed, one.estimated if is_wide else None)}"
+        rest = [clean(running.state)] if running.state else []
+        rest.append(clean(last_line(Path(running.log), width)))
+        tail = cut("  ".join(rest), max(1, width - text_width(head) - 2))
+        lines.append(Text.assemble((head, "cyan"), "  ", (tail, "dim")))
+    return Text("\n").join(lines)
 
 
-def counts_line(state: dict[str, Any]) -> str:
-    """Return the numbers of a model in one line; those that are zero and expected to be are left out."""
-    parts = [f"{state['evaluated']} evaluated"]
-    parts += [f"{len(state['running'])} running"] if state["running"] else []
-    waiting = state["pending"] - len(state["running"])
-    parts += [f"{waiting} pending"] if waiting else []
-    for key, words in (
-        ("failed", "failed"),
-        ("gone", "deleted before evaluation"),
-        ("abandoned", "never completed"),
-        ("undelivered", "to be delivered"),
-        ("unconfirmed", "unconfirmed"),
+def _counts(facts: ModelFacts) -> list[str]:
+    """The numbers of a model, the most important first; those that are zero are left out."""
+    ledger = facts.ledger
+    parts = [f"{facts.evaluated}/{len(facts.checkpoints)} done"]
+    for count, words in (
+        (len(facts.running), "running"),
+        (facts.failed, "failed"),
+        (len(ledger.undelivered()), "undelivered"),
+        (len(ledger.unconfirmed()), "unconfirmed"),
+        (facts.lost(Completeness.GONE), "deleted before evaluation"),
+        (facts.lost(Completeness.ABANDONED), "never completed"),
     ):
-        parts += [f"{state[key]} {words}"] if state[key] else []
-    parts += [
-        f"best {metric} {best['value']:.4f} at {best['step']}" for metric, best in state["best"].items()
+        parts += [f"{count} {words}"] if count else []
+    return parts + [
+        f"best {metric} {number(facts.best_value(metric))} at {step}" for metric, step in facts.best.items()
     ]
-    return " · ".join(parts)
-
-
-#: Marks of results that are not what a reader would take them for, and what each means.
-_LEGEND = {
-    "!": "of weights that were there before; those that are there now are not evaluated yet",
-    "*": "made with other settings than those of now",
-    "?": "made with unknown settings: found in results, or by an earlier version",
-}
-
-
-def _mark(ledger: Ledger, entry: Entry, others: Collection[int]) -> str:
-    if entry.is_superseded:
-        return "!"
-    if entry.step in others:
-        return "*"
-    return "?" if entry.origin.settings is None and ledger.settings else ""
-
-
-def results_table(ledger: Ledger) -> None:
-    """Print one row a checkpoint, the best marked; nothing if there are no results."""
-    results = {entry.step: entry.result.metrics for entry in ledger.steps() if entry.result}
-    if not results:
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = [metric for metric in HEADLINE if any(metric in metrics for metrics in results.values())]
-    shown = shown or sorted({name for metrics in results.values() for name in metrics})[:4]
-    current = {step: found for step, found in results.items() if not ledger.entry(step).is_superseded}
-    best = {metric: best_step(current, metric) for metric in shown}
-    table = Table(title=Text(clean(ledger.model_dir)), title_justify="left")
-    table.add_column("step", justify="right")
-    for metric in shown:
-        table.add_column(Text(clean(metric)), justify="right")
-    table.add_column("delivered")
-    table.add_column("")
-    others = {step for steps in other_settings(ledger).values() for step in steps}
-    marks = {step: _mark(ledger, ledger.entry(step), others) for step in results}
-    for step, metrics in results.items():
-        is_best = step == best[shown[0]]
-        numbers = [f"{metrics[metric]:.4f}" if metric in metrics else "" for metric in shown]
-        mark = f"{marks[step]} {'<- best' if is_best else ''}".strip()
-        table.add_row(
-            *(str(step), *numbers, delivery_state(ledger.entry(step)), mark),
-            style="bold green" if is_best else None,
-        )
-    Console().print(table)
-    for mark, meaning in _LEGEND.items():
-        if mark in marks.values():
-            say(f"{mark} {meaning}")
 
 
 def places(ledger: Ledger, results: Path, state_file: Path, logs: Path, mode: Optional[str]) -> None:
     """Print where everything is."""
-    say(f"results      {results}")
-    say(f"ledger       {state_file}")
-    say(f"logs         {logs / ledger.model_dir}")
+    _row("results", str(results))
+    _row("ledger", str(state_file))
+    _row("logs", str(logs / ledger.model_dir))
     if mode is None:
-        say("W&B          off: nothing was delivered; a pass without --disable-wandb delivers it")
+        _row("W&B", "off: nothing was delivered; a pass without --disable-wandb delivers it")
     else:
-        say(f"W&B          {ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
+        _row("W&B", f"{ledger.where or '(no session yet)'} (run {ledger.run_id}, {mode})")
 
 
 def waiting(lines: Sequence[str]) -> None:
     """Print which checkpoints still have no result, and why."""
     for line in lines:
-        say(f"WAITING      {line}")
+        _row("WAITING", line)
 
 
 def problems(lines: Sequence[str]) -> None:
     """Print what is not done, last, so that it is what remains on the screen."""
     for line in lines:
-        say(f"NOT DONE     {line}", fg="red", err=True)
+        _row("NOT DONE", line, fg="red", err=True)
+
+
+def _row(label: str, text: str, *, fg: Optional[str] = None, err: bool = False) -> None:
+    has_screen = screen_width(sys.stderr if err else sys.stdout) is not None
+    say(f"{label:<13}{relative_paths(text) if has_screen else text}", fg=fg, err=err, indent=13)
 
 
 @contextlib.contextmanager
@@ -242,14 +231,15 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
 
     columns = (
         TextColumn(what),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
+    room = max(12, _console().width - len(what) - 48)
     with Progress(*columns, console=_console(), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=clean(name))
+        yield lambda name: bar.update(task, advance=1, description=shorten(clean(name), room))
 
 
 def upload(done: ModelUpload) -> None:

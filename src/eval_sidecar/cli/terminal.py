@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from types import TracebackType
 from typing import Any, Optional, Union
 
 import click
 
+from eval_sidecar.cli.formats import screen_width, wrap
 from eval_sidecar.system.text import printable, without_secrets
 
 _LINES = "\n\t"
@@ -31,9 +33,22 @@ def clean(text: str, keep: str = "") -> str:
     return printable(without_secrets(text), keep)
 
 
-def say(text: str, *, fg: Optional[str] = None, err: bool = False) -> None:
-    """Print one line, in a colour if there is a screen."""
-    click.secho(clean(text), fg=fg, err=err)
+def say(text: str, *, fg: Optional[str] = None, err: bool = False, indent: Optional[int] = None) -> None:
+    """Print one line, in a colour if there is a screen.
+
+    Args:
+        text: The line.
+        fg: Its colour.
+        err: Print to standard error.
+        indent: Break a line that is too long for the screen, and indent what follows by these columns.
+    """
+    width = screen_width(sys.stderr if err else sys.stdout) if indent is not None else None
+    for line in wrap(clean(text), width, indent or 0):
+        click.secho(line, fg=fg, err=err, color=None if _may_colour() else False)
+
+
+def _may_colour() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say_lines(text: str, *, err: bool = False) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from eval_sidecar.cli.flags import WatchFlags, takes
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.cli.results import results_table
 from eval_sidecar.cli.running import RunningInstance, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
@@ -36,6 +38,7 @@ from eval_sidecar.ledger.status import settings_line, unfinished, waiting
 from eval_sidecar.ledger.store import LedgerStore, load, open_store
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
 from eval_sidecar.paths import OWN_FOLDER, LedgerPaths, PinPaths, ResultPaths, StatePaths, TemporaryPaths
+from eval_sidecar.report.facts import model_facts
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.files import held_lock, private_folder
 from eval_sidecar.trackers.wandb_checks import check_runs
@@ -195,7 +198,7 @@ def _run(
 
 def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:
     ledger = store.ledger
-    show.results_table(ledger)
+    results_table(model_facts(ledger, store.path, time.time()), only_results=True)
     show.places(ledger, plan.config.results_root / ledger.model_dir, store.path, plan.config.log_dir, mode)
     left = unfinished(ledger, expects_delivery=mode is not None, expects_confirmation=mode == "online")
     left += lookalikes.in_model(plan.config.results_root / ledger.model_dir)

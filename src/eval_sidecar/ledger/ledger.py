@@ -215,6 +215,11 @@ class Ledger:
         """A result is there. The same numbers again change nothing about their delivery."""
         return self.with_entries([self.entry(step).evaluated(result, origin, number)])
 
+    def found(self, step: int, result: Result, origin: Origin, settings: Mapping[str, Any]) -> Ledger:
+        """A result that this ledger does not have yet, to be shown beside its own; it is never sent."""
+        ledger = self.with_settings(origin.settings, settings)
+        return ledger.with_entries([Entry(step, result=result, origin=origin)])
+
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
         """Forget failures, of these steps or of all, so that they are tried again."""
         chosen = self.entries if steps is None else set(steps)
