@@ -12,7 +12,8 @@ import pytest
 
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.requests import leave_request, read_request
-from eval_sidecar.system.files import held_lock, set_aside, write_json, write_text
+from eval_sidecar.system.files import set_aside, write_json, write_text
+from eval_sidecar.system.locks import held_lock
 
 
 def test_text_is_written_in_folders_that_were_not_there(tmp_path):
@@ -76,7 +77,7 @@ def test_a_lock_is_refused_to_a_second_holder_and_free_after_the_first(tmp_path)
 
 def test_a_lock_is_freed_by_a_holder_that_is_killed(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from eval_sidecar.system.files import held_lock\n"
+        "import sys; from pathlib import Path; from eval_sidecar.system.locks import held_lock\n"
         "with held_lock(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.manifest.manifest import (
-    Defaults,
-    dataset_of_test_data,
-    infer_cb_setting,
-    infer_dataset,
-    load_manifest,
-    run_key,
-    write_manifest,
-)
+from eval_sidecar.manifest.manifest import Defaults, load_manifest, write_manifest
+from eval_sidecar.manifest.run_ids import dataset_of_test_data, infer_cb_setting, infer_dataset, run_key
 
 REAL_MANIFEST = (
     Path(__file__).resolve().parents[2] / "shared" / "data" / "results" / ".wandb_eval_manifest.json"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from eval_sidecar.best import direction_of
 from eval_sidecar.errors import ResultError, UsageError
 from eval_sidecar.ledger.results import read_result
 from eval_sidecar.readers.base import Measurements
 from eval_sidecar.readers.normalized import write_output
 from eval_sidecar.readers.registry import Output, Readers, load_readers
-from eval_sidecar.types import digest, direction_of
+from eval_sidecar.types import digest
 
 FIXTURES = Path(__file__).parent / "fixtures" / "readers"
 NAMES = ["hf", "lighteval", "lm-eval", "metrics", "opencompass"]

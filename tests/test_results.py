@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval_sidecar.best import best_step
 from eval_sidecar.errors import ResultError
 from eval_sidecar.ledger.results import digest, read_result
 from eval_sidecar.ledger.stamps import stamp
 from eval_sidecar.paths import ResultPaths
-from eval_sidecar.types import best_step
 
 METRICS = st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 

@@ -593,7 +593,7 @@ def test_what_sessions_leave_on_this_machine_goes_with_the_worker(
 def test_a_worker_that_has_done_much_is_replaced(
     server: WandbServer, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval_sidecar.trackers.wandb_process._WORN", 2)
+    monkeypatch.setattr("eval_sidecar.trackers.wandb_client._WORN", 2)
     before = set(descendants())
     with wandb_on(server, tmp_path) as tracker:
         tracker.read(spec)

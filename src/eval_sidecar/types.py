@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 
 
 class Word(str, Enum):
@@ -289,16 +289,6 @@ class Job:
 Handle = dict[str, Any]
 
 
-#: The metrics of a recommender that have a best, and that the run's summary follows.
-HEADLINE = ("HR@10", "NDCG@10")
-
-
-def best_step(metrics_by_step: Mapping[int, Mapping[str, float]], metric: str) -> Optional[int]:
-    """Return the step with the highest value of a metric, the earliest of several; None if none has it."""
-    steps = [step for step, found in metrics_by_step.items() if math.isfinite(found.get(metric, math.nan))]
-    return max(steps, key=lambda step: (metrics_by_step[step][metric], -step), default=None)
-
-
 #: Columns of the table of results, as the first document lists them, and its metrics.
 TABLE_METRICS = ("HR@1", "HR@3", "HR@5", "HR@10", "NDCG@1", "NDCG@3", "NDCG@5", "NDCG@10")
 TABLE_COLUMNS = ("checkpoint_step", "checkpoint_name", *TABLE_METRICS, "metrics_path")
@@ -337,21 +327,6 @@ def stable_hash(value: Mapping[str, Any]) -> str:
     return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
 
 
-#: Which way a metric is better; unknown shows no best.
-Direction = Literal["min", "max", "unknown"]
-
-_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ppl", "wer", "cer", "error", "errors"})
-#: Words at the end of a name that say how the numbers were summed up, not what they measure.
-_SUMMED_UP = frozenset({"rate", "mean", "avg", "average"})
-_WORDS = re.compile(r"[A-Z]*[a-z]+|[A-Z]+", re.ASCII)
-
-
-def direction_of(name: str) -> Direction:
-    """Return which way a metric is better, if its name tells: ``min`` for losses and errors, else unknown.
-
-    The last word of the name's last part decides: ``eval_loss``, ``wikitext/word_perplexity``, ``evalLoss``
-    and ``word_error_rate`` are better if lower; ``loss_free`` says nothing.
-    """
-    words = [word.lower() for word in _WORDS.findall(name.rpartition("/")[2])]
-    meant = [word for word in words if word not in _SUMMED_UP]
-    return "min" if meant and meant[-1] in _LOWER_IS_BETTER else "unknown"
+def now_text() -> str:
+    """Return the time now, ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.checkpoints.holding import is_needed, is_whole_by_itself, make_slim, show, size_of
+from eval_sidecar.checkpoints.job_copy import is_needed, is_whole_by_itself, make_slim, show, size_of
 from eval_sidecar.checkpoints.linking import File, LinksUnsupported, link, list_files, remove, remove_tree
 from eval_sidecar.checkpoints.listing import list_checkpoints, list_steps, old_pins_folder
 from eval_sidecar.checkpoints.places import PinFolder, checkpoint_in, places

@@ -27,8 +27,7 @@ from eval_sidecar.errors import CheckpointError
 from eval_sidecar.ledger.ledger import Entry, Running
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
-from eval_sidecar.system.text import now_text
-from eval_sidecar.types import Checkpoint, Completeness
+from eval_sidecar.types import Checkpoint, Completeness, now_text
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.installation import EVALUATION_SCRIPT, own_evaluation_script
 from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.ledger.settings import Settings
-from eval_sidecar.manifest.manifest import dataset_of_test_data, infer_cb_setting, require_text, run_key
+from eval_sidecar.manifest.manifest import require_text
+from eval_sidecar.manifest.run_ids import dataset_of_test_data, infer_cb_setting, run_key
 from eval_sidecar.paths import ManagerPaths
 from eval_sidecar.system.scripts import why_no_shell_script
 from eval_sidecar.types import ModelSpec, step_of

@@ -12,6 +12,7 @@ from typing import Optional
 
 import click
 
+from eval_sidecar.best import HEADLINE
 from eval_sidecar.cli.formats import job_time, number, screen_width, shorten, table
 from eval_sidecar.cli.planning import state_folder
 from eval_sidecar.cli.plot import plot
@@ -20,7 +21,6 @@ from eval_sidecar.errors import UsageError
 from eval_sidecar.report.export import csv_rows, model_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts
 from eval_sidecar.report.find import find_models
-from eval_sidecar.types import HEADLINE
 
 #: Marks of results that are not what a reader would take them for, and what each means.
 _LEGEND = {

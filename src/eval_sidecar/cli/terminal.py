@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 import click
 
 from eval_sidecar.cli.formats import screen_width, wrap
-from eval_sidecar.system.text import printable, without_secrets
+from eval_sidecar.system.redaction import printable, without_secrets
 
 _LINES = "\n\t"
 

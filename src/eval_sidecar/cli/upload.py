@@ -18,7 +18,7 @@ from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, tak
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.delivery.receipts import ReceiptWriter
+from eval_sidecar.delivery.receipt_writer import ReceiptWriter
 from eval_sidecar.delivery.reconcile import Comparison
 from eval_sidecar.delivery.source import Source
 from eval_sidecar.delivery.uploading import ModelUpload, Uploader

@@ -13,7 +13,7 @@ import psutil
 
 from eval_sidecar.errors import StateError
 from eval_sidecar.evaluation.config import WatchConfig
-from eval_sidecar.system.files import held_lock
+from eval_sidecar.system.locks import held_lock
 from eval_sidecar.system.process import wait_for_end
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from eval_sidecar.manifest.model_places import place_of, second_model, settle_pl
 from eval_sidecar.paths import OWN_FOLDER, LedgerPaths, PinPaths, ResultPaths, StatePaths, TemporaryPaths
 from eval_sidecar.report.facts import model_facts
 from eval_sidecar.system.file_notifications import watch_folders
-from eval_sidecar.system.files import held_lock, private_folder
+from eval_sidecar.system.locks import held_lock, private_folder
 from eval_sidecar.trackers.wandb_checks import check_runs
 
 log = logging.getLogger(__name__)

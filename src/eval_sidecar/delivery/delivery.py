@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
-from eval_sidecar.delivery.ownership import home_of, why_foreign
 from eval_sidecar.delivery.reconcile import reconcile, with_changes_due
+from eval_sidecar.delivery.run_owner import home_of, why_foreign
 from eval_sidecar.errors import LockedError, ReadBackUnsupported, StaleView, StateError, TrackerError
 from eval_sidecar.ledger.ledger import Delivery, Entry, Ledger
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.paths import TemporaryPaths
 from eval_sidecar.system.accounts import server_address
-from eval_sidecar.system.files import held_lock, private_folder
+from eval_sidecar.system.locks import held_lock, private_folder
 from eval_sidecar.trackers.base import ServerView, Session, Tracker, plan_rows
 from eval_sidecar.types import DeliveryStatus, ModelSpec, Point, digest
 

@@ -32,9 +32,8 @@ from eval_sidecar.manifest.model_places import admit
 from eval_sidecar.manifest.receipt import part_of
 from eval_sidecar.paths import METRICS, StatePaths
 from eval_sidecar.system.logs import WarnOnce
-from eval_sidecar.system.text import now_text
 from eval_sidecar.trackers.base import Tracker
-from eval_sidecar.types import UNKNOWN, ModelSpec, Origin, Stamp
+from eval_sidecar.types import UNKNOWN, ModelSpec, Origin, Stamp, now_text
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.installation import install_command
 from eval_sidecar.system.file_notifications import watch_folders
-from eval_sidecar.system.files import held_lock
+from eval_sidecar.system.locks import held_lock
 
 #: File systems that other machines write too, whose changes are not reported here.
 _NETWORK = (

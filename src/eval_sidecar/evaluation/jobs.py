@@ -23,8 +23,7 @@ from eval_sidecar.ledger.results import headline, left_out_of
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.paths import EvaluationPaths
 from eval_sidecar.system.logs import WarnOnce
-from eval_sidecar.system.text import now_text
-from eval_sidecar.types import Checkpoint, Handle, JobPhase, Origin, Result
+from eval_sidecar.types import Checkpoint, Handle, JobPhase, Origin, Result, now_text
 
 log = logging.getLogger(__name__)
 

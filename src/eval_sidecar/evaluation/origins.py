@@ -23,8 +23,7 @@ from eval_sidecar.ledger.status import settings_line
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
 from eval_sidecar.system.logs import WarnOnce
-from eval_sidecar.system.text import now_text
-from eval_sidecar.types import Checkpoint, Content, Origin, Result
+from eval_sidecar.types import Checkpoint, Content, Origin, Result, now_text
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
+from eval_sidecar.best import HEADLINE
 from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.ledger.metrics import NOT_FINITE, parse_metrics
 from eval_sidecar.ledger.stamps import _stamp_of
-from eval_sidecar.types import HEADLINE, Result, digest
+from eval_sidecar.types import Result, digest
 
 
 def read_result(path: Union[str, Path]) -> Result:

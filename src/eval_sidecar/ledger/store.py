@@ -17,8 +17,9 @@ from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.codec import VERSION, Encoded, from_json, to_text
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.paths import LedgerPaths
-from eval_sidecar.system.files import held_lock, set_aside, write_text
-from eval_sidecar.system.text import now_text
+from eval_sidecar.system.files import set_aside, write_text
+from eval_sidecar.system.locks import held_lock
+from eval_sidecar.types import now_text
 
 
 class LedgerStore:

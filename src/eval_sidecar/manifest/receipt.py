@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.system.files import write_json
-from eval_sidecar.system.text import now_text
+from eval_sidecar.types import now_text
 
 VERSION = 1
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
+from eval_sidecar.best import Direction, direction_of
 from eval_sidecar.errors import ResultError
 from eval_sidecar.ledger.metrics import parse_metrics
-from eval_sidecar.types import Direction, direction_of
 
 #: Names of left-out values that are kept; a benchmark may have thousands of tasks.
 _MOST_LEFT_OUT = 20

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval_sidecar.best import Direction
 from eval_sidecar.readers.base import (
     Collector,
     Measurements,
@@ -20,7 +21,6 @@ from eval_sidecar.readers.base import (
     require_one_model,
     tasks_of,
 )
-from eval_sidecar.types import Direction
 
 _NAME = re.compile(r"results_.*\.json")
 #: Only lighteval writes it, at the top of its file.

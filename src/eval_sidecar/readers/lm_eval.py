@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from eval_sidecar.best import Direction
 from eval_sidecar.readers.base import (
     Collector,
     Measurements,
@@ -20,7 +21,6 @@ from eval_sidecar.readers.base import (
     require_one_model,
     tasks_of,
 )
-from eval_sidecar.types import Direction
 
 #: With ``--output_path out.json`` the file is called ``out_<time>.json``.
 _NAME = re.compile(r"results_.*\.json|.+_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?\.json")

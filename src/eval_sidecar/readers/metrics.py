@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval_sidecar.best import direction_of
 from eval_sidecar.errors import ResultError
 from eval_sidecar.ledger.metrics import parse_metrics
 from eval_sidecar.paths import METRICS
 from eval_sidecar.readers.base import Measurement, Measurements
-from eval_sidecar.types import direction_of
 
 
 class MetricsReader:

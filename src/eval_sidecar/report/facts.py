@@ -8,10 +8,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
 
+from eval_sidecar.best import HEADLINE, best_step
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.settings import differences
 from eval_sidecar.ledger.status import other_settings, settings_line, why_denied
-from eval_sidecar.types import HEADLINE, Completeness, DeliveryStatus, best_step
+from eval_sidecar.types import Completeness, DeliveryStatus
 
 #: Evaluations whose duration the estimate is taken from: the newest ones.
 _RECENT = 5

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, TextIO, Union
 
-from eval_sidecar.system.text import without_secrets
+from eval_sidecar.system.redaction import without_secrets
 
 log = logging.getLogger(__name__)
 

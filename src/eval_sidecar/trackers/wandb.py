@@ -15,7 +15,7 @@ from eval_sidecar.errors import ReadBackUnsupported, StaleView, TrackerError
 from eval_sidecar.trackers import wandb_content as content
 from eval_sidecar.trackers.base import Sent, ServerView, Session
 from eval_sidecar.trackers.wandb_checks import display_name, why_bad_id
-from eval_sidecar.trackers.wandb_process import Worker, WorkerLost
+from eval_sidecar.trackers.wandb_client import Worker, WorkerLost
 from eval_sidecar.types import ModelSpec
 
 

@@ -10,17 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
+from eval_sidecar.best import HEADLINE, best_step
 from eval_sidecar.trackers.base import ServerRow
-from eval_sidecar.types import (
-    HEADLINE,
-    RESERVED,
-    TABLE_COLUMNS,
-    TABLE_METRICS,
-    ModelSpec,
-    Point,
-    best_step,
-    digest,
-)
+from eval_sidecar.types import RESERVED, TABLE_COLUMNS, TABLE_METRICS, ModelSpec, Point, digest
 
 STEP = "checkpoint_step"
 PREFIX = "eval/"

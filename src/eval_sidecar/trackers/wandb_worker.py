@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
 
-from eval_sidecar.system.text import without_secrets
+from eval_sidecar.system.redaction import without_secrets
 from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
 
 Request = dict[str, Any]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 from eval_sidecar.errors import BundleError
 from eval_sidecar.paths import MANIFEST
-from eval_sidecar.system.text import printable
+from eval_sidecar.system.redaction import printable
 from eval_sidecar.transfer.history import History, parse_history
 
 #: The folder in an archive that stands for the results root, and the older layout's.

@@ -15,7 +15,7 @@ from typing import Optional
 
 from eval_sidecar.errors import BundleError, StateError, UsageError
 from eval_sidecar.paths import MANIFEST, ResultPaths
-from eval_sidecar.system.files import held_lock
+from eval_sidecar.system.locks import held_lock
 from eval_sidecar.transfer.arriving import Arrival, Arrived, Notify, hash_of
 from eval_sidecar.transfer.brought import Origin, keep_brought, merge_manifests, read_brought
 from eval_sidecar.transfer.find import Found

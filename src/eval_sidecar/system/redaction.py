@@ -10,7 +10,6 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
 from typing import Optional
 
 from eval_sidecar.system.accounts import netrc_entries, server_hosts
@@ -61,8 +60,3 @@ def _secrets() -> Iterator[str]:
             plain = urllib.parse.unquote(userinfo)
             yield from (userinfo.partition(":")[2], plain.partition(":")[2])
             yield base64.b64encode(plain.encode("utf-8", "surrogateescape")).decode()
-
-
-def now_text() -> str:
-    """Return the time now, ISO 8601 in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -19,7 +19,7 @@ from typing import IO, Any
 from eval_sidecar.system.accounts import CLOUD, server_address
 from eval_sidecar.system.logs import SmallLog
 from eval_sidecar.system.process import ProcessIdentity, end_family
-from eval_sidecar.system.text import without_secrets
+from eval_sidecar.system.redaction import without_secrets
 from eval_sidecar.trackers.wandb_checks import is_ours
 
 # `-m` would search the working directory first, where a folder or a module may have any name.
