@@ -30,11 +30,11 @@ _EITHER = {
 _COMMANDS = {
     "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
-    "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
+    "explain": ("explain_retry", "explain", "Say where a checkpoint stands, and how that is known."),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
     "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
-    "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
+    "retry": ("explain_retry", "retry", "Clear the failures of these checkpoints"),
     "show": ("results", "show", "Show the results of models"),
     "start": ("manage", "start", "Run in the background, with the flags of `run`"),
     "status": ("manage", "status", "Say what an instance does."),

@@ -24,7 +24,7 @@ def print_story(story: Story) -> None:
     for facts, one in story.known:
         run = f" (run {facts.ledger.run_id})" if len(story.known) > 1 else ""
         colour = {"failed": "red", "evaluated": "green"}.get(one.stage, "yellow")
-        say(f"{name}{run}: {answer(one)}", indent=2, fg=colour)
+        say(f"{name}{run}: {answer(one, story.weights)}", indent=2, fg=colour)
     judged = None
     for found in story.folders:
         _row(found.kind, str(found.path))
@@ -39,8 +39,8 @@ def print_story(story: Story) -> None:
             _row(label, text)
 
 
-def answer(one: CheckpointFacts) -> str:
-    """Return where a checkpoint stands, in one sentence."""
+def answer(one: CheckpointFacts, there: Optional[str] = None) -> str:
+    """Return where a checkpoint stands, in one sentence; ``there``: what its folder holds now."""
     entry = one.entry
     if one.stage == "running":
         return f"is being evaluated: {job_time(one.elapsed, one.estimated)}"
@@ -58,6 +58,8 @@ def answer(one: CheckpointFacts) -> str:
     shown = list(one.metrics.items())[:2]
     numbers = ", ".join(f"{name} {number(value)}" for name, value in shown)
     remark = {"*": "; with other settings than the current ones", "?": "; settings unknown"}.get(one.mark, "")
+    if entry.origin.identity is not None and there not in (None, entry.origin.identity):
+        remark += "; of other weights than the folder holds now"
     return f"evaluated: {numbers}; delivery: {one.delivery or 'none'}{remark}"
 
 
