@@ -90,9 +90,18 @@ class Evaluator:
             log.info(
                 "%s: %d of %d targets are not in the index and count as misses", title, outside, len(rows)
             )
+        distinct, places = prompts.merge_equal()
+        if len(distinct.ids) < len(rows):
+            log.info(
+                "%s: %d rows have %d different prompts: each is searched once",
+                title,
+                len(rows),
+                len(distinct.ids),
+            )
         ready = time.monotonic()
-        with show_progress(title, len(rows)) as advance:
-            ranked = self._ranker.rank(checkpoint, prompts, items, advance)
+        with show_progress(title, len(distinct.ids)) as advance:
+            found = self._ranker.rank(checkpoint, distinct, items, advance)
+        ranked = [found[place] for place in places]
         loading = self._ranker.load_seconds
         searching = max(time.monotonic() - ready - loading, 1e-9)
         metrics = compute_metrics(ranked, targets, self._num_beams)
