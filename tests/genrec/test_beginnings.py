@@ -1,5 +1,7 @@
 """What prompts have in common is computed once, and changes no ranking."""
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,6 +11,7 @@ import genrec_oracle as oracle  # noqa: E402
 from eval_sidecar.genrec import beginnings, search  # noqa: E402
 from eval_sidecar.genrec.beginnings import group_by_beginning  # noqa: E402
 from eval_sidecar.genrec.checks import plan_search  # noqa: E402
+from eval_sidecar.genrec.cli import main  # noqa: E402
 from eval_sidecar.genrec.hf.forward import LanguageModel  # noqa: E402
 from eval_sidecar.genrec.prompts import Prompts  # noqa: E402
 from eval_sidecar.genrec.trie import build_trie  # noqa: E402
@@ -102,3 +105,16 @@ def test_a_model_that_cannot_continue_a_beginning_computes_each_prompt_whole(mon
     model = LanguageModel(module)
     plan = plan_search(model, make_prompts(template(0, 40), [7, 8]), 3)
     assert plan.is_tree and not plan.sharing
+
+
+def test_equal_prompts_are_searched_once(tiny, tmp_path, replace, capsys):
+    lists, test_data = {}, tmp_path / "test.json"
+    for title, rows in (("once", tiny.rows), ("twice", [*tiny.rows, *reversed(tiny.rows)])):
+        test_data.write_text(json.dumps(rows))
+        arguments = replace(tiny.arguments, test_data=test_data, output_root=tmp_path / title, num_beams=10)
+        assert main(arguments) == 0
+        results = tmp_path / title / "model/checkpoint-5/final_result.json"
+        lists[title] = [row["predict"] for row in json.loads(results.read_text())]
+    assert lists["twice"] == [*lists["once"], *reversed(lists["once"])]
+    count = len(tiny.rows)
+    assert f"{2 * count} rows have {count} different prompts" in capsys.readouterr().err

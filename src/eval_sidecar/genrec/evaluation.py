@@ -72,7 +72,7 @@ class Evaluator:
         self._num_beams = num_beams
         self._max_new_tokens = max_new_tokens
         self._trust_remote_code = trust_remote_code
-        self._encoded: tuple[str | None, Prompts, list[list[int]]] | None = None
+        self._encoded: tuple[str | None, Prompts, list[int], list[list[int]]] | None = None
 
     def evaluate(self, checkpoint: Path) -> dict[str, float]:
         """Evaluate one checkpoint, write its results, and return its metrics.
@@ -83,16 +83,24 @@ class Evaluator:
         title = f"{checkpoint.parent.name}/{checkpoint.name}"
         started = time.monotonic()
         rows, index = self._test_set.rows, self._test_set.index
-        prompts, items = self._encode(checkpoint)
+        prompts, places, items = self._encode(checkpoint)
         targets = find_targets(rows, index)
         outside = sum(target is None for target in targets)
         if outside:
             log.info(
                 "%s: %d of %d targets are not in the index and count as misses", title, outside, len(rows)
             )
+        if len(prompts.ids) < len(rows):
+            log.info(
+                "%s: %d rows have %d different prompts: each is searched once",
+                title,
+                len(rows),
+                len(prompts.ids),
+            )
         ready = time.monotonic()
-        with show_progress(title, len(rows)) as advance:
-            ranked = self._ranker.rank(checkpoint, prompts, items, advance)
+        with show_progress(title, len(prompts.ids)) as advance:
+            found = self._ranker.rank(checkpoint, prompts, items, advance)
+        ranked = [found[place] for place in places]
         loading = self._ranker.load_seconds
         searching = max(time.monotonic() - ready - loading, 1e-9)
         metrics = compute_metrics(ranked, targets, self._num_beams)
@@ -110,8 +118,8 @@ class Evaluator:
         log.info("%s: results in %s", title, folder)
         return metrics
 
-    def _encode(self, checkpoint: Path) -> tuple[Prompts, list[list[int]]]:
-        """Return prompts and items in the checkpoint's tokens."""
+    def _encode(self, checkpoint: Path) -> tuple[Prompts, list[int], list[list[int]]]:
+        """Return the distinct prompts, each row's place among them, and the items, as token ids."""
         if not checkpoint.is_dir():
             raise EvaluationError(f"{checkpoint}: no such checkpoint folder")
         digest = tokenizer_digest(checkpoint)
@@ -119,14 +127,14 @@ class Evaluator:
             rows, index = self._test_set.rows, self._test_set.index
             tokenizer = load_tokenizer(checkpoint, index, rows, self._trust_remote_code)
             items = encode_items(tokenizer, index)
-            prompts = encode_prompts(tokenizer, rows)
+            prompts, places = encode_prompts(tokenizer, rows).merge_equal()
             # Prompts that hold today's date serve one checkpoint only.
-            self._encoded = (None if tells_time(tokenizer) else digest, prompts, items)
-        _, prompts, items = self._encoded
+            self._encoded = (None if tells_time(tokenizer) else digest, prompts, places, items)
+        _, prompts, places, items = self._encoded
         longest = max(len(ids) for ids in items) + 1
         if longest > self._max_new_tokens:
             raise EvaluationError(
                 f"--max-new-tokens {self._max_new_tokens} is too few: the longest item has {longest} tokens, "
                 "its end included"
             )
-        return prompts, items
+        return prompts, places, items

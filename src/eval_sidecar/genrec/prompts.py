@@ -49,6 +49,14 @@ class Prompts:
             tuple(self.ids[row] for row in rows), tuple(self.padded[row] for row in rows), self.eos
         )
 
+    def merge_equal(self) -> tuple[Prompts, list[int]]:
+        """Return the distinct prompts, and for each prompt its place among them."""
+        firsts: dict[tuple[int, ...], int] = {}
+        for row, ids in enumerate(self.ids):
+            firsts.setdefault(ids, row)
+        places = {ids: place for place, ids in enumerate(firsts)}
+        return self.select(list(firsts.values())), [places[ids] for ids in self.ids]
+
 
 def load_tokenizer(
     checkpoint: Path, index: ItemIndex, rows: Sequence[Mapping[str, Any]], trust_remote_code: bool = False

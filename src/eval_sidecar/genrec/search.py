@@ -13,7 +13,7 @@ from eval_sidecar.genrec.checks import SearchPlan
 from eval_sidecar.genrec.errors import EvaluationError
 from eval_sidecar.genrec.hf.forward import LanguageModel
 from eval_sidecar.genrec.prompts import Prompts
-from eval_sidecar.genrec.scoring import Presence, score_continuations
+from eval_sidecar.genrec.scoring import PromptTokens, score_continuations
 from eval_sidecar.genrec.trie import Trie
 
 
@@ -169,7 +169,7 @@ def _search(
     device, rows = logits.device, logits.shape[0]
     if model.is_encoder_decoder:  # generate() penalises what the decoder holds, not what the encoder reads
         prompts = Prompts((model.decoder_prefix(),) * rows, (False,) * rows, prompts.eos)
-    presence = Presence(prompts, logits.shape[2], device)
+    held = PromptTokens(prompts, logits.shape[2], device)
     finished = _Finished(rows, settings, device)
     beams = _Beams(
         scores=torch.zeros((rows, 1), device=device),
@@ -178,7 +178,7 @@ def _search(
     )
     for depth, level in enumerate(trie.levels):
         tokens, heads, ends = level.tokens[beams.nodes], level.heads[beams.nodes], level.ends[beams.nodes]
-        scores = score_continuations(logits, tokens, presence, beams.history) + beams.scores[:, :, None]
+        scores = score_continuations(logits, tokens, held, beams.history) + beams.scores[:, :, None]
         scores = scores.masked_fill(~level.allowed[beams.nodes], -torch.inf).flatten(1)
         # Twice the beams: even if half of the candidates end here, enough stay alive.
         best_scores, best = scores.topk(min(2 * settings.num_beams, scores.shape[1]), dim=1)
