@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -17,8 +18,9 @@ from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.stamps import stamp
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.files import set_aside
-from eval_sidecar.system.logs import last_line
+from eval_sidecar.system.logs import OUR_MARK, last_line
 from eval_sidecar.system.process import describe_exit
+from eval_sidecar.system.text import printable, without_secrets
 from eval_sidecar.types import Result
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,21 @@ def why_ended(state: JobState) -> str:
 
 def last_output(running: Running) -> str:
     """Return the last line that an attempt printed; nothing if that is only a shell's message on its end."""
-    path = Path(running.log)
-    said = last_line(path) if log_size(path) != running.log_size else ""
+    said = last_line(Path(running.log), since=running.log_size)
     return "" if _SHELL_MESSAGE.search(said) else said
+
+
+def write_end(running: Running, how: str, now: float) -> None:
+    """Add to an attempt's log how it ended; only for one that could not write that itself."""
+    path = Path(running.log)
+    when = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    line = (
+        f"ended after {max(0.0, now - running.started_at):.0f} s, {when}: {without_secrets(printable(how))}"
+    )
+    with contextlib.suppress(OSError):  # the ledger and our own log say so too
+        if path.is_file():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{OUR_MARK}{line}\n")
 
 
 def log_size(path: Path) -> int:

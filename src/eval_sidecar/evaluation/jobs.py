@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +186,8 @@ class Jobs:
         present = Checkpoint(entry.step, self.origins.folder / entry.name)
         entry = self.origins.look(entry.step, present if present.path.is_dir() else None)
         remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
+        if state.exit_code is None:
+            attempt.write_end(running, running.ending or state.reason or state.phase, self.clock())
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
@@ -266,10 +269,17 @@ class Jobs:
 # -- detach ------------------------------------------------------------------------------------------
 
 
-def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, str]]:
+def detach_jobs(
+    store: LedgerStore, launcher: Launcher, clock: Callable[[], float] = time.time
+) -> Iterator[tuple[int, str]]:
     """End evaluations that cannot go on without a sidecar; their checkpoints are as if never tried.
 
     What has ended by itself, and what goes on, is the next sidecar's to collect.
+
+    Args:
+        store: The model's ledger.
+        launcher: Has the evaluations.
+        clock: Seconds since the epoch.
 
     Yields:
         Of each what was done, as a level of `logging` and a sentence.
@@ -289,6 +299,7 @@ def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, s
         if goes_on:
             yield logging.INFO, f"{entry.name}: left to the next start: {state.reason}"
             continue
+        attempt.write_end(running, "stopped together with the sidecar", clock())
         attempt.interrupt(store, entry)
         if running.metrics is not None:
             remove_begun(Path(running.metrics))

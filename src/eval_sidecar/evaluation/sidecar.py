@@ -132,7 +132,7 @@ class Sidecar:
 
         What has ended by itself, and what goes on, is the next sidecar's to collect.
         """
-        for level, text in detach_jobs(self.store, self.launcher):
+        for level, text in detach_jobs(self.store, self.launcher, self._jobs.clock):
             log.log(level, "%s", text)
         self._readiness.release_failed()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import JobState
+from eval_sidecar.launchers.base import FRAME, JobState, describe_job
 from eval_sidecar.paths import JobPaths
 from eval_sidecar.system.process import (
     ProcessIdentity,
@@ -27,10 +27,12 @@ _MARKER = "EVAL_SIDECAR_JOB"
 # Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
 # restarted meanwhile is not the command's parent, and could not ask for it otherwise.
 # What bash itself prints goes nowhere: else a log would end with its message on a command that was killed.
-_WRAPPER = """
-exit_file=$1; shift
+_WRAPPER = f"""{FRAME}
+exit_file=$1 log=$2 heading=$3; shift 3
 exec 3>&2 2>/dev/null
+begin "$heading" "$CUDA_LIST"
 "$@" 2>&3 3>&-; code=$?
+end "$code"
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
 exit "$code"
 """
@@ -104,8 +106,9 @@ class LocalLauncher:
             for of_before in job.log.parent.glob(JobPaths(job.log).exit_code("*").name):
                 of_before.unlink(missing_ok=True)
             with job.log.open("ab") as log:
+                own = [handle["exit_file"], str(job.log), describe_job(job)]
                 child = subprocess.Popen(
-                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", handle["exit_file"], *job.argv],
+                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, *job.argv],
                     cwd=job.cwd,
                     env={**os.environ, **job.env, "CUDA_LIST": free[0], _MARKER: job.token},
                     stdin=subprocess.DEVNULL,
