@@ -156,7 +156,7 @@ def _print_state(state: dict[str, Any]) -> None:
             )
         if model["settings_changed"]:
             say(f"    {model['settings_changed']}", fg="yellow")
-        if model["busy"] and state["running"]:
+        if model["busy"] and (state["running"] or model["paused"]):
             say(f"    not started: {model['busy']}", fg="yellow")
         if model["last_error"]:
             say(f"    last error: {model['last_error']}", fg="red")

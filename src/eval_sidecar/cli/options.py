@@ -40,6 +40,12 @@ _BEARING = (
     *("sid_levels", "seed"),
 )
 
+#: Flags that say where and how long evaluations run.
+_PLACEMENT = (
+    *("cuda_list", "gpus_per_eval", "launcher", "warm", "eval_timeout_seconds"),
+    *("slurm_partition", "slurm_gres", "slurm_time", "slurm_extra"),
+)
+
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--repo-root", default=".", show_default=True, help="Where the evaluation script runs; results/ is below it."),
     click.option("--sft-root", help="Folder that holds the checkpoint-* folders.  [required]"),
@@ -165,6 +171,7 @@ def plan_watch(flags: Mapping[str, Any], log_folder: Path) -> WatchPlan:
         ),
         name=model,
         settings=_settings(flags, spec, test_data_path=test_data, index_path=index, eval_script=eval_script),
+        placement={name: flags[name] for name in _PLACEMENT},
         force_anew=flags["once"],
     )
     return WatchPlan(

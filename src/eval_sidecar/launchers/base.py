@@ -15,7 +15,7 @@ from eval_sidecar.system.logs import OUR_MARK
 from eval_sidecar.system.text import printable, without_secrets
 from eval_sidecar.types import Handle, Job, JobPhase
 
-#: Functions in bash that frame what a command prints into the file $log: ``begin HEADING GPUS``, ``end CODE``.
+#: Functions in bash that frame what a command prints into $log: ``begin HEADING GPUS``, ``end CODE``.
 FRAME = rf"""
 note() {{ printf '{OUR_MARK}%s\n' "$1"; }}
 now() {{ date '+%Y-%m-%d %H:%M:%S %z'; }}
@@ -30,10 +30,8 @@ end() {{
 
 
 def describe_job(job: Job) -> str:
-    """Return what an attempt's log says of it at the beginning: command, checkpoint, settings; a line each."""
-    settings = {
-        name: value for name, value in sorted(job.env.items()) if not name.startswith("EVAL_SIDECAR_")
-    }
+    """Return what an attempt's log says of it at the beginning: its command, checkpoint and settings."""
+    settings = dict(sorted(job.env.items()))
     checkpoint = settings.pop("CKPT_LIST", "")
     lines = (
         f"command: {shlex.join(job.argv)} (in {job.cwd})",

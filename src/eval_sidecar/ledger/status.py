@@ -27,6 +27,7 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
         "pending": sum(entry.is_pending for entry in entries),
         "waiting": [_waiting(entry) for entry in entries if entry.is_pending and not entry.running],
         "busy": ledger.busy,
+        "paused": ledger.shared_failure.reason,
         "failed": sum(entry.has_failed for entry in entries),
         "gone": sum(entry.verdict == Completeness.GONE and not entry.processed for entry in entries),
         "abandoned": sum(
@@ -146,8 +147,11 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
         expects_delivery: Whether points were to be delivered at all.
         expects_confirmation: Whether they could be read back.
     """
-    lines = []
+    paused = ledger.shared_failure
+    lines = [paused.reason] if paused.reason else []
     for entry in ledger.steps():
+        if entry.failure and paused.pauses and entry.step in paused.steps:
+            continue  # one cause, one line
         if entry.failure:
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
             again = "" if entry.failure.final else " (it is tried again)"
@@ -182,7 +186,8 @@ def waiting(ledger: Ledger) -> list[str]:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
         elif is_abandoned or entry.is_pending:
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
-            busy = f"; {ledger.busy}" if ledger.busy else ""
+            why = "evaluation is paused" if ledger.shared_failure.pauses else ledger.busy
+            busy = f"; {why}" if why else ""
             lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
 
