@@ -16,7 +16,8 @@ import pytest
 
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import JobState
-from eval_sidecar.launchers.local import LocalLauncher, split_devices
+from eval_sidecar.launchers.local import LocalLauncher
+from eval_sidecar.system.gpus import split_devices
 from eval_sidecar.system.process import end_family, family, wait_for_end
 from eval_sidecar.types import Handle, Job, JobPhase
 from toolbox import OUR_MARK, printed

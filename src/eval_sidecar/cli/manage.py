@@ -50,6 +50,8 @@ def start(instance: str, arguments: Sequence[str]) -> None:
     for model in _state(chosen)["models"]:
         if model.get("busy"):
             say(f"not started: {model['busy']}", fg="yellow")
+        for warning in model.get("warnings", ()):
+            say(f"warning: {warning}", fg="yellow")
 
 
 @click.command(cls=_Lenient, context_settings=_LENIENT)
@@ -158,6 +160,8 @@ def _print_state(state: dict[str, Any]) -> None:
             say(f"    {model['settings_changed']}", fg="yellow")
         if model["busy"] and (state["running"] or model["paused"]):
             say(f"    not started: {model['busy']}", fg="yellow")
+        for warning in model["warnings"] if state["running"] else ():
+            say(f"    warning: {warning}", fg="yellow")
         if model["last_error"]:
             say(f"    last error: {model['last_error']}", fg="red")
         say(f"    ledger {model['state_file']}")

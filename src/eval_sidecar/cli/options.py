@@ -55,7 +55,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--test-data-path", envvar="TEST_DATA_PATH", help="Test set.  [default: data/CATEGORY/sft/test.json]"),
     click.option("--index-path", envvar="INDEX_PATH", help="Item index.  [default: data/CATEGORY/id2sid.json]"),
     click.option("--category", envvar="CATEGORY", default="Industrial_and_Scientific", show_default=True),
-    click.option("--cuda-list", envvar="CUDA_LIST", default="0", show_default=True, help='GPUs, such as "0 1 2 3".'),
+    click.option("--cuda-list", envvar="CUDA_LIST", default="0", show_default=True, help='GPUs: "0 1 2 3", 0-3, all, or UUIDs (GPU-…, MIG-…).'),
     click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where evaluations run: on this machine's GPUs, or as Slurm jobs."),
     click.option("--slurm-partition", help="Partition of the jobs.  [default: the cluster's]"),
     click.option("--slurm-gres", help="What a job needs, such as gpu:1."),

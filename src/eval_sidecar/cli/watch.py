@@ -16,13 +16,14 @@ import click
 
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
-from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
+from eval_sidecar.cli.launching import LOCAL, STOPPING, keeps_evaluator
 from eval_sidecar.cli.options import WatchPlan, plan_watch, watch_options
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import Presence, instance_of, manager_folder, registered, stopping
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
 from eval_sidecar.delivery.background import Courier
+from eval_sidecar.diagnosis.startup import find_problems
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.loop import Waker, run_loop
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: How long a session under way may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
+#: How long the first pass waits for what is found out about the machine, in seconds.
+_CHECK_SECONDS = 2.0
 #: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
 _COLLECT_SECONDS = 0.03
 
@@ -154,6 +157,11 @@ def _run(
     once = plan.flags["once"]
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = LedgerPaths(store.path).retry_request
+    check = _MachineCheck(plan, store)
+
+    def after_pass() -> None:
+        check.tell()
+        presence.after_pass([str(store.path)])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(show.progress(store))
@@ -173,7 +181,7 @@ def _run(
                 retry_request=request,
                 wake=wake,
                 stop=stop,
-                on_pass=lambda: presence.after_pass([str(store.path)]),
+                on_pass=after_pass,
             )
             if courier is not None and once:
                 courier.deliver_rest(stop)
@@ -186,6 +194,40 @@ def _run(
             if courier is not None:
                 courier.close(_LAST_SESSION_SECONDS)
     return stop.is_set()
+
+
+class _MachineCheck:
+    """Looks beside the first pass, which pins checkpoints, for what evaluations on this machine will lack."""
+
+    def __init__(self, plan: WatchPlan, store: LedgerStore) -> None:
+        self._plan = plan
+        self._store = store
+        self._found: list[str] = []
+        self._patience = _CHECK_SECONDS
+        self._thread: Optional[threading.Thread] = None
+        if plan.flags["launcher"] == LOCAL:
+            self._thread = threading.Thread(target=self._look, name="machine check", daemon=True)
+            self._thread.start()
+
+    def tell(self) -> None:
+        """Say and keep what was found, once; only the first call waits for it."""
+        if self._thread is None:
+            return
+        self._thread.join(self._patience)
+        self._patience = 0.0
+        if self._thread.is_alive():
+            return
+        self._thread = None
+        for line in self._found:
+            log.warning("%s", line)
+        if self._found:
+            self._store.update(lambda ledger: ledger.warned(self._found))
+
+    def _look(self) -> None:
+        config = self._plan.config
+        self._found = find_problems(
+            self._plan.flags["cuda_list"], config.eval_script, config.environment, config.repo_root
+        )
 
 
 def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.errors import LaunchError, UsageError
+from eval_sidecar.errors import LaunchError
 from eval_sidecar.launchers.base import FRAME, JobState, describe_job
 from eval_sidecar.paths import JobPaths
+from eval_sidecar.system.gpus import device_variables
 from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
@@ -36,32 +37,6 @@ end "$code"
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
 exit "$code"
 """
-
-
-def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split ``--cuda-list`` into one list for each evaluation.
-
-    Args:
-        cuda_list: Devices, separated by spaces or commas.
-        gpus_per_eval: Devices for each evaluation; 0 gives the whole list to one.
-
-    Raises:
-        UsageError: if the list is empty or does not divide.
-    """
-    devices = cuda_list.replace(",", " ").split()
-    if not devices:
-        raise UsageError(
-            "--cuda-list is empty: name a GPU, such as 0 (it is ignored on a machine without one)"
-        )
-    if gpus_per_eval == 0:
-        return (" ".join(devices),)
-    if gpus_per_eval < 0 or len(devices) % gpus_per_eval:
-        raise UsageError(
-            f"--gpus-per-eval {gpus_per_eval}: does not divide the {len(devices)} GPUs of --cuda-list"
-        )
-    return tuple(
-        " ".join(devices[start : start + gpus_per_eval]) for start in range(0, len(devices), gpus_per_eval)
-    )
 
 
 class LocalLauncher:
@@ -110,7 +85,7 @@ class LocalLauncher:
                 child = subprocess.Popen(
                     ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, *job.argv],
                     cwd=job.cwd,
-                    env={**os.environ, **job.env, "CUDA_LIST": free[0], _MARKER: job.token},
+                    env={**os.environ, **job.env, **device_variables(free[0]), _MARKER: job.token},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -81,6 +81,7 @@ exit_file=$1 begun=$2 log=$3 heading=$4 devices=${{CUDA_VISIBLE_DEVICES:-$5}}; s
 rm -f -- "$exit_file"
 exec >>"$log" 2>&1 </dev/null && : >"$begun" || exit 1
 export CUDA_LIST="${{devices//,/ }}"
+case $CUDA_LIST in GPU-*|MIG-*) export CUDA_VISIBLE_DEVICES="${{CUDA_LIST// /,}}" ;; esac
 begin "$heading" "$CUDA_LIST, Slurm job ${{SLURM_JOB_ID:-}}"
 "$@"; code=$?
 end "$code"

@@ -123,6 +123,10 @@ class Ledger:
         """This process works on the ledger from now on."""
         return replace(self, writer=writer)
 
+    def warned(self, warnings: Iterable[str]) -> Ledger:
+        """The process that works on this ledger has found this of its machine."""
+        return replace(self, writer={**(self.writer or {}), "warnings": list(warnings)})
+
     # -- checkpoints --------------------------------------------------------------------------------
 
     def judged(

@@ -27,6 +27,7 @@ def describe(ledger: Ledger, state_file: Path) -> dict[str, Any]:
         "pending": sum(entry.is_pending for entry in entries),
         "waiting": [_waiting(entry) for entry in entries if entry.is_pending and not entry.running],
         "busy": ledger.busy,
+        "warnings": list((ledger.writer or {}).get("warnings", ())),
         "paused": ledger.shared_failure.reason,
         "failed": sum(entry.has_failed for entry in entries),
         "gone": sum(entry.verdict == Completeness.GONE and not entry.processed for entry in entries),
