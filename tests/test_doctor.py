@@ -134,7 +134,8 @@ GPU = {"name": "H100", "bytes": 80 * 2**30}
 )
 def test_gpus_of_the_driver_and_of_torch_are_compared(found, driver, mark, words, tmp_path, monkeypatch):
     if driver:
-        names = "".join(f"echo Card {number}\n" for number in range(driver))
+        line = "echo 'GPU {0}: Card {0} (UUID: GPU-{0})'\n"
+        names = "".join(map(line.format, range(driver)))
         put_program(tmp_path, "nvidia-smi", names)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     finding = check_gpus(found, "0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import pytest
 
 from eval_sidecar.errors import LaunchError, UsageError
 from eval_sidecar.launchers.base import JobState
-from eval_sidecar.launchers.local import LocalLauncher, split_devices
+from eval_sidecar.launchers.local import LocalLauncher
+from eval_sidecar.system.gpus import split_devices
 from eval_sidecar.system.process import end_family, family, wait_for_end
 from eval_sidecar.types import Handle, Job, JobPhase
+from toolbox import OUR_MARK, printed
 
 MARKER = "EVAL_SIDECAR_JOB"
 
@@ -81,7 +84,7 @@ def test_output_and_errors_go_to_the_jobs_log_after_what_is_there(launcher, job)
     job.log.write_text("first attempt\n")
     handle = launcher.submit(bash(job, "echo out; echo error >&2"), [])
     wait_until_ended(handle)
-    assert job.log.read_text() == "first attempt\nout\nerror\n"
+    assert printed(job.log) == "first attempt\nout\nerror\n"
 
 
 def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkeypatch):
@@ -90,7 +93,7 @@ def test_the_command_runs_where_and_with_what_the_job_says(launcher, job, monkey
     script = 'echo "$PWD $KEPT $CATEGORY $CUDA_LIST"; ! read -r line'
     handle = launcher.submit(replace(bash(job, script), env={"CATEGORY": "Toys", "CUDA_LIST": "9"}), [])
     wait_until_ended(handle)
-    assert job.log.read_text() == f"{job.cwd} kept Toys 0\n"
+    assert printed(job.log) == f"{job.cwd} kept Toys 0\n"
     assert launcher.poll(handle) == JobState(JobPhase.ENDED, 0), "its input is empty, not the terminal"
 
 
@@ -98,7 +101,30 @@ def test_arguments_reach_the_command_as_they_are(launcher, job):
     arguments = ("a b", "$HOME", "'quoted'", "", "*")
     handle = launcher.submit(replace(job, argv=("printf", "<%s>", *arguments)), [])
     wait_until_ended(handle)
-    assert job.log.read_text() == "".join(f"<{argument}>" for argument in arguments)
+    assert printed(job.log) == "".join(f"<{argument}>" for argument in arguments) + "\n"
+
+
+def test_the_log_says_when_what_and_with_which_settings_and_gpu_each_attempt_began_and_how_it_ended(
+    launcher, job, monkeypatch
+):
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    job = replace(bash(job, "printf 'no line end'; kill -9 $$"), env={"CKPT_LIST": "/m/c 1", "SEED": "4 2"})
+    for _ in range(2):
+        wait_until_ended(launcher.submit(job, []))
+    began, command, checkpoint, settings, said, ended = job.log.read_text().splitlines()[:6]
+    assert re.fullmatch(rf"{OUR_MARK}began \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \+0800 on \S+, GPU 0", began)
+    assert "command: bash -c" in command and f"(in {job.cwd})" in command
+    assert checkpoint.endswith(": /m/c 1") and settings.endswith(": SEED='4 2'")
+    assert said == "no line end"
+    assert re.fullmatch(rf"{OUR_MARK}ended with exit code 137 \(SIGKILL\) after \d+ s, .*\+0800", ended)
+    assert len(job.log.read_text().splitlines()) == 12
+
+
+def test_what_the_log_says_of_settings_shows_no_key(launcher, job, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    wait_until_ended(launcher.submit(replace(job, env={"NOTE": "0123456789abcdef"}), []))
+    assert "NOTE=" in job.log.read_text()
+    assert "0123456789abcdef" not in job.log.read_text()
 
 
 def test_a_command_that_is_not_there_ends_with_its_reason_in_the_log(launcher, job):

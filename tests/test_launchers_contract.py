@@ -15,7 +15,7 @@ from eval_sidecar.launchers.base import Launcher
 from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.launchers.slurm import SlurmLauncher
 from eval_sidecar.types import Handle, Job, JobPhase
-from toolbox import wait_until
+from toolbox import OUR_MARK, printed, wait_until
 
 MakeLauncher = Callable[[], Launcher]
 
@@ -70,7 +70,11 @@ def test_a_job_runs_as_it_is_described_and_another_launcher_collects_its_exit_co
     wait_until_ended(second, handle)
     state = second.poll(handle)
     assert (state.phase, state.exit_code) == (JobPhase.ENDED, 3)
-    assert job.log.read_text() == "first attempt\na 'b' $c * x y 3 4\n"
+    assert printed(job.log) == "first attempt\na 'b' $c * x y 3 4\n"
+    ours = [line for line in job.log.read_text().splitlines() if line.startswith(OUR_MARK)]
+    assert "began " in ours[0] and "GPU 3 4" in ours[0]
+    assert "KEPT='x y'" in ours[-2]
+    assert "ended with exit code 3 after" in ours[-1]
 
 
 def test_a_cancel_leaves_nothing_running_and_may_be_repeated(make, job):

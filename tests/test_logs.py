@@ -195,3 +195,20 @@ def test_a_reader_misses_nothing_of_a_writer_that_rotates_all_the_time(log, monk
         read += reader.read()
     lines = [line for line in read.splitlines() if line.startswith("line")]
     assert lines == [f"line {number}" for number in range(2000)]
+
+
+# -- last words ------------------------------------------------------------------------------------------
+
+
+def test_the_last_line_of_a_log_is_what_the_evaluation_said_and_not_what_we_wrote_after_it(log):
+    log.write_text("epoch 1\rKeyError: 'x'\n\n=== eval-sidecar: ended with exit code 1 after 2 s\n")
+    assert logs.last_line(log) == "KeyError: 'x'"
+
+
+def test_what_an_earlier_attempt_said_is_not_the_last_line_of_the_next(log):
+    log.write_text("KeyError: 'x'\n")
+    since = log.stat().st_size
+    say(log, "=== eval-sidecar: began\n")
+    assert logs.last_line(log, since=since) == ""
+    say(log, "ValueError\n")
+    assert logs.last_line(log, since=since) == "ValueError"

@@ -137,6 +137,36 @@ def test_a_pass_starts_no_more_than_its_budget(tmp_path):
     assert world.launcher.running() == [10, 20]
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda world: world.launcher.cancel_by_hand(495), "job 7: CANCELLED"),
+        (lambda world: world.launcher.run_out_of_time(495), "job 7: TIMEOUT"),
+        (lambda world: world.launcher.evict(495), "NODE_FAIL"),
+        (lambda world: world.launcher.lose(495), "no trace of it"),
+        (lambda world: None, "took longer than 86400 s"),
+    ],
+)
+def test_the_log_of_an_attempt_that_could_not_say_so_itself_ends_with_how_it_ended(world, end, said):
+    world.write(495)
+    world.tick()
+    world.say(495, "half a line")
+    end(world)
+    world.tick(after=86401.0)
+    last = world.launcher.newest(495).log.read_text().splitlines()[-1]
+    assert last.startswith("=== eval-sidecar: ended after 86401 s, ") and said in last
+    assert "half a line" in world.launcher.newest(495).log.read_text().splitlines()
+
+
+def test_the_log_of_an_evaluation_that_was_stopped_with_its_sidecar_says_so(world):
+    world.write(495)
+    world.tick()
+    world.say(495, "at work\n")
+    world.now += 5.0
+    world.sidecar.leave()
+    assert "ended after 5 s" in world.launcher.newest(495).log.read_text().splitlines()[-1]
+
+
 # -- results ---------------------------------------------------------------------------------------------
 
 

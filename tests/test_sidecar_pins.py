@@ -241,7 +241,7 @@ def test_one_that_is_being_written_anew_is_not_started_half(world, monkeypatch):
 def fail_for_good(world: World, step: int) -> None:
     world.tick()
     for _ in range(2):
-        world.fail(step)
+        world.fail(step, exit_code=step)  # each for a reason of its own
         world.tick()
 
 

@@ -35,6 +35,9 @@ SCRIPT_VARIABLES = (
     *("NUM_BEAMS", "TEMPERATURE", "DO_SAMPLE", "LENGTH_PENALTY", "SID_LEVELS", "CKPT_LIST"),
 )
 
+#: Begins the lines in an evaluation's log that are not the script's.
+OUR_MARK = "=== eval-sidecar: "
+
 #: Every process that a test starts, and all that those start, carries this variable.
 _MARKER = "EVAL_SIDECAR_TEST"
 
@@ -57,6 +60,11 @@ mv "$result/metrics.json.tmp" "$result/metrics.json"
 """
 
 _T = TypeVar("_T")
+
+
+def printed(log: Path) -> str:
+    """Return what the evaluations themselves have printed into their log."""
+    return "".join(line for line in log.read_text().splitlines(True) if not line.startswith(OUR_MARK))
 
 
 def wait_until(look: Callable[[], _T], what: str, seconds: float = DEADLINE) -> _T:

@@ -103,7 +103,7 @@ def test_retry_gives_failed_checkpoints_another_chance(repository: Repository) -
     for step in (100, 200, 300):
         repository.checkpoint(step)
     repository.fail(100, "no")
-    repository.fail(200, "no")
+    repository.fail(200, "never")
     assert repository.once().returncode == 1
     repository.unhook(100)
     repository.unhook(200)
@@ -119,9 +119,9 @@ def test_retry_gives_failed_checkpoints_another_chance(repository: Repository) -
 
 
 def test_retry_reaches_a_sidecar_that_runs(repository: Repository) -> None:
-    for step in (100, 200):
+    for step, said in ((100, "no"), (200, "never")):  # one cause would pause evaluation
         repository.checkpoint(step)
-        repository.fail(step, "no")
+        repository.fail(step, said)
     pid = repository.start()
     wait_until(lambda: len(repository.state["failed_steps"]) == 2, "both failures")
     wait_until(lambda: repository.status()["models"][0]["failed"] == 2, "both to be final")
@@ -139,9 +139,9 @@ def test_retry_reaches_a_sidecar_that_runs(repository: Repository) -> None:
 
 
 def test_requests_that_follow_each_other_are_all_met(repository: Repository) -> None:
-    for step in (100, 200, 300):
+    for step, said in ((100, "no"), (200, "never"), (300, "not at all")):
         repository.checkpoint(step)
-        repository.fail(step, "no")
+        repository.fail(step, said)
     repository.once()
     repository.unhook(100)
     repository.unhook(200)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from slurm_cluster import Cluster
-from toolbox import Command, Repository, wait_until
+from toolbox import Command, Repository, printed, wait_until
 
 if not os.environ.get("REQUIRE_SLURM"):
     pytest.importorskip("submitit")
@@ -65,7 +65,7 @@ def test_checkpoints_are_evaluated_as_jobs_and_no_more_than_max_jobs_at_a_time(c
     assert repository.seen_by_script(100)["CUDA_LIST"] == "0"
     assert "SLURM_JOB_ID" in repository.seen_by_script(100)
     log = repository.manager / "evaluations" / repository.model / "checkpoint-100.log"
-    assert log.read_text() == f"evaluating checkpoint-100 of {repository.model_dir}\n"
+    assert printed(log) == f"evaluating checkpoint-100 of {repository.model_dir}\n"
     sidecar.signal(signal.SIGTERM)
     assert sidecar.wait() == 0
 

@@ -38,6 +38,7 @@ from eval_sidecar.diagnosis.machine import check_folder, check_slurm
 from eval_sidecar.errors import SidecarError, UsageError
 from eval_sidecar.installation import find_checkout, install_command, is_own_evaluation_script
 from eval_sidecar.system.accounts import CLOUD, configured_key, server_address
+from eval_sidecar.system.gpus import parse_devices
 from eval_sidecar.trackers.base import Session
 from eval_sidecar.types import ModelSpec, Point
 
@@ -98,7 +99,7 @@ def doctor(flags: WatchFlags, as_json: bool) -> int:
 def _examine(report: _Report, flags: WatchFlags, scratch: Path) -> None:
     repo_root = Path(os.path.abspath(flags.repo_root))
     model_dir = find_path(flags.sft_root, repo_root) if flags.sft_root else None
-    python, devices = _python(flags.python_bin, repo_root), flags.cuda_list
+    python, devices = _python(flags.python_bin, repo_root), " ".join(parse_devices(flags.cuda_list))
     script = find_script(flags.eval_script, repo_root)
     is_ours = is_own_evaluation_script(script)
 

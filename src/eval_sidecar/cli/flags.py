@@ -155,7 +155,7 @@ class TrackerFlags:
 class LauncherFlags:
     """Where evaluations run, and how many at a time."""
 
-    cuda_list: str = flag("0", 'GPUs, such as "0 1 2 3".', env="CUDA_LIST")
+    cuda_list: str = flag("0", 'GPUs: "0 1 2 3", 0-3, all, or UUIDs (GPU-…, MIG-…).', env="CUDA_LIST")
     launcher: str = flag("local", "Where evaluations run: on this machine's GPUs, or as Slurm jobs.", type=click.Choice(["local", "slurm"]))
     slurm_partition: Optional[str] = flag(help="Partition of the jobs.  [default: the cluster's]")
     slurm_gres: Optional[str] = flag(help="What a job needs, such as gpu:1.")

@@ -9,9 +9,10 @@ from eval_sidecar.cli.flags import LauncherFlags
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import is_own_evaluation_script
 from eval_sidecar.launchers.base import JobState, Launcher
-from eval_sidecar.launchers.local import LocalLauncher, split_devices
+from eval_sidecar.launchers.local import LocalLauncher
 from eval_sidecar.launchers.slurm import KIND as SLURM
 from eval_sidecar.launchers.slurm import SlurmLauncher, require_slurm, sbatch_parameters
+from eval_sidecar.system.gpus import split_devices
 from eval_sidecar.types import Handle, Job
 
 LOCAL = "local"
@@ -88,6 +89,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
     Raises:
         UsageError: if flags do not go together, or the launcher needs what is not there.
     """
+    device_lists = split_devices(flags.cuda_list, flags.gpus_per_eval)
     extras = sbatch_parameters(
         flags.slurm_extra,
         partition=flags.slurm_partition,
@@ -97,7 +99,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
     slurm = SlurmLauncher(
         flags.max_jobs or _MAX_JOBS,
         extras,
-        flags.cuda_list,
+        " ".join(device_lists),
         ask_every=poll_seconds,
     )
     if flags.launcher == SLURM:
@@ -112,7 +114,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
     return Launchers(
         flags.launcher,
         {
-            LOCAL: LocalLauncher(split_devices(flags.cuda_list, flags.gpus_per_eval)),
+            LOCAL: LocalLauncher(device_lists),
             SLURM: slurm,
         },
     )

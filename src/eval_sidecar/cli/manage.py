@@ -49,6 +49,8 @@ def start(instance: str, arguments: Sequence[str]) -> None:
     for model in instance_facts(chosen, time.time()).models:
         if model.ledger.busy:
             say(f"not started: {model.ledger.busy}", fg="yellow")
+        for warning in model.warnings:
+            say(f"warning: {warning}", fg="yellow")
 
 
 @click.command(cls=_Lenient, context_settings=_LENIENT)

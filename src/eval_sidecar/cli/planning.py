@@ -24,6 +24,18 @@ from eval_sidecar.types import ModelSpec, step_of
 
 #: What file systems take as one name, in bytes.
 _LONGEST_NAME = 255
+#: Flags that say where and how long evaluations run.
+_PLACEMENT = (
+    "cuda_list",
+    "gpus_per_eval",
+    "launcher",
+    "warm",
+    "eval_timeout_seconds",
+    "slurm_partition",
+    "slurm_gres",
+    "slurm_time",
+    "slurm_extra",
+)
 #: Flags that bear on the numbers, beside the files.
 _BEARING = (
     "category",
@@ -92,6 +104,7 @@ def plan_watch(flags: WatchFlags, log_folder: Path) -> WatchPlan:
         ),
         name=model,
         settings=_settings(flags, spec, test_data_path=test_data, index_path=index, eval_script=eval_script),
+        placement={name: getattr(flags, name) for name in _PLACEMENT},
         force_anew=flags.once,
     )
     return WatchPlan(

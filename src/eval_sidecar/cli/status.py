@@ -218,8 +218,10 @@ def _details(model: ModelFacts, *, is_running: bool) -> Iterator[tuple[str, Opti
         yield f"waiting {', '.join(names)} ({before}){after}", None
     if model.settings_changed:
         yield model.settings_changed, "yellow"
-    if model.ledger.busy and is_running:
+    if model.ledger.busy and (is_running or model.ledger.shared_failure.reason):
         yield f"not started: {model.ledger.busy}", "yellow"
+    for warning in model.warnings if is_running else ():
+        yield f"warning: {warning}", "yellow"
 
 
 def _why_waiting(one: CheckpointFacts) -> str:

@@ -18,7 +18,7 @@ import click
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import WatchFlags, takes
-from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
+from eval_sidecar.cli.launching import LOCAL, STOPPING, keeps_evaluator
 from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.results import results_table
@@ -26,6 +26,7 @@ from eval_sidecar.cli.running import RunningInstance, instance_of, manager_folde
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.cli.warming import warm_processes
 from eval_sidecar.delivery.background import DeliveryThread
+from eval_sidecar.diagnosis.startup import find_problems
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.loop import Waker, run_loop
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: How long a running session may go on after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
+#: How long the first pass waits for what is found out about the machine, in seconds.
+_CHECK_SECONDS = 2.0
 #: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
 _COLLECT_SECONDS = 0.03
 
@@ -157,8 +160,10 @@ def _run(
     once = plan.flags.once
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = LedgerPaths(store.path).retry_request
+    check = _MachineCheck(plan, store)
 
     def after_pass() -> None:
+        check.tell()
         if delivery is not None:
             delivery.notify()
         instance.after_pass([str(store.path)])
@@ -194,6 +199,40 @@ def _run(
             if delivery is not None:
                 delivery.close(_LAST_SESSION_SECONDS)
     return stop.is_set()
+
+
+class _MachineCheck:
+    """Looks beside the first pass, which pins checkpoints, for what evaluations on this machine will lack."""
+
+    def __init__(self, plan: WatchPlan, store: LedgerStore) -> None:
+        self._plan = plan
+        self._store = store
+        self._found: list[str] = []
+        self._patience = _CHECK_SECONDS
+        self._thread: Optional[threading.Thread] = None
+        if plan.flags.launcher == LOCAL:
+            self._thread = threading.Thread(target=self._look, name="machine check", daemon=True)
+            self._thread.start()
+
+    def tell(self) -> None:
+        """Say and keep what was found, once; only the first call waits for it."""
+        if self._thread is None:
+            return
+        self._thread.join(self._patience)
+        self._patience = 0.0
+        if self._thread.is_alive():
+            return
+        self._thread = None
+        for line in self._found:
+            log.warning("%s", line)
+        if self._found:
+            self._store.update(lambda ledger: ledger.warned(self._found))
+
+    def _look(self) -> None:
+        config = self._plan.config
+        self._found = find_problems(
+            self._plan.flags.cuda_list, config.eval_script, config.environment, config.repo_root
+        )
 
 
 def _report(plan: WatchPlan, store: LedgerStore, mode: Optional[str], interrupted: bool) -> int:

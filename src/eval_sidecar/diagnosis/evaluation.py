@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Optional
 from eval_sidecar.diagnosis.base import Finding, Mark, unmet
 from eval_sidecar.installation import PACKAGE, install_command
 from eval_sidecar.paths import ResultPaths
+from eval_sidecar.system.gpus import list_gpus
 from eval_sidecar.system.logs import last_line
 
 #: On a network disk, the first import of torch may take minutes.
@@ -101,7 +101,7 @@ def check_libraries(probe: Mapping[str, Any], *, is_needed: bool, has_adapters: 
 
 def check_gpus(probe: Mapping[str, Any], devices: str) -> Finding:
     """Say which GPUs torch and the driver show, and whether those that are asked for are among them."""
-    shown = _driver_shows()
+    shown = [gpu for gpu in list_gpus() or () if gpu.number is not None]
     gpus = probe.get("gpus", [])
     if "problem" in probe:
         advice = f"change --cuda-list {devices!r}, or CUDA_VISIBLE_DEVICES"
@@ -111,7 +111,7 @@ def check_gpus(probe: Mapping[str, Any], devices: str) -> Finding:
         listed = ", ".join(f"{number}: {name}" for number, name in enumerate(names))
         return Finding("GPUs", Mark.WORKS, f"{listed}; --cuda-list {devices!r} is there")
     if shown:
-        why = f"nvidia-smi shows {len(shown)} ({shown[0]}), and torch none: evaluations run on the CPU"
+        why = f"nvidia-smi shows {len(shown)} ({shown[0].name}), and torch none: evaluations run on the CPU"
         version = probe.get("libraries", {}).get("torch", {}).get("version", "torch")
         if not probe.get("cuda"):
             return Finding(
@@ -120,18 +120,6 @@ def check_gpus(probe: Mapping[str, Any], devices: str) -> Finding:
         advice = "check CUDA_VISIBLE_DEVICES, and whether the driver is as new as torch's CUDA"
         return Finding("GPUs", Mark.LIMITED, why, f"{advice} ({probe['cuda']})")
     return Finding("GPUs", Mark.ABSENT, "none: evaluations run on the CPU only")
-
-
-def _driver_shows() -> list[str]:
-    """Return the GPUs that the driver shows, by name; none if there is no driver."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
 
 
 def try_evaluation(python: str, script: Path, devices: str, scratch: Path) -> Finding:
@@ -162,7 +150,7 @@ def try_evaluation(python: str, script: Path, devices: str, scratch: Path) -> Fi
     if problem:
         return Finding("evaluation", Mark.BROKEN, f"a small model cannot be evaluated: {problem}")
     if not metrics.is_file():
-        return Finding("evaluation", Mark.BROKEN, "it ended well, and left no metrics.json")
+        return Finding("evaluation", Mark.BROKEN, "it ended with exit code 0, but wrote no metrics.json")
     return Finding("evaluation", Mark.WORKS, f"a small model was made and evaluated in {took}")
 
 
@@ -175,7 +163,7 @@ def _run(
 ) -> str:
     """Run a command in a folder; return why it failed, or nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "EVAL_SIDECAR_WARM"}
-    # A checkpoint that is made here is none to look for on a server.
+    # A checkpoint that is made here is not to be looked for on a server.
     environment.update(variables or {}, PYTHONSAFEPATH="1", HF_HUB_OFFLINE="1")
     try:
         with log.open("ab") as output:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.errors import ResultError
+from eval_sidecar.errors import MissingResultError, ResultError
 from eval_sidecar.launchers.base import JobState
 from eval_sidecar.ledger.ledger import Entry, Ledger, Running
-from eval_sidecar.ledger.lookalikes import names_like_results
+from eval_sidecar.ledger.lookalikes import is_like_result, names_like_results
 from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.stamps import stamp
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.files import set_aside
-from eval_sidecar.system.logs import last_line
+from eval_sidecar.system.logs import OUR_MARK, last_line
 from eval_sidecar.system.process import describe_exit
+from eval_sidecar.system.redaction import printable, without_secrets
 from eval_sidecar.types import Result
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,11 @@ log = logging.getLogger(__name__)
 _SHELL_MESSAGE = re.compile(
     r"line \d+: +\d+ (?:Killed|Terminated|Aborted|Segmentation fault|Bus error|Hangup)\b"
 )
+
+#: Seconds by which the clock of a file server may be behind.
+_CLOCK_TOLERANCE = 2.0
+#: Files that are looked at in one place, and named.
+_MOST_FILES, _MOST_NAMED = 10_000, 3
 
 
 def interrupt(store: LedgerStore, entry: Entry) -> None:
@@ -45,9 +53,19 @@ def why_ended(state: JobState) -> str:
 
 def last_output(running: Running) -> str:
     """Return the last line that an attempt printed; nothing if that is only a shell's message on its end."""
-    path = Path(running.log)
-    said = last_line(path) if log_size(path) != running.log_size else ""
+    said = last_line(Path(running.log), since=running.log_size)
     return "" if _SHELL_MESSAGE.search(said) else said
+
+
+def write_end(running: Running, how: str, now: float) -> None:
+    """Add to an attempt's log how it ended; only for one that could not write that itself."""
+    path = Path(running.log)
+    when = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    took = f"{max(0.0, now - running.started_at):.0f} s"
+    with contextlib.suppress(OSError):  # the ledger and the sidecar's log say so too
+        if path.is_file():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{OUR_MARK}ended after {took}, {when}: {without_secrets(printable(how))}\n")
 
 
 def log_size(path: Path) -> int:
@@ -81,14 +99,33 @@ def read_new_result(running: Running, path: Path) -> Result:
     """Return the numbers that an attempt has written.
 
     Raises:
-        ResultError: if there are none, or none that were not there before.
+        MissingResultError: if it has written none.
+        ResultError: if they cannot be read.
     """
     _look_anew(path)
-    if _written(path) in (None, running.before):
-        others = names_like_results(path.parent)
-        instead = f" (there is {', '.join(others)}: the name must be metrics.json)" if others else ""
-        raise ResultError(f"the evaluation script ended with exit code 0, but wrote no {path}{instead}")
-    return read_result(path)
+    if _written(path) not in (None, running.before):
+        return read_result(path)
+    said = f"the evaluation script ended with exit code 0, but wrote no {path}"
+    if others := names_like_results(path.parent):
+        said += f" (there is {', '.join(others)}: the name must be metrics.json)"
+    elif written := _written_elsewhere(running, path):
+        said += f" (it wrote {', '.join(written)}: the path must be {path})"
+    raise MissingResultError(said)
+
+
+def _written_elsewhere(running: Running, path: Path) -> list[str]:
+    """Return files like results that appeared during an attempt in other places, where scripts write them."""
+    results, since = path.parents[2], running.started_at - _CLOCK_TOLERANCE
+    places = ((path.parent, 2), (results / path.parents[1].name, 2), (Path(running.path), 2), (results, 2))
+    found: dict[str, None] = {}
+    for folder, depth in (*places, (results.parent, 1)):
+        pattern = ("*", "*/*")[:depth]
+        for file in itertools.islice(itertools.chain.from_iterable(map(folder.glob, pattern)), _MOST_FILES):
+            if file != path and is_like_result(file.name):
+                with contextlib.suppress(OSError):
+                    if file.stat().st_mtime >= since:
+                        found[str(file)] = None
+    return list(found)[:_MOST_NAMED]
 
 
 def _look_anew(path: Path) -> None:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from eval_sidecar.checkpoints.listing import folder_of_links
 from eval_sidecar.checkpoints.space import Limits
@@ -34,6 +35,7 @@ class WatchConfig:
         limits: How much disk space pins may keep in use.
         name: What the model is called everywhere; empty for its folder's name.
         settings: What the numbers depend on, kept with each result.
+        placement: Flags that say where and how long evaluations run, by name.
         force_anew: With `force`: begin again if an earlier request is done.
     """
 
@@ -52,6 +54,7 @@ class WatchConfig:
     limits: Limits = field(default_factory=Limits)
     name: str = ""
     settings: Settings = field(default_factory=Settings)
+    placement: Mapping[str, Any] = field(default_factory=dict)
     force_anew: bool = False
 
     @property

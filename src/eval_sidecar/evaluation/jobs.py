@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints.listing import remove_links
 from eval_sidecar.checkpoints.pinning import Pins
 from eval_sidecar.checkpoints.readiness import Readiness
-from eval_sidecar.errors import BusyError, LaunchError, ResultError, UsageError
+from eval_sidecar.errors import BusyError, LaunchError, MissingResultError, ResultError, UsageError
 from eval_sidecar.evaluation import attempt
+from eval_sidecar.evaluation.circuit_breaker import CircuitBreaker
 from eval_sidecar.evaluation.config import WatchConfig, job_of
 from eval_sidecar.evaluation.origins import Origins
 from eval_sidecar.evaluation.preemption import Preemption
@@ -36,6 +38,7 @@ class Jobs:
         config: What to evaluate and how.
         store: The model's ledger.
         launcher: Runs the evaluations.
+        breaker: Hears of each evaluation that has failed or succeeded.
         pins: Keep checkpoints alive.
         readiness: Says whether a checkpoint may be evaluated, and was left alone meanwhile.
         origins: Says which weights and settings a result is of.
@@ -48,6 +51,7 @@ class Jobs:
     config: WatchConfig
     store: LedgerStore
     launcher: Launcher
+    breaker: CircuitBreaker
     pins: Pins
     readiness: Readiness
     origins: Origins
@@ -90,6 +94,7 @@ class Jobs:
             if checked_out is None:
                 return False
             job = job_of(self.config, checked_out)
+            self.breaker.note_start(checked_out)
             handles = self._handles()
             running = Running(
                 handle=self.launcher.reserve(job),
@@ -112,7 +117,7 @@ class Jobs:
             raise
         except LaunchError as error:
             entry = store.ledger.entry(step)
-            self._fail(entry, str(error).replace(f"{entry.name}: ", "", 1), running)
+            self._fail(entry, str(error).replace(f"{entry.name}: ", "", 1), running, is_own=True)
             remove_begun(path)
             return True
         self._phases.pop(step, None)
@@ -184,11 +189,13 @@ class Jobs:
         present = Checkpoint(entry.step, self.origins.folder / entry.name)
         entry = self.origins.look(entry.step, present if present.path.is_dir() else None)
         remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
+        if state.exit_code is None:
+            attempt.write_end(running, running.ending or state.reason or state.phase, self.clock())
         if running.ending is not None and state.exit_code != 0:
             if running.evicted:
                 self._judge_evicted(entry, running, running.ending)
             else:
-                self._fail(entry, running.ending, running)
+                self._fail(entry, running.ending, running, is_own=True)
         elif state.phase == JobPhase.ENDED:
             self._judge_ended(entry, running, state)
         elif state.phase == JobPhase.CANCELLED:
@@ -214,16 +221,18 @@ class Jobs:
 
     def _judge_ended(self, entry: Entry, running: Running, state: JobState) -> None:
         if state.exit_code != 0:
-            self._fail(entry, attempt.why_ended(state), running)
+            self._fail(entry, attempt.why_ended(state), running, is_own=True)
         elif self.readiness.was_rewritten(entry.step, running):
             self._fail(entry, "the checkpoint was rewritten while it was evaluated", running)
         else:
             try:
                 result = attempt.read_new_result(running, self.config.metrics_path(entry.step))
             except ResultError as error:
-                self._fail(entry, str(error), running)
+                is_missing = isinstance(error, MissingResultError)  # so it would be the next time
+                self._fail(entry, str(error), running, final=is_missing, is_own=True)
             else:
                 self.origins.write_down(entry, running.origin, Path(result.path))
+                self.breaker.note_success(entry.step)
                 self.accept(entry, result, running.origin, self.clock() - running.started_at)
 
     def accept(self, entry: Entry, result: Result, origin: Origin, seconds: Optional[float] = None) -> None:
@@ -245,10 +254,23 @@ class Jobs:
         if self.store.ledger.entry(entry.step).processed:  # else other weights are there now, and kept
             self.readiness.unpin(entry.step)
 
-    def _fail(self, entry: Entry, error: str, running: Running, *, final: bool = False) -> None:
+    def _fail(
+        self, entry: Entry, error: str, running: Running, *, final: bool = False, is_own: bool = False
+    ) -> None:
+        """Bring a failure into the ledger.
+
+        Args:
+            entry: What the ledger knows of the checkpoint.
+            error: Why.
+            running: The evaluation.
+            final: Whether it is not tried again.
+            is_own: Whether the evaluation itself failed, which may be the same for each checkpoint.
+        """
         attempt.set_aside_unfinished(running, "failed")
         said = attempt.last_output(running)
         text = f"{error}: {said}" if said else error
+        if is_own:
+            self.breaker.note_failure(entry.step, running, text)
         if running.origin.identity not in (None, self.store.ledger.entry(entry.step).known_identity):
             failure = Failure(now_text(), f"{text} (with earlier weights)", running.log)
             log.error("%s: %s; will evaluate the weights that are there now", entry.name, failure.error)
@@ -259,16 +281,24 @@ class Jobs:
         failure = Failure(now_text(), text, running.log, final)
         self.store.update(lambda ledger: ledger.failed(entry.step, failure))
         then = "it stays failed until `eval-sidecar retry`" if final else "will retry"
+        then = "evaluation is paused" if self.breaker.reason else then
         log.error("%s: %s; attempt %d of %d, %s; log: %s", entry.name, text, number, most, then, running.log)
 
 
 # -- detach ------------------------------------------------------------------------------------------
 
 
-def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, str]]:
+def detach_jobs(
+    store: LedgerStore, launcher: Launcher, clock: Callable[[], float] = time.time
+) -> Iterator[tuple[int, str]]:
     """End evaluations that cannot go on without a sidecar; their checkpoints are as if never tried.
 
     What has ended by itself, and what goes on, is the next sidecar's to collect.
+
+    Args:
+        store: The model's ledger.
+        launcher: Has the evaluations.
+        clock: Seconds since the epoch.
 
     Yields:
         Of each what was done, as a level of `logging` and a sentence.
@@ -288,6 +318,7 @@ def detach_jobs(store: LedgerStore, launcher: Launcher) -> Iterator[tuple[int, s
         if goes_on:
             yield logging.INFO, f"{entry.name}: left to the next start: {state.reason}"
             continue
+        attempt.write_end(running, "stopped together with the sidecar", clock())
         attempt.interrupt(store, entry)
         if running.metrics is not None:
             remove_begun(Path(running.metrics))

@@ -10,6 +10,7 @@ from typing import Callable, Optional
 from eval_sidecar.checkpoints.pinning import Need, Pins
 from eval_sidecar.checkpoints.readiness import Readiness, need_of
 from eval_sidecar.errors import BusyError
+from eval_sidecar.evaluation.circuit_breaker import CircuitBreaker
 from eval_sidecar.evaluation.config import WatchConfig
 from eval_sidecar.evaluation.discovery import find_ready
 from eval_sidecar.evaluation.jobs import Jobs, detach_jobs, give_up_elsewhere
@@ -70,10 +71,12 @@ class Sidecar:
         )
         self._preemption = Preemption(config.max_evictions, monotonic)
         self._close_looks = CloseLooks(config.results_root / config.model, monotonic=monotonic)
+        self._breaker = CircuitBreaker(config, store)
         self._jobs = Jobs(
             config,
             store,
             launcher,
+            self._breaker,
             self.pins,
             self._readiness,
             self._origins,
@@ -114,7 +117,8 @@ class Sidecar:
         """
         self._origins.require_place()
         self._jobs.collect()
-        self._ready = find_ready(
+        self._breaker.refresh()
+        ready = find_ready(
             self.config,
             self.store,
             self.pins,
@@ -123,6 +127,7 @@ class Sidecar:
             self._jobs.accept,
             look_closely=self._close_looks.is_due(),
         )
+        self._ready = {step: found for step, found in ready.items() if self._breaker.admits(found)}
         started = self._start(budget)
         self.store.save()
         return started
@@ -132,9 +137,10 @@ class Sidecar:
 
         What has ended by itself, and what goes on, is the next sidecar's to collect.
         """
-        for level, text in detach_jobs(self.store, self.launcher):
+        for level, text in detach_jobs(self.store, self.launcher, self._jobs.clock):
             log.log(level, "%s", text)
-        self._readiness.release_failed()
+        if self._breaker.reason is None:  # else they are tried again once the cause is fixed
+            self._readiness.release_failed()
 
     def clear_failures(self, steps: Optional[Sequence[int]]) -> None:
         """Give failed checkpoints, these or all, another chance."""
@@ -156,7 +162,7 @@ class Sidecar:
         sign = -1 if self.config.newest_first else 1
         due = filter(self._preemption.is_over, self._ready)
         order = sorted(due, key=lambda step: (self.store.ledger.entry(step).attempts, sign * step))
-        started, busy = 0, None
+        started, busy = 0, self._breaker.reason
         if not self.config.model_dir.is_dir():
             busy = f"{self.config.model_dir} is not there yet; waiting for it"
         for step in order:

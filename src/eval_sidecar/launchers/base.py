@@ -6,11 +6,39 @@ restarted sidecar finds the jobs of the one before it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional, Protocol
 
+from eval_sidecar.system.logs import OUR_MARK
+from eval_sidecar.system.redaction import printable, without_secrets
 from eval_sidecar.types import Handle, Job, JobPhase
+
+#: Functions in bash that frame what a command prints into $log: ``begin HEADING GPUS``, ``end CODE``.
+FRAME = rf"""
+note() {{ printf '{OUR_MARK}%s\n' "$1"; }}
+now() {{ date '+%Y-%m-%d %H:%M:%S %z'; }}
+end_line() {{ [ -z "$(tail -c 1 -- "$log")" ] || echo; }}
+begin() {{ end_line; note "began $(now) on $HOSTNAME, GPU $2"; printf '%s\n' "$1"; }}
+end() {{
+    local how="exit code $1" name
+    if [ "$1" -gt 128 ] && name=$(kill -l "$(($1 - 128))" 2>/dev/null); then how="$how (SIG$name)"; fi
+    end_line; note "ended with $how after $SECONDS s, $(now)"
+}}
+"""
+
+
+def describe_job(job: Job) -> str:
+    """Return what an attempt's log says of it at the beginning: its command, checkpoint and settings."""
+    settings = dict(sorted(job.env.items()))
+    checkpoint = settings.pop("CKPT_LIST", "")
+    lines = (
+        f"command: {shlex.join(job.argv)} (in {job.cwd})",
+        f"checkpoint: {checkpoint}",
+        f"settings: {' '.join(f'{name}={shlex.quote(value)}' for name, value in settings.items())}",
+    )
+    return "\n".join(OUR_MARK + without_secrets(printable(line)) for line in lines)
 
 
 @dataclass(frozen=True)

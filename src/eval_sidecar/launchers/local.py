@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from eval_sidecar.errors import LaunchError, UsageError
-from eval_sidecar.launchers.base import JobState
+from eval_sidecar.errors import LaunchError
+from eval_sidecar.launchers.base import FRAME, JobState, describe_job
 from eval_sidecar.paths import JobPaths
+from eval_sidecar.system.gpus import device_variables
 from eval_sidecar.system.process import (
     ProcessIdentity,
     describe_signal,
@@ -27,40 +28,15 @@ _MARKER = "EVAL_SIDECAR_JOB"
 # Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
 # restarted meanwhile is not the command's parent, and could not ask for it otherwise.
 # What bash itself prints goes nowhere: else a log would end with its message on a command that was killed.
-_WRAPPER = """
-exit_file=$1; shift
+_WRAPPER = f"""{FRAME}
+exit_file=$1 log=$2 heading=$3; shift 3
 exec 3>&2 2>/dev/null
+begin "$heading" "$CUDA_LIST"
 "$@" 2>&3 3>&-; code=$?
+end "$code"
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
 exit "$code"
 """
-
-
-def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split a list of GPUs into one list for each evaluation.
-
-    Args:
-        cuda_list: Devices, separated by spaces or commas.
-        gpus_per_eval: Devices for each evaluation; 0 gives the whole list to one.
-
-    Raises:
-        UsageError: if the list is empty or does not divide.
-    """
-    devices = cuda_list.replace(",", " ").split()
-    if not devices:
-        raise UsageError(
-            f"{cuda_list!r}: name a GPU, such as 0 (it is ignored on a machine without one)",
-            setting="cuda_list",
-        )
-    if gpus_per_eval == 0:
-        return (" ".join(devices),)
-    if gpus_per_eval < 0 or len(devices) % gpus_per_eval:
-        raise UsageError(
-            f"{gpus_per_eval}: does not divide the list of {len(devices)} GPUs", setting="gpus_per_eval"
-        )
-    return tuple(
-        " ".join(devices[start : start + gpus_per_eval]) for start in range(0, len(devices), gpus_per_eval)
-    )
 
 
 class LocalLauncher:
@@ -105,10 +81,11 @@ class LocalLauncher:
             for of_before in job.log.parent.glob(JobPaths(job.log).exit_code("*").name):
                 of_before.unlink(missing_ok=True)
             with job.log.open("ab") as log:
+                own = [handle["exit_file"], str(job.log), describe_job(job)]
                 child = subprocess.Popen(
-                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", handle["exit_file"], *job.argv],
+                    ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, *job.argv],
                     cwd=job.cwd,
-                    env={**os.environ, **job.env, "CUDA_LIST": free[0], _MARKER: job.token},
+                    env={**os.environ, **job.env, **device_variables(free[0]), _MARKER: job.token},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

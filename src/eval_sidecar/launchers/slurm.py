@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from eval_sidecar.errors import BusyError, LaunchError, UsageError
 from eval_sidecar.installation import install_command
-from eval_sidecar.launchers.base import JobState
+from eval_sidecar.launchers.base import FRAME, JobState, describe_job
 from eval_sidecar.launchers.slurm_queue import (
     PATIENCE,
     Queue,
@@ -76,12 +76,15 @@ _TIMED_OUT = 124
 
 # Runs in the job: everything goes to the evaluation's own log, and its exit code beside it. Slurm says
 # which GPUs the job has, as CUDA_VISIBLE_DEVICES; if it does not, the job gets those of --cuda-list.
-_WRAPPER = """
-exit_file=$1 begun=$2 log=$3 devices=${CUDA_VISIBLE_DEVICES:-$4}; shift 4
+_WRAPPER = rf"""{FRAME}
+exit_file=$1 begun=$2 log=$3 heading=$4 devices=${{CUDA_VISIBLE_DEVICES:-$5}}; shift 5
 rm -f -- "$exit_file"
 exec >>"$log" 2>&1 </dev/null && : >"$begun" || exit 1
-export CUDA_LIST="${devices//,/ }"
+export CUDA_LIST="${{devices//,/ }}"
+case $CUDA_LIST in GPU-*|MIG-*) export CUDA_VISIBLE_DEVICES="${{CUDA_LIST// /,}}" ;; esac
+begin "$heading" "$CUDA_LIST, Slurm job ${{SLURM_JOB_ID:-}}"
 "$@"; code=$?
+end "$code"
 echo "$code" > "$exit_file.tmp" && mv "$exit_file.tmp" "$exit_file"
 exit "$code"
 """
@@ -277,7 +280,7 @@ class SlurmLauncher:
     def _command(self, job: Job, handle: Handle) -> list[str]:
         own = [str(_file(handle, suffix)) for suffix in ("exit", "begun")]
         variables = [f"{name}={value}" for name, value in job.env.items()]
-        own += [str(job.log), self._cuda_list]
+        own += [str(job.log), describe_job(job), self._cuda_list]
         return ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, "env", *variables, *job.argv]
 
     def _settle_refused(self, job: Job, handle: Handle, error: Exception) -> Handle:

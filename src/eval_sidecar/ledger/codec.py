@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.ledger.ledger import CARRIED, Delivery, Entry, Failure, Ledger, Running
+from eval_sidecar.ledger.shared_failure import SharedFailure
 from eval_sidecar.system.files import encode
 from eval_sidecar.types import (
     TABLE_COLUMNS,
@@ -34,6 +35,7 @@ _OWN_KEYS = {
     *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
     *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
     *("busy", "writer", "checkpoints", "places", "moved", "settings", "forced"),
+    "shared_failure",
 }
 
 
@@ -92,6 +94,7 @@ def _about_model(ledger: Ledger) -> dict[str, Any]:
         "table_due": ledger.table_due,
         "problem": ledger.problem,
         "busy": ledger.busy,
+        "shared_failure": _present(vars(ledger.shared_failure)),
         "where": ledger.where,
         "places": [vars(place) for place in ledger.places],
         "moved": ledger.moved,
@@ -178,6 +181,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
         table_due=bool(value.get("table_due", False)),
         problem=value.get("problem"),
         busy=value.get("busy"),
+        shared_failure=_shared_failure(value.get("shared_failure") or {}),
         places=tuple(Place(**place) for place in value.get("places") or ()),
         moved=bool(value.get("moved", False)),
         settings=dict(value.get("settings") or {}),
@@ -228,6 +232,11 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
         origin=Origin(**(details.get("origin") or {})),
         round=int(details.get("round", 0)),
     )
+
+
+def _shared_failure(value: Mapping[str, Any]) -> SharedFailure:
+    lists = {name: tuple(value.get(name) or ()) for name in ("steps", "formats")}
+    return SharedFailure(**{**value, **lists})
 
 
 def _delivery(value: Mapping[str, Any]) -> Delivery:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from eval_sidecar.ledger.entry import CARRIED, Delivery, Entry, Failure, Running
+from eval_sidecar.ledger.shared_failure import NO_FAILURE, SharedFailure
 from eval_sidecar.types import (
     NEVER_FORCED,
     UNKNOWN,
@@ -48,6 +49,7 @@ class Ledger:
         table_due: The run may not show the table and the summary that belong to its points.
         problem: Why the last delivery did not do everything, or None.
         busy: Why no evaluation could be started at the last look, or None.
+        shared_failure: How evaluations fail for a cause that is not a checkpoint's own.
         places: Where the model lives, and before that lived; none if nobody has said so yet.
         moved: Whether a person says that whatever has this name is this training.
         settings: What evaluations were made with, by key.
@@ -67,6 +69,7 @@ class Ledger:
     table_due: bool = False
     problem: Optional[str] = None
     busy: Optional[str] = None
+    shared_failure: SharedFailure = NO_FAILURE
     places: tuple[Place, ...] = ()
     moved: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,6 +122,10 @@ class Ledger:
     def written_by(self, writer: Mapping[str, Any]) -> Ledger:
         """This process works on the ledger from now on."""
         return replace(self, writer=writer)
+
+    def warned(self, warnings: Iterable[str]) -> Ledger:
+        """The process that works on this ledger has found this of its machine."""
+        return replace(self, writer={**(self.writer or {}), "warnings": list(warnings)})
 
     # -- checkpoints --------------------------------------------------------------------------------
 
@@ -220,10 +227,14 @@ class Ledger:
         ledger = self.with_settings(origin.settings, settings)
         return ledger.with_entries([Entry(step, result=result, origin=origin)])
 
+    def with_shared_failure(self, found: SharedFailure) -> Ledger:
+        """An evaluation has failed or succeeded, or is about to begin with another script."""
+        return self if found == self.shared_failure else replace(self, shared_failure=found)
+
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
-        """Forget failures, of these steps or of all, so that they are tried again."""
+        """Forget failures, of these steps or of all, so that they are tried again; a pause ends."""
         chosen = self.entries if steps is None else set(steps)
-        return self.with_entries(
+        ledger = self.with_entries(
             replace(
                 entry,
                 attempts=0,
@@ -235,6 +246,8 @@ class Ledger:
             for entry in self.steps()
             if entry.step in chosen
         )
+        busy = None if self.shared_failure.pauses else self.busy
+        return replace(ledger, busy=busy, shared_failure=SharedFailure(self.shared_failure.key))
 
     def with_origins(self, origins: Mapping[int, Origin]) -> Ledger:
         """What results of these steps are of is written down beside them."""

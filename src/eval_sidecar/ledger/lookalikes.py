@@ -147,7 +147,12 @@ def _leads_up(path: Path) -> bool:
 
 def names_like_results(folder: Path) -> list[str]:
     """Names of files in a checkpoint's results that may be its numbers, but for ``metrics.json``."""
-    return [name for name in _names(folder) if _OTHER_NAME.fullmatch(name) and name not in _BESIDE]
+    return [name for name in _names(folder) if is_like_result(name) and name != METRICS]
+
+
+def is_like_result(name: str) -> bool:
+    """Return whether a file's name is ``metrics.json``, or another that evaluations give their numbers."""
+    return name == METRICS or (_OTHER_NAME.fullmatch(name) is not None and name not in _BESIDE)
 
 
 def like_checkpoints(model_dir: Path) -> list[str]:

@@ -49,8 +49,11 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
         expects_delivery: Whether points were to be delivered at all.
         expects_confirmation: Whether they could be read back.
     """
-    lines = []
+    paused = ledger.shared_failure
+    lines = [paused.reason] if paused.reason else []
     for entry in ledger.steps():
+        if entry.failure and paused.pauses and entry.step in paused.steps:
+            continue  # one cause, one line
         if entry.failure:
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
             again = "" if entry.failure.final else " (it is tried again)"
@@ -85,7 +88,8 @@ def waiting(ledger: Ledger) -> list[str]:
             lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
         elif is_abandoned or entry.is_pending:
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
-            busy = f"; {ledger.busy}" if ledger.busy else ""
+            why = "evaluation is paused" if ledger.shared_failure.pauses else ledger.busy
+            busy = f"; {why}" if why else ""
             lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
     return lines
 

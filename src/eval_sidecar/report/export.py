@@ -11,10 +11,12 @@ from eval_sidecar.types import Completeness
 
 #: What a model of which nothing can be read has instead of a list or a count.
 _UNREADABLE: dict[str, Any] = {
-    **dict.fromkeys(("run_id", "run_name", "where", "busy", "settings_changed", "place", "updated")),
+    **dict.fromkeys(
+        ("run_id", "run_name", "where", "busy", "paused", "settings_changed", "place", "updated")
+    ),
     **dict.fromkeys(("evaluated", "pending", "failed", "gone", "abandoned", "undelivered", "unconfirmed"), 0),
     **{"best": {}, "settings": {}, "running": [], "waiting": [], "superseded": [], "other_settings": []},
-    **{"checkpoints": []},
+    **{"checkpoints": [], "warnings": []},
 }
 
 
@@ -36,6 +38,8 @@ def model_json(facts: ModelFacts) -> dict[str, Any]:
         "pending": len(facts.running) + len(facts.waiting),
         "waiting": [_waiting_json(one) for one in facts.waiting],
         "busy": ledger.busy,
+        "warnings": list(facts.warnings),
+        "paused": ledger.shared_failure.reason,
         "failed": facts.failed,
         "gone": facts.lost(Completeness.GONE),
         "abandoned": facts.lost(Completeness.ABANDONED),

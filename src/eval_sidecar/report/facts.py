@@ -99,6 +99,12 @@ class ModelFacts:
         return self.ledger.model_dir
 
     @property
+    def warnings(self) -> Sequence[str]:
+        """What evaluations on this machine lack, as found when the sidecar started."""
+        found: Sequence[str] = (self.ledger.writer or {}).get("warnings", ())
+        return found
+
+    @property
     def running(self) -> list[CheckpointFacts]:
         """Checkpoints that are being evaluated, by step."""
         return [one for one in self.checkpoints if one.entry.running]

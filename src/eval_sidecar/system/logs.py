@@ -22,6 +22,9 @@ FULL = 10 * 2**20
 #: How many full ones are kept.
 KEPT = 3
 
+#: Begins each line of ours in an evaluation's log.
+OUR_MARK = "=== eval-sidecar: "
+
 #: Device and inode, which a file keeps under any name.
 _Identity = tuple[int, int]
 
@@ -209,14 +212,19 @@ class WarnOnce:
         self._said.clear()
 
 
-def last_line(path: Path, limit: int = 200) -> str:
-    """Return the last line of a log that is not blank, without secrets and cut to ``limit`` characters."""
+def last_line(path: Path, limit: int = 200, *, since: int = 0) -> str:
+    """Return the last line of a log that is neither blank nor ours, without secrets.
+
+    Args:
+        path: The log; a missing one has no lines.
+        limit: Characters to cut it to.
+        since: Bytes at its beginning that do not count.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 8192))
+            file.seek(max(since, file.seek(0, 2) - 8192))
             lines = file.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
     except OSError:
         return ""
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return without_secrets(said)[:limit]  # in this order: half a key is a secret too
+    said = (line.strip() for line in reversed(lines) if line.strip() and not line.startswith(OUR_MARK))
+    return without_secrets(next(said, ""))[:limit]  # in this order: half a key is a secret too
