@@ -32,6 +32,8 @@ class DeliveryThread:
         settle_seconds: How long a server may take to show a row that it has.
         clock: Seconds since the epoch.
         idle_seconds: How long the tracker stays open with nothing to deliver.
+        account: Returns what a delivery depends on beside the ledger, such as the key: if it changes,
+            whatever is left over is tried again at once.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DeliveryThread:
         settle_seconds: float,
         clock: Callable[[], float] = time.time,
         idle_seconds: float = _IDLE_SECONDS,
+        account: Callable[[], Optional[str]] = lambda: None,
     ) -> None:
         self._store = store
         self._tracker = tracker
@@ -49,6 +52,9 @@ class DeliveryThread:
         self._settle_seconds = settle_seconds
         self._clock = clock
         self._idle_seconds = idle_seconds
+        self._account = account
+        self._last_account = account()
+        self._has_new_account = False
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
@@ -70,8 +76,11 @@ class DeliveryThread:
         """
         if self._broken is not None:
             raise self._broken
+        account = self._account()
+        if account != self._last_account:
+            self._last_account, self._has_new_account = account, True
         # A failed point waits for its retry: only a point that came since is a reason to deliver at once.
-        if self._pending() - self._refused:
+        if self._has_new_account or self._pending() - self._refused:
             self._wanted.set()
 
     def deliver_rest(self, stop: threading.Event) -> None:
@@ -107,6 +116,9 @@ class DeliveryThread:
             while not self._ending.is_set():
                 self._wait_until_wanted()
                 self._wanted.clear()
+                if self._has_new_account:
+                    self._has_new_account = False
+                    self._tracker.close()  # it has the account from its start
                 if not self._ending.is_set():
                     self._deliver(self._ending.wait)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it

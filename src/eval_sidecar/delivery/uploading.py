@@ -154,10 +154,11 @@ class Uploader:
         if standing is None:
             return None
         if self.tracker is None:
-            return ModelUpload(spec, Report(), was_opened=False)
+            return ModelUpload(spec, Report(where=standing.where), was_opened=False)
         if standing.undelivered or (self.confirms and (standing.unconfirmed or standing.table_due)):
             return None
-        return ModelUpload(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
+        report = Report(unconfirmed=standing.unconfirmed, where=standing.where)
+        return ModelUpload(spec, report, was_opened=False)
 
     def _for_each(
         self,
@@ -186,9 +187,7 @@ class Uploader:
                 )
             left = (*foreign, *self._left(store))
             if not left:
-                ledger = store.ledger
-                counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
-                self._unchanged.remember(store.path, look, *counts, ledger.table_due)
+                self._unchanged.remember(store.path, look, store.ledger)
             saved = store.path.exists()  # a model without results has no ledger yet
             return ModelUpload(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
 

@@ -162,12 +162,11 @@ class WandbTracker:
             worker = self._enlist()
         except OSError as error:
             raise TrackerError(f"the W&B client cannot be started ({error})", nothing_sent=True) from error
-        what = f"{request['op']} of run {request['run_id']}"
         try:
             answer = worker.ask(request, deadline)
         except WorkerLost as lost:
             self._retire(worker)
-            raise TrackerError(f"W&B {what}: {lost}; see {settings.log}") from None
+            raise TrackerError(f"W&B {request['op']}: {lost}; see {settings.log}") from None
         finally:
             worker.release()
         if "error" in answer and request["op"] == "send":

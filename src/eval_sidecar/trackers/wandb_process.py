@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from eval_sidecar.system.accounts import CLOUD, server_address
+from eval_sidecar.system.accounts import CLOUD, configured_key, server_address
 from eval_sidecar.system.logs import SmallLog
 from eval_sidecar.system.process import ProcessIdentity, end_family
 from eval_sidecar.system.text import without_secrets
@@ -109,8 +109,9 @@ class Worker:
             for name, value in os.environ.items()
             if is_ours(name) and (value or not name.startswith("WANDB_"))
         }
-        if "WANDB_API_KEY" in ours:  # read from a file, with its line end
-            ours["WANDB_API_KEY"] = ours["WANDB_API_KEY"].strip()
+        # Clients differ in how a netrc file must name a server.
+        if (key := configured_key()) is not None:
+            ours["WANDB_API_KEY"] = key
         # The worker's folder is another one.
         if (address := server_address()) is not None:
             ours["WANDB_BASE_URL"] = address
@@ -194,7 +195,8 @@ class Worker:
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
             self._has_said_so = True
-            where = without_secrets(server_address() or CLOUD)
+            server = without_secrets(server_address() or CLOUD)
+            where = server if self.is_online else "the W&B client, offline"
             what = f"{request['op']} of run {request['run_id']}"
             log.info("waiting for %s (%s): no answer in %.0f s", where, what, _PATIENCE)
         answer = answers.get(timeout=max(0.0, deadline - _PATIENCE))
