@@ -28,6 +28,11 @@ class Reporting(NamedTuple):
     reason: Optional[str] = None
     awaits_key: bool = False
 
+    @property
+    def in_words(self) -> str:
+        """``online``, or why not."""
+        return self.reason or self.mode or "off (--disable-wandb)"
+
 
 def choose_mode(given: Optional[str], disabled: bool, default: Optional[str] = None) -> Reporting:
     """Return how to report, and why.

@@ -182,7 +182,9 @@ def _places(models: Sequence[ModelFacts]) -> Iterator[str]:
     """Where points go: the run of a single model, else the number of runs in each project or folder."""
     if len(models) == 1:
         ledger = models[0].ledger
-        yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}"
+        reporting = str((ledger.writer or {}).get("reporting", "online"))
+        why = "" if reporting == "online" else f" ({reporting})"
+        yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}{why}"
         return
     for line in runs_by_project(model.ledger.where for model in models):
         count, _, where = line.partition(": ")

@@ -88,8 +88,15 @@ def watch(flags: WatchFlags) -> int:
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
-            lambda ledger: ledger.with_settings(key, settings).written_by({**_writer(flags), "settings": key})
+            lambda ledger: (
+                ledger.with_settings(key, settings)
+                .written_by({**_writer(flags), "settings": key})
+                .with_reporting(reporting.in_words)
+                .with_problem(None)
+            )
         )
+        if isinstance(tracker, KeyAwaitingTracker):
+            tracker.on_online = lambda: store.update(lambda ledger: ledger.with_reporting("online"))
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):
             log.warning("%s", line)

@@ -7,7 +7,8 @@ import threading
 import time
 from typing import Callable, Optional
 
-from eval_sidecar.delivery.delivery import deliver
+from eval_sidecar.delivery.delivery import Report, deliver
+from eval_sidecar.errors import TrackerError
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.trackers.base import Tracker
@@ -55,6 +56,7 @@ class DeliveryThread:
         self._account = account
         self._last_account = account()
         self._has_new_account = False
+        self._has_address = False
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
@@ -117,7 +119,7 @@ class DeliveryThread:
                 self._wait_until_wanted()
                 self._wanted.clear()
                 if self._has_new_account:
-                    self._has_new_account = False
+                    self._has_new_account = self._has_address = False
                     self._tracker.close()  # it has the account from its start
                 if not self._ending.is_set():
                     self._deliver(self._ending.wait)
@@ -134,7 +136,7 @@ class DeliveryThread:
             self._wanted.wait(None if seconds is None else seconds - self._idle_seconds)
 
     def _deliver(self, pause: Callable[[float], bool]) -> None:
-        report = deliver(
+        report = self._find_address() or deliver(
             self._store,
             self._tracker,
             self._spec,
@@ -157,6 +159,22 @@ class DeliveryThread:
                 report.unconfirmed,
                 f" ({report.where})" if report.where else "",
             )
+
+    def _find_address(self) -> Optional[Report]:
+        """Learn once where points will be found, before there is one; return a report if that fails."""
+        if self._has_address:
+            return None
+        try:
+            where = self._tracker.address(self._spec)
+        except TrackerError as error:
+            problem = str(error)
+            self._store.update(lambda ledger: ledger.with_problem(problem))
+            return Report(problem=problem, where=self._store.ledger.where)
+        self._has_address = True
+        if where is not None:
+            log.info("delivery: points go to %s", where)
+            self._store.update(lambda ledger: ledger.with_where(where))
+        return None
 
     def _pending(self) -> set[tuple[int, int, str]]:
         """Return step, revision and digest of every point that has not been sent."""

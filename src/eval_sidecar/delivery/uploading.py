@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
+from eval_sidecar.delivery.pass_tracker import PassTracker
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
 from eval_sidecar.delivery.unchanged import UnchangedModels
 from eval_sidecar.errors import ResultError, SidecarError
@@ -108,7 +109,8 @@ class Uploader:
         for upload in done.values():
             on_done(upload)
         rest = [spec for spec in models if spec.model_dir not in done]
-        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_done)
+        tracker = PassTracker(self.tracker) if self.tracker is not None else None
+        opened = self._for_each(rest, lambda spec: self._deliver(spec, tracker, stop), on_done)
         done.update({upload.spec.model_dir: upload for upload in opened})
         return [done[spec.model_dir] for spec in models]
 
@@ -176,15 +178,13 @@ class Uploader:
                 on_done(upload)
         return [done[spec.model_dir] for spec in models]
 
-    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> ModelUpload:
+    def _deliver(self, spec: ModelSpec, tracker: Optional[Tracker], stop: threading.Event) -> ModelUpload:
         look, stamps = self._unchanged.look(self.results_root / spec.model_dir)
         with self._open(spec) as store:
             taken, foreign = self._take_results(store, stamps)
             report = Report(where=store.ledger.where)
-            if self.tracker is not None and not stop.is_set():
-                report = deliver(
-                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
-                )
+            if tracker is not None and not stop.is_set():
+                report = deliver(store, tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait)
             left = (*foreign, *self._left(store))
             if not left:
                 self._unchanged.remember(store.path, look, store.ledger)

@@ -97,7 +97,7 @@ def _describe_failure(
         )
         return {"error": f"{reason} ({text})", "permanent": True}
     advice = {
-        401: f"W&B ({server}) does not accept the API key: run `wandb login --relogin`, or set WANDB_API_KEY",
+        401: f"{server} does not accept the API key: run `wandb login --relogin`, or set WANDB_API_KEY",
         403: f"no permission for {project}: check the entity, the project and whose API key this is",
         404: f"entity or project of {project} not found: check --wandb-entity and --wandb-project",
     }.get(status or 0)
@@ -112,7 +112,7 @@ def _describe_failure(
             f"no answer from {server}: check WANDB_BASE_URL, the network and the proxy, or"
             f" deliver later from a machine with internet ({type(error).__name__}: {general})"
         )
-        return {"error": message, "permanent": False}
+        return {"error": message, "permanent": False, "unreachable": True}
     if status is not None and status >= 500:
         return {"error": f"{server} has a problem (HTTP {status}: {general})", "permanent": False}
     usage = type(error).__name__ == "UsageError"

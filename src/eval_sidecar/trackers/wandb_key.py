@@ -25,6 +25,9 @@ class KeyAwaitingTracker:
         settings: Those of the tracker, in whatever mode.
         find_key: Returns the key, if there is one by now.
         open_tracker: Makes the tracker of a mode.
+
+    Attributes:
+        on_online: Called when it goes online.
     """
 
     def __init__(
@@ -38,9 +41,14 @@ class KeyAwaitingTracker:
         self._open_tracker = open_tracker
         self._tracker = open_tracker(replace(settings, mode="offline"))
         self.is_online = False
+        self.on_online: Callable[[], object] = lambda: None
 
     def read(self, spec: ModelSpec) -> ServerView:
         """See `Tracker.read`. A session is in the mode of the look-up before it."""
+        self._go_online_with_key()
+        return self._tracker.read(spec)
+
+    def _go_online_with_key(self) -> None:
         if not self.is_online and self._find_key():
             log.info(
                 "a W&B key was found: online from now on. Points that were written offline are looked up, and"
@@ -49,11 +57,16 @@ class KeyAwaitingTracker:
             self._tracker.close()
             self._tracker = self._open_tracker(replace(self._settings, mode="online"))
             self.is_online = True
-        return self._tracker.read(spec)
+            self.on_online()
 
     def send(self, session: Session) -> Sent:
         """See `Tracker.send`."""
         return self._tracker.send(session)
+
+    def address(self, spec: ModelSpec) -> Optional[str]:
+        """See `Tracker.address`."""
+        self._go_online_with_key()
+        return self._tracker.address(spec)
 
     def close(self) -> None:
         """See `Tracker.close`."""

@@ -66,6 +66,7 @@ class Worker:
     log: Path
     is_online: bool
     _waiting: dict[int, queue.SimpleQueue[Any]] = field(default_factory=dict)
+    _reads: set[int] = field(default_factory=set)
     _users: int = 0
     _last_id: int = 0
     _retired: bool = False
@@ -110,6 +111,7 @@ class Worker:
             if is_ours(name) and (value or not name.startswith("WANDB_"))
         }
         # Clients differ in how a netrc file must name a server.
+        ours.pop("WANDB_API_KEY", None)
         if (key := configured_key()) is not None:
             ours["WANDB_API_KEY"] = key
         # The worker's folder is another one.
@@ -168,6 +170,8 @@ class Worker:
             self._last_id += 1
             number = self._last_id
             self._waiting[number] = answers
+            if request["op"] == "read":
+                self._reads.add(number)
             if self._dead:
                 answers.put(_GONE)
         line = json.dumps({**request, "id": number, "scratch": self._scratch})
@@ -185,9 +189,17 @@ class Worker:
         finally:
             with self._lock:
                 self._waiting.pop(number, None)
+                self._reads.discard(number)
         if answer is _GONE:
             raise WorkerLost("the client ended before it answered; outcome unknown")
         return dict(answer)
+
+    def answer_reads(self, answer: dict[str, Any]) -> None:
+        """Give every look-up that still waits this answer."""
+        with self._lock:
+            waiting = [self._waiting[number] for number in self._reads]
+        for answers in waiting:
+            answers.put(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
         """Wait for an answer, and log it if that takes long: silence looks like a program that hangs."""

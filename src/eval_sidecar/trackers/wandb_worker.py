@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
+from urllib.parse import quote
 
 from eval_sidecar.system.text import without_secrets
 from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
@@ -106,18 +107,32 @@ class Client:
         """
         return self.wandb.Settings(**self._quiet)
 
-    def run(self, path: str) -> Run:
-        """Look a run up, never from the client's cache."""
+    def api(self) -> Any:  # noqa: ANN401 - the client's own type
+        """Return the client's public API."""
         with self._lock:
             if self._api is None:
                 self._api = self.wandb.Api(timeout=self._timeout)
-            known = path in self._loaded
-        run = self._api.run(path)
+            return self._api
+
+    def run(self, path: str) -> Run:
+        """Look a run up, never from the client's cache."""
+        known = path in self._loaded
+        run = self.api().run(path)
         if known:
             run.load(force=True)
         with self._lock:
             self._loaded.add(path)
         return run
+
+
+def address(client: Client, request: Request) -> Answer:
+    """Return the page of a run, which need not exist; asks the server whose key this is."""
+    entity = request["entity"] or client.api().default_entity
+    pages = getattr(client.wandb.setup().settings, "app_url", None)
+    if not entity or not pages:
+        return {"where": None}
+    names = [quote(name, safe="") for name in (entity, request["project"], "runs", request["run_id"])]
+    return {"where": "/".join([pages.rstrip("/"), *names])}
 
 
 def read(client: Client, request: Request) -> Answer:
@@ -331,7 +346,11 @@ class Worker:
             threading.Thread(target=self._answer, args=(json.loads(line),), daemon=True).start()
 
     def _answer(self, request: Request) -> None:
-        operations: dict[str, Callable[[Client, Request], Answer]] = {"read": read, "send": send}
+        operations: dict[str, Callable[[Client, Request], Answer]] = {
+            "address": address,
+            "read": read,
+            "send": send,
+        }
         try:
             with self._client_lock:
                 if self._client is None:
