@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from eval_sidecar.system.text import without_secrets
 from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
+from eval_sidecar.trackers.wandb_settings import quiet_settings
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -43,30 +44,6 @@ _TEXTS = ("error", "unsupported", "table_problem", "where")
 _PAGE = 10_000
 #: Seconds without a heartbeat after which a run counts as not being written.
 _FRESH_SECONDS = 60.0
-
-
-def quiet_settings(timeouts: Request) -> dict[str, Any]:
-    """Return settings for sessions that collect nothing about the machine and give up in bounded time."""
-    settings: dict[str, Any] = {
-        "console": "off",
-        "disable_code": True,
-        "disable_git": True,
-        "init_timeout": timeouts["init"],
-        "silent": True,
-        "x_disable_machine_info": True,
-        "x_disable_meta": True,
-        "x_disable_stats": True,
-        "x_disable_viewer": True,
-        "x_graphql_timeout_seconds": timeouts["request"],
-        "x_file_stream_timeout_seconds": timeouts["request"],
-        "x_file_transfer_timeout_seconds": timeouts["request"],
-        "x_save_requirements": False,
-    }
-    for kind in ("graphql", "file_stream", "file_transfer"):
-        settings[f"x_{kind}_retry_max"] = timeouts["retries"]
-        settings[f"x_{kind}_retry_wait_min_seconds"] = timeouts["retry_wait"]
-        settings[f"x_{kind}_retry_wait_max_seconds"] = 10 * timeouts["retry_wait"]
-    return settings
 
 
 class Client:
