@@ -77,6 +77,7 @@ class FakeTracker:
         read_back: False where the pretended service cannot show its rows.
         read_faults: Errors for the next look-ups, one each.
         faults: Fates of the next sends, one each; see `fail_before` and `fail_after`.
+        where: The address of every run; None if nobody can know.
         on_send: Called with each session before anything is stored, outside the lock.
         closed: Whether `close` was called.
     """
@@ -91,6 +92,7 @@ class FakeTracker:
         self.faults: deque[Fault] = deque()
         self.on_send: Callable[[Session], None] = lambda session: None
         self.closed = False
+        self.where: Optional[str] = None
         self._lock = threading.Lock()
 
     def run(self, run_id: str) -> FakeRun:
@@ -117,6 +119,9 @@ class FakeTracker:
         """Append a row that no session sent; without a step it is no point."""
         row = None if step is None else ServerRow(index, step, 0, {})
         self.run(run_id).lines.append((index, row))
+
+    def address(self, spec: ModelSpec) -> Optional[str]:
+        return self.where
 
     def read(self, spec: ModelSpec) -> ServerView:
         with self._lock:

@@ -134,3 +134,31 @@ def test_a_server_that_is_down_for_a_day_is_told_of_once_and_asked_less_and_less
     assert len([line for line in said if "no connection" in line]) == 1
     assert len(said) == 2 and "1 confirmed" in said[1]
     assert tracker.closed_once.is_set(), "nothing is kept running between two tries that are far apart"
+
+
+def test_where_points_will_be_found_is_in_the_ledger_before_there_is_a_point(store, tracker):
+    tracker.where = "https://server/p/runs/eval-1"
+    with running(store, tracker):
+        wait_until(lambda: store.ledger.where == tracker.where, "the address")
+    assert not tracker.reads
+
+
+def test_a_refused_account_is_a_problem_before_there_is_a_point_and_a_new_one_is_tried_at_once(
+    store, tracker, monkeypatch
+):
+    account = ["wrong key"]
+
+    def address(spec):
+        if account[0] == "wrong key":
+            raise TrackerError("does not accept the API key", permanent=True)
+        return "https://server/p/runs/eval-1"
+
+    monkeypatch.setattr(tracker, "address", address)
+    with running(store, tracker, account=lambda: account[0]) as delivery:
+        wait_until(lambda: store.ledger.problem == "does not accept the API key", "the problem")
+        evaluate(store, 100)
+        account[0] = "right key"
+        delivery.notify()
+        wait_until(lambda: confirmed(store, 100), "the point")
+        assert tracker.closed_once.is_set()  # its client had the old key
+    assert store.ledger.problem is None

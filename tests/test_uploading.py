@@ -290,3 +290,26 @@ def test_whatever_goes_wrong_with_one_model_the_others_go_on(machine: Machine) -
 def test_an_empty_filter_is_refused_rather_than_taken_for_all() -> None:
     with pytest.raises(UsageError, match="empty"):
         choose_models([spec_of("a")], [""])
+
+
+def test_a_server_that_does_not_answer_one_model_is_not_asked_by_the_others_of_a_pass(
+    machine: Machine,
+) -> None:
+    for model in ("a", "b", "c"):
+        machine.write(model, 10)
+    uploader = replace(machine.uploader(), workers=1)
+    machine.tracker.read_faults.append(TrackerError("no answer from http://h", unreachable=True))
+    specs = [spec_of(model) for model in ("a", "b", "c")]
+    done = uploader.run_pass(specs, threading.Event())
+    assert [one.report.problem for one in done] == ["no answer from http://h"] * 3
+    assert len(machine.tracker.reads) == 1
+    again = uploader.run_pass(specs, threading.Event())
+    assert [one.report.confirmed for one in again] == [1, 1, 1]
+
+
+def test_where_a_models_points_are_is_known_without_opening_its_ledger(machine: Machine) -> None:
+    machine.write("a", 10)
+    uploader = machine.uploader()
+    first, again = (uploader.run_pass([spec_of("a")], threading.Event())[0] for _ in range(2))
+    where = first.report.where
+    assert not again.was_opened and again.report.where == where is not None

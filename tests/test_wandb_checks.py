@@ -134,7 +134,7 @@ def test_what_the_client_has_been_switched_to_in_a_folder(tmp_path, content, mod
 def test_a_server_that_nobody_hears_of_is_no_wrong_key(monkeypatch, text):
     monkeypatch.setenv("WANDB_BASE_URL", "http://h")
     said = describe(RuntimeError(text), REQUEST)
-    assert said["error"].startswith("P/r: no answer from http://h: check WANDB_BASE_URL")
+    assert said["error"].startswith("no answer from http://h: check WANDB_BASE_URL")
     assert said["permanent"] is False
 
 

@@ -76,14 +76,23 @@ class TrackerError(SidecarError):
         permanent: True where trying again without a person's help cannot succeed
             (wrong key, no permission, deleted run, client not installed).
         nothing_sent: True where it is certain that no row was handed to the tracker.
+        unreachable: True if nobody answered, so that no other model would be answered now.
     """
 
     nothing_sent = False
 
-    def __init__(self, message: str, *, permanent: bool = False, nothing_sent: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        nothing_sent: bool = False,
+        unreachable: bool = False,
+    ) -> None:
         super().__init__(message)
         self.permanent = permanent
         self.nothing_sent = nothing_sent
+        self.unreachable = unreachable
 
 
 class ReadBackUnsupported(TrackerError):

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional, TextIO
 
@@ -20,6 +20,8 @@ _TIME = 9
 _SHORTEST_IN_LOG = 20
 #: A word that is too long for any line stays beside a label of up to this many columns.
 _LABEL = 16
+#: Models that are named if there are more.
+_NAMED = 3
 #: Units of a duration, each with its size in seconds and the smaller unit that is shown beside it.
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 #: Between the columns of a table.
@@ -135,6 +137,31 @@ def relative_paths(text: str) -> str:
     except OSError:
         return text  # the working folder was deleted
     return text if base == "/" else re.sub(rf"(?<![\w/.-]){base}(?=\S)", "", text)
+
+
+def several(names: Sequence[str], total: int) -> str:
+    """Return some of so many models in words: the first of them by name, or all of them by number."""
+    if len(names) == total > 1:
+        return f"all {total} models"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(map(short, names[:_NAMED]))}{more}"
+
+
+def short(name: str) -> str:
+    """Return a model's name as short as a screen needs it; whole in a pipe."""
+    return shorten(name, 30) if screen_width() else name
+
+
+def runs_by_project(places: Iterable[Optional[str]]) -> list[str]:
+    """Return how many runs each W&B project or offline folder has, a line each."""
+    runs: dict[str, int] = {}
+    for where in places:
+        if where and "://" in where:
+            found = where.partition("/runs/")[0]
+        else:
+            found = str(Path(where).parent) if where else "no session yet"
+        runs[found] = runs.get(found, 0) + 1
+    return [f"{count} run{'s' if count > 1 else ''}: {where}" for where, count in runs.items()]
 
 
 def table(

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import click
 
+from eval_sidecar.cli.destination import say_destination
 from eval_sidecar.cli.formats import local_time
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.running import manager_folder
@@ -51,6 +52,7 @@ def start(instance: str, arguments: Sequence[str]) -> None:
             say(f"not started: {model.ledger.busy}", fg="yellow")
         for warning in model.warnings:
             say(f"warning: {warning}", fg="yellow")
+    say_destination(chosen)
 
 
 @click.command(cls=_Lenient, context_settings=_LENIENT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from eval_sidecar.cli.flags import TrackerFlags
 from eval_sidecar.errors import UsageError
@@ -15,10 +15,27 @@ from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.trackers.wandb_checks import check_server, folder_mode
 
 
-def choose_mode(
-    given: Optional[str], disabled: bool, default: Optional[str] = None
-) -> tuple[Optional[str], Optional[str]]:
-    """Return the W&B mode, None for no W&B at all; and why, if the user did not choose it here.
+class Reporting(NamedTuple):
+    """How a command reports.
+
+    Attributes:
+        mode: The W&B mode; None for no W&B at all.
+        reason: Why, if the user did not choose it here.
+        awaits_key: Whether it is offline only until there is a key.
+    """
+
+    mode: Optional[str]
+    reason: Optional[str] = None
+    awaits_key: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """``online``, or why not."""
+        return self.reason or self.mode or "off (--disable-wandb)"
+
+
+def choose_mode(given: Optional[str], disabled: bool, default: Optional[str] = None) -> Reporting:
+    """Return how to report, and why.
 
     Args:
         given: The mode, by flag or variable.
@@ -29,12 +46,13 @@ def choose_mode(
         UsageError: if W&B is wanted and not installed, or its server's address is not valid.
     """
     if disabled or given == "disabled":
-        return None, None
+        return Reporting(None)
     found = folder_mode() if given is None else None
     if found and found.mode == "disabled":
-        return None, (
+        return Reporting(
+            None,
             f"W&B is switched off in this folder ({found.path}, by `wandb disabled`): nothing is delivered;"
-            " `wandb enabled` or --wandb-mode online turns it on"
+            " `wandb enabled` or --wandb-mode online turns it on",
         )
     if not _has_wandb():
         raise UsageError(
@@ -43,19 +61,21 @@ def choose_mode(
         )
     check_server()
     if given is not None:
-        return given, None
+        return Reporting(given)
     if found and found.mode == "offline":
-        return "offline", (
+        return Reporting(
+            "offline",
             f"W&B is switched to offline in this folder ({found.path}, by `wandb offline`): nothing reaches"
-            " the server; `wandb online` or --wandb-mode online turns it on"
+            " the server; `wandb online` or --wandb-mode online turns it on",
         )
     if default or (found and found.mode == "online"):
-        return default or "online", None
+        return Reporting(default or "online")
     if configured_key():
-        return "online", None
-    return "offline", (
-        "no W&B key is configured (WANDB_API_KEY or `wandb login`): reporting offline;"
-        " a later pass with a key delivers everything"
+        return Reporting("online")
+    return Reporting(
+        "offline",
+        "offline: no key (`wandb login`, or WANDB_API_KEY); online as soon as there is one",
+        awaits_key=True,
     )
 
 
@@ -65,17 +85,18 @@ def _has_wandb() -> bool:
     return found is not None and found.origin is not None
 
 
-def open_tracker(flags: TrackerFlags, mode: Optional[str], log: Path) -> Optional[Tracker]:
-    """Return the tracker for a mode, None for no mode; the client's output goes to the log."""
-    if mode is None:
+def open_tracker(flags: TrackerFlags, reporting: Reporting, log: Path) -> Optional[Tracker]:
+    """Return the tracker to report to, None without W&B; the client's output goes to the log."""
+    if reporting.mode is None:
         return None
     from eval_sidecar.trackers.wandb import WandbSettings, WandbTracker
+    from eval_sidecar.trackers.wandb_key import KeyAwaitingTracker
 
     settings = WandbSettings(
-        mode=mode,
+        mode=reporting.mode,
         resume=flags.wandb_resume,
         job_type=flags.wandb_job_type,
         directory=Path(os.path.abspath(os.environ.get("WANDB_DIR") or ".")),
         log=log,
     )
-    return WandbTracker(settings)
+    return KeyAwaitingTracker(settings) if reporting.awaits_key else WandbTracker(settings)

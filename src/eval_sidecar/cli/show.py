@@ -32,8 +32,6 @@ from eval_sidecar.types import Completeness
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from eval_sidecar.delivery.uploading import ModelUpload
-
 #: Columns that the head of the progress keeps for the model's name.
 _SHORTEST_HEAD = 16
 #: Columns that progress leaves free: a terminal writes ^C there, and a line that it breaks is not erased.
@@ -240,22 +238,3 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=_console(), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda name: bar.update(task, advance=1, description=shorten(clean(name), room))
-
-
-def upload(done: ModelUpload) -> None:
-    """Print what became of one model, in one line."""
-    report, left = done.report, done.left
-    counts = (
-        (report.sent, "sent"),
-        (report.confirmed, "confirmed"),
-        (report.already, "already there"),
-        (report.unconfirmed, "unconfirmed"),
-        (report.undelivered, "not delivered"),
-    )
-    said = ", ".join(f"{count} {words}" for count, words in counts if count)
-    if not said and report.sent_table:
-        said = "table sent"
-    elif not said and done.taken:
-        said = f"new results: {done.taken}"
-    failed = f"; failed: {report.problem or left[0]}" if left else ""
-    say(f"{done.spec.model_dir}: {said or 'nothing new'}{failed}", fg="red" if left else None)

@@ -13,7 +13,10 @@ from eval_sidecar.cli.formats import (
     local_time,
     number,
     relative_paths,
+    runs_by_project,
     screen_width,
+    several,
+    short,
     shorten,
     table,
 )
@@ -26,8 +29,6 @@ from eval_sidecar.system import instances
 from eval_sidecar.system.instances import Instance
 from eval_sidecar.system.process import ProcessIdentity, machine_elsewhere
 
-#: Models that are named if a problem concerns several.
-_NAMED = 3
 #: Columns beside a path.
 _PATH_LABEL = 12
 #: From this width on, the table has the estimated time beside the elapsed one.
@@ -115,7 +116,7 @@ def print_instance(facts: InstanceFacts, now: float) -> None:
         say(f"  problem  {text}", indent=4, fg="red")
     is_alone = len(facts.models) == 1
     for model in facts.models:
-        about = "" if is_alone else f"{_short(model.name)}: "
+        about = "" if is_alone else f"{short(model.name)}: "
         for text, fg in _details(model, is_running=facts.process is not None):
             say(f"  {about}{text}", indent=4, fg=fg)
     for text in _places(facts.models):
@@ -170,36 +171,24 @@ def _problem_lines(facts: InstanceFacts) -> Iterator[str]:
     for (kind, text), found in together.items():
         model, problem = found[0]
         if len(found) > 1:
-            yield f"{_several([one.name for one, _ in found], len(facts.models))}: {kind}: {text}"
+            yield f"{several([one.name for one, _ in found], len(facts.models))}: {kind}: {text}"
             continue
-        about = f"{_short(model.name)}: " if len(facts.models) > 1 else ""
+        about = f"{short(model.name)}: " if len(facts.models) > 1 else ""
         log = f"; log: {_here(problem.log)}" if problem.log else ""
         yield f"{about}{problem}{log}"
-
-
-def _several(names: Sequence[str], total: int) -> str:
-    if len(names) == total:
-        return f"all {total} models"
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(map(_short, names[:_NAMED]))}{more}"
 
 
 def _places(models: Sequence[ModelFacts]) -> Iterator[str]:
     """Where points go: the run of a single model, else the number of runs in each project or folder."""
     if len(models) == 1:
         ledger = models[0].ledger
-        yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}"
+        reporting = str((ledger.writer or {}).get("reporting", "online"))
+        why = "" if reporting == "online" else f" ({reporting})"
+        yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}{why}"
         return
-    runs: dict[str, int] = {}
-    for model in models:
-        where = model.ledger.where or "no session yet"
-        if "://" in where:
-            where = where.partition("/runs/")[0]
-        elif model.ledger.where:
-            where = str(Path(where).parent)
-        runs[where] = runs.get(where, 0) + 1
-    for where, count in runs.items():
-        yield f"{count} run{'s' if count > 1 else ''}: {_place(where)}"
+    for line in runs_by_project(model.ledger.where for model in models):
+        count, _, where = line.partition(": ")
+        yield f"{count}: {_place(where)}"
 
 
 def _place(where: str) -> str:
@@ -243,10 +232,6 @@ def _job_line(one: CheckpointFacts, *, is_alone: bool) -> str:
         return f"evaluating {one.entry.name} for {took}, log: {log}{left}"
     left = " (as last seen; start collects it)" if is_alone else ""
     return f"{one.entry.name}: {running.state} for {took}, log: {log}{left}"
-
-
-def _short(name: str) -> str:
-    return shorten(name, 30) if screen_width() else name
 
 
 def _here(path: str) -> str:

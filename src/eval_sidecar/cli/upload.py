@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -15,15 +15,17 @@ import click
 
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, takes
-from eval_sidecar.cli.reporting import choose_mode, open_tracker
+from eval_sidecar.cli.reporting import Reporting, choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
+from eval_sidecar.cli.upload_report import print_news, print_pass, problem_lines
 from eval_sidecar.delivery.receipt_writer import ReceiptWriter
 from eval_sidecar.delivery.reconcile import Comparison
 from eval_sidecar.delivery.source import Source
 from eval_sidecar.delivery.uploading import ModelUpload, Uploader
 from eval_sidecar.errors import SidecarError, UsageError
 from eval_sidecar.paths import MANIFEST, RECEIPT, ResultPaths, StatePaths
+from eval_sidecar.system.accounts import configured_key
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.loop import run_passes
 from eval_sidecar.trackers.base import Tracker
@@ -31,9 +33,6 @@ from eval_sidecar.trackers.wandb_checks import check_runs
 from eval_sidecar.types import ModelSpec
 
 log = logging.getLogger(__name__)
-
-#: Models with nothing new that get a line each.
-_MANY = 20
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,16 @@ def upload(flags: _UploadFlags) -> int:
     With --once, the exit code is 0 only if every result was taken and every point is confirmed; the last
     lines say what is not.
     """
-    mode, reason = choose_mode(flags.wandb_mode, flags.disable_wandb, "online")
+    reporting = choose_mode(flags.wandb_mode, flags.disable_wandb, "online")
     show.set_up_logging()
-    source = _source(flags, checks_runs=mode is not None)
+    source = _source(flags, checks_runs=reporting.mode is not None)
     source.load()
-    if reason:
-        log.warning("%s", reason)
+    if reporting.reason:
+        log.warning("%s", reporting.reason)
     wake, stop = threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
-        tracker = stack.enter_context(_tracker(flags, mode))
-        uploader = _uploader(flags, tracker, mode, moved=flags.moved)
+        tracker = stack.enter_context(_tracker(flags, reporting))
+        uploader = _uploader(flags, tracker, reporting.mode, moved=flags.moved)
         receipt = ReceiptWriter(ResultPaths(flags.results).receipt)
         passes = _Passes(source, uploader, receipt, stop, once=flags.once)
         instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
@@ -112,7 +111,12 @@ def upload(flags: _UploadFlags) -> int:
         if not flags.once:
             stack.enter_context(watch_folders([flags.results], on_change))
 
+        account = [configured_key()]
+
         def do_pass() -> Optional[float]:
+            if tracker is not None and (key := configured_key()) != account[0]:
+                account[0] = key
+                tracker.close()  # its client has the key from its start
             passes.upload()
             instance.after_pass([str(uploader.state_file(done.spec)) for done in passes.uploads])
             if flags.once or stop.is_set():
@@ -149,15 +153,14 @@ class _Passes:
     def upload(self) -> None:
         """Upload once, and print a line a model; after the first pass only if there is something new."""
         models = self._source.load()
-        before = {done.spec.model_dir: done.left for done in self.uploads}
+        before = set(problem_lines(self.uploads))
         with show.counting("uploading", len(models)) as advance:
             uploads = self._uploader.run_pass(models, self._stop, lambda done: advance(done.spec.model_dir))
         if self._once:
-            _print_all(uploads)
+            print_pass(uploads)
         else:
-            for done in uploads:
-                if done.is_news or before.get(done.spec.model_dir, ()) != done.left:
-                    show.upload(done)
+            print_news(done for done in uploads if done.is_news)
+            show.problems([line for line in problem_lines(uploads) if line not in before])
             if self._uploader.looks_closely:
                 self._source.warn_of_overlooked(self._uploader)
         self.uploads = uploads
@@ -170,39 +173,30 @@ class _Passes:
 
     def left(self) -> list[str]:
         """Return what is not done, one line each."""
-        left = [f"{done.spec.model_dir}: {line}" for done in self.uploads for line in done.left]
+        left = problem_lines(self.uploads)
         left += self._source.overlooked(self._uploader) if self._once else []
         return left + ([self._receipt.problem] if self._receipt.problem else [])
-
-
-def _print_all(uploads: Sequence[ModelUpload]) -> None:
-    untouched = [done for done in uploads if not done.was_opened and not done.report.unconfirmed]
-    many = len(untouched) > _MANY
-    if many:
-        say(f"{len(untouched)} models: nothing new")
-    for done in uploads:
-        if not many or done not in untouched:
-            show.upload(done)
 
 
 @click.command()
 @takes(_VerifyFlags)
 def verify(flags: _VerifyFlags) -> int:
     """Compare ledgers and server, point by point. Exit code 1 if anything differs."""
-    mode, reason = choose_mode(flags.wandb_mode, False, "online")
-    if mode != "online":
-        why = reason or f"--wandb-mode (or WANDB_MODE) is {flags.wandb_mode}"
+    reporting = choose_mode(flags.wandb_mode, False, "online")
+    if reporting.mode != "online":
+        why = reporting.reason or f"--wandb-mode (or WANDB_MODE) is {flags.wandb_mode}"
         raise UsageError(f"{why}; only a server can be verified against: add --wandb-mode online")
     show.set_up_logging()
     source = _source(flags, checks_runs=True)
     models = source.load()
-    with _tracker(flags, mode) as tracker:
-        uploader = _uploader(flags, tracker, mode)
+    with _tracker(flags, reporting) as tracker:
+        uploader = _uploader(flags, tracker, reporting.mode)
         before = [_verified(uploader, spec) for spec in models]
         differing = [spec for spec, agrees in zip(models, before) if not agrees]
         if flags.repair and differing:
-            for done in uploader.repair(differing, threading.Event()):
-                show.upload(done)
+            repaired = uploader.repair(differing, threading.Event())
+            print_news(repaired)
+            show.problems(problem_lines(repaired))
             differing = [spec for spec in differing if not _verified(uploader, spec)]
         overlooked = source.overlooked(uploader)
         show.problems(overlooked)
@@ -274,8 +268,8 @@ def _uploader(
 
 
 @contextlib.contextmanager
-def _tracker(flags: _DeliveryFlags, mode: Optional[str]) -> Iterator[Optional[Tracker]]:
-    tracker = open_tracker(flags, mode, StatePaths(flags.ledgers).client_log)
+def _tracker(flags: _DeliveryFlags, reporting: Reporting) -> Iterator[Optional[Tracker]]:
+    tracker = open_tracker(flags, reporting, StatePaths(flags.ledgers).client_log)
     try:
         yield tracker
     finally:

@@ -40,9 +40,11 @@ from eval_sidecar.ledger.store import LedgerStore, load, open_store
 from eval_sidecar.manifest.model_places import place_of, second_model, settle_place
 from eval_sidecar.paths import OWN_FOLDER, LedgerPaths, PinPaths, ResultPaths, StatePaths, TemporaryPaths
 from eval_sidecar.report.facts import model_facts
+from eval_sidecar.system.accounts import configured_key
 from eval_sidecar.system.file_notifications import watch_folders
 from eval_sidecar.system.locks import held_lock, private_folder
 from eval_sidecar.trackers.wandb_checks import check_runs
+from eval_sidecar.trackers.wandb_key import KeyAwaitingTracker
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +68,9 @@ def watch(flags: WatchFlags) -> int:
     if flags.once and not plan.config.model_dir.exists():
         say(f"eval-sidecar: --sft-root {plan.config.model_dir}: there is no such folder yet", err=True)
         return os.EX_TEMPFAIL
-    mode, reason = choose_mode(flags.wandb_mode, flags.disable_wandb)
+    reporting = choose_mode(flags.wandb_mode, flags.disable_wandb)
     show.set_up_logging()
-    for line in check_runs([plan.spec]) if mode is not None else ():
+    for line in check_runs([plan.spec]) if reporting.mode is not None else ():
         log.warning("%s", line)
     path = StatePaths(plan.state_dir).ledger(plan.spec.model_dir, plan.spec.run_id)
     wake, stop = threading.Event(), threading.Event()
@@ -77,16 +79,27 @@ def watch(flags: WatchFlags) -> int:
         store = stack.enter_context(_opened(path, plan))
         stack.enter_context(_only_one(plan.config))
         settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags.moved)
-        tracker = open_tracker(flags, mode, LedgerPaths(path).client_log)
-        if reason:
-            log.warning("%s", reason)
-        delivery = DeliveryThread(store, tracker, plan.spec, flags.confirm_seconds) if tracker else None
+        tracker = open_tracker(flags, reporting, LedgerPaths(path).client_log)
+        if reporting.reason:
+            log.warning("%s", reporting.reason)
+        delivery = (
+            DeliveryThread(store, tracker, plan.spec, flags.confirm_seconds, account=configured_key)
+            if tracker
+            else None
+        )
         instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch"))
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
-            lambda ledger: ledger.with_settings(key, settings).written_by({**_writer(flags), "settings": key})
+            lambda ledger: (
+                ledger.with_settings(key, settings)
+                .written_by({**_writer(flags), "settings": key})
+                .with_reporting(reporting.in_words)
+                .with_problem(None)
+            )
         )
+        if isinstance(tracker, KeyAwaitingTracker):
+            tracker.on_online = lambda: store.update(lambda ledger: ledger.with_reporting("online"))
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):
             log.warning("%s", line)
@@ -99,6 +112,7 @@ def watch(flags: WatchFlags) -> int:
         for line in () if flags.once else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
         interrupted = _run(plan, store, delivery, instance, wake, stop)
+    mode = "online" if isinstance(tracker, KeyAwaitingTracker) and tracker.is_online else reporting.mode
     return _report(plan, store, mode, interrupted)
 
 

@@ -7,7 +7,8 @@ import threading
 import time
 from typing import Callable, Optional
 
-from eval_sidecar.delivery.delivery import deliver
+from eval_sidecar.delivery.delivery import Report, deliver
+from eval_sidecar.errors import TrackerError
 from eval_sidecar.ledger.store import LedgerStore
 from eval_sidecar.system.logs import WarnOnce
 from eval_sidecar.trackers.base import Tracker
@@ -32,6 +33,8 @@ class DeliveryThread:
         settle_seconds: How long a server may take to show a row that it has.
         clock: Seconds since the epoch.
         idle_seconds: How long the tracker stays open with nothing to deliver.
+        account: Returns what a delivery depends on beside the ledger, such as the key: if it changes,
+            whatever is left over is tried again at once.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class DeliveryThread:
         settle_seconds: float,
         clock: Callable[[], float] = time.time,
         idle_seconds: float = _IDLE_SECONDS,
+        account: Callable[[], Optional[str]] = lambda: None,
     ) -> None:
         self._store = store
         self._tracker = tracker
@@ -49,6 +53,10 @@ class DeliveryThread:
         self._settle_seconds = settle_seconds
         self._clock = clock
         self._idle_seconds = idle_seconds
+        self._account = account
+        self._last_account = account()
+        self._has_new_account = False
+        self._has_address = False
         self._wanted = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
@@ -70,8 +78,11 @@ class DeliveryThread:
         """
         if self._broken is not None:
             raise self._broken
+        account = self._account()
+        if account != self._last_account:
+            self._last_account, self._has_new_account = account, True
         # A failed point waits for its retry: only a point that came since is a reason to deliver at once.
-        if self._pending() - self._refused:
+        if self._has_new_account or self._pending() - self._refused:
             self._wanted.set()
 
     def deliver_rest(self, stop: threading.Event) -> None:
@@ -107,6 +118,9 @@ class DeliveryThread:
             while not self._ending.is_set():
                 self._wait_until_wanted()
                 self._wanted.clear()
+                if self._has_new_account:
+                    self._has_new_account = self._has_address = False
+                    self._tracker.close()  # it has the account from its start
                 if not self._ending.is_set():
                     self._deliver(self._ending.wait)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
@@ -122,7 +136,7 @@ class DeliveryThread:
             self._wanted.wait(None if seconds is None else seconds - self._idle_seconds)
 
     def _deliver(self, pause: Callable[[float], bool]) -> None:
-        report = deliver(
+        report = self._find_address() or deliver(
             self._store,
             self._tracker,
             self._spec,
@@ -145,6 +159,22 @@ class DeliveryThread:
                 report.unconfirmed,
                 f" ({report.where})" if report.where else "",
             )
+
+    def _find_address(self) -> Optional[Report]:
+        """Learn once where points will be found, before there is one; return a report if that fails."""
+        if self._has_address:
+            return None
+        try:
+            where = self._tracker.address(self._spec)
+        except TrackerError as error:
+            problem = str(error)
+            self._store.update(lambda ledger: ledger.with_problem(problem))
+            return Report(problem=problem, where=self._store.ledger.where)
+        self._has_address = True
+        if where is not None:
+            log.info("delivery: points go to %s", where)
+            self._store.update(lambda ledger: ledger.with_where(where))
+        return None
 
     def _pending(self) -> set[tuple[int, int, str]]:
         """Return step, revision and digest of every point that has not been sent."""

@@ -184,6 +184,8 @@ class _Delivery:
                     return self._send(self.store.ledger.due(), view)
                 except StaleView as stale:
                     hold = str(stale)
+            if not self._waited:
+                log.info("%s; waiting up to %.0f s before anything is sent", hold, self.settle_seconds)
             if not self._wait():
                 raise TrackerError(f"{hold}; nothing was sent, it is tried again later")
 

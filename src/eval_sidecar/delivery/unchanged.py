@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from eval_sidecar.errors import SidecarError, StateError
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.stamps import (
     CLOSE_LOOK_SECONDS,
     OwnStamp,
@@ -59,6 +60,7 @@ class InOrder:
         undelivered: Points that were not sent, because delivery was off.
         unconfirmed: Points that were sent to where nothing can be read back.
         table_due: As in `Ledger`.
+        where: As in `Ledger`.
     """
 
     look: ResultStamps
@@ -66,6 +68,7 @@ class InOrder:
     undelivered: int = 0
     unconfirmed: int = 0
     table_due: bool = False
+    where: Optional[str] = None
 
 
 class UnchangedModels:
@@ -181,12 +184,16 @@ class UnchangedModels:
         if self._in_order.pop(state_file.name, None):
             self._has_changed = True
 
-    def remember(
-        self, state_file: Path, look: ResultStamps, undelivered: int, unconfirmed: int, table_due: bool
-    ) -> None:
-        """Remember a model that has nothing wrong with it; its ledger has just been closed."""
-        ledger = own_stamp(str(state_file))
-        self._in_order[state_file.name] = InOrder(look, ledger, undelivered, unconfirmed, table_due)
+    def remember(self, state_file: Path, look: ResultStamps, ledger: Ledger) -> None:
+        """Remember a model that has nothing wrong with it; its ledger has just been saved."""
+        self._in_order[state_file.name] = InOrder(
+            look,
+            own_stamp(str(state_file)),
+            len(ledger.undelivered()),
+            len(ledger.unconfirmed()),
+            ledger.table_due,
+            ledger.where,
+        )
         self._has_changed = True
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from eval_sidecar.delivery.delivery import Report, deliver
+from eval_sidecar.delivery.pass_tracker import PassTracker
 from eval_sidecar.delivery.reconcile import Comparison, compare, mark_for_repair
 from eval_sidecar.delivery.unchanged import UnchangedModels
 from eval_sidecar.errors import ResultError, SidecarError
@@ -107,7 +108,8 @@ class Uploader:
         for upload in done.values():
             on_done(upload)
         rest = [spec for spec in models if spec.model_dir not in done]
-        opened = self._for_each(rest, lambda spec: self._deliver(spec, stop), on_done)
+        tracker = PassTracker(self.tracker) if self.tracker is not None else None
+        opened = self._for_each(rest, lambda spec: self._deliver(spec, tracker, stop), on_done)
         done.update({upload.spec.model_dir: upload for upload in opened})
         return [done[spec.model_dir] for spec in models]
 
@@ -153,10 +155,11 @@ class Uploader:
         if standing is None:
             return None
         if self.tracker is None:
-            return ModelUpload(spec, Report(), was_opened=False)
+            return ModelUpload(spec, Report(where=standing.where), was_opened=False)
         if standing.undelivered or (self.confirms and (standing.unconfirmed or standing.table_due)):
             return None
-        return ModelUpload(spec, Report(unconfirmed=standing.unconfirmed), was_opened=False)
+        report = Report(unconfirmed=standing.unconfirmed, where=standing.where)
+        return ModelUpload(spec, report, was_opened=False)
 
     def _for_each(
         self,
@@ -174,20 +177,16 @@ class Uploader:
                 on_done(upload)
         return [done[spec.model_dir] for spec in models]
 
-    def _deliver(self, spec: ModelSpec, stop: threading.Event) -> ModelUpload:
+    def _deliver(self, spec: ModelSpec, tracker: Optional[Tracker], stop: threading.Event) -> ModelUpload:
         look, stamps = self._unchanged.look(self.results_root / spec.model_dir)
         with self._open(spec) as store:
             taken, foreign = self._take_results(store, stamps)
             report = Report(where=store.ledger.where)
-            if self.tracker is not None and not stop.is_set():
-                report = deliver(
-                    store, self.tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait
-                )
+            if tracker is not None and not stop.is_set():
+                report = deliver(store, tracker, spec, settle_seconds=self.settle_seconds, pause=stop.wait)
             left = (*foreign, *self._left(store))
             if not left:
-                ledger = store.ledger
-                counts = (len(ledger.undelivered()), len(ledger.unconfirmed()))
-                self._unchanged.remember(store.path, look, *counts, ledger.table_due)
+                self._unchanged.remember(store.path, look, store.ledger)
             saved = store.path.exists()  # a model without results has no ledger yet
             return ModelUpload(spec, report, left, taken, receipt=part_of(store.ledger) if saved else None)
 

@@ -119,6 +119,10 @@ class Ledger:
         """A person says, or does not, that whatever has this name is this training."""
         return replace(self, moved=moved)
 
+    def with_reporting(self, reporting: str) -> Ledger:
+        """The process that works on this reports like this: ``online``, or why it does not."""
+        return replace(self, writer={**(self.writer or {}), "reporting": reporting})
+
     def written_by(self, writer: Mapping[str, Any]) -> Ledger:
         """This process works on the ledger from now on."""
         return replace(self, writer=writer)
@@ -311,6 +315,10 @@ class Ledger:
     def with_table_due(self, due: bool) -> Ledger:
         """The run's table and summary have to be sent, or are shown."""
         return replace(self, table_due=due)
+
+    def with_where(self, where: str) -> Ledger:
+        """Points are found there, or will be."""
+        return replace(self, where=where)
 
     def with_problem(self, problem: Optional[str]) -> Ledger:
         """Why a delivery did not do everything; None if it did."""

@@ -134,6 +134,14 @@ class Tracker(Protocol):
         """
         ...
 
+    def address(self, spec: ModelSpec) -> Optional[str]:
+        """Return where a person finds a run, written or not yet; None if nobody can know.
+
+        Raises:
+            TrackerError: if the service does not answer, or does not accept the account.
+        """
+        ...
+
     def close(self) -> None:
         """End whatever the tracker keeps running. Idempotent; any later call starts it again."""
         ...

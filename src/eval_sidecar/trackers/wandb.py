@@ -141,6 +141,13 @@ class WandbTracker:
         named = {"name": display_name(spec.run_name)} if is_new else {}
         return {**named, "group": spec.group, "job_type": self._settings.job_type, "config": config}
 
+    def address(self, spec: ModelSpec) -> Optional[str]:
+        """See `Tracker.address`."""
+        if self._settings.mode != "online":
+            return None
+        where = self._ask({"op": "address", **_run_of(spec)}, self._settings.read_deadline).get("where")
+        return str(where) if where else None
+
     def close(self) -> None:
         """See `Tracker.close`."""
         with self._lock:
@@ -162,20 +169,27 @@ class WandbTracker:
             worker = self._enlist()
         except OSError as error:
             raise TrackerError(f"the W&B client cannot be started ({error})", nothing_sent=True) from error
-        what = f"{request['op']} of run {request['run_id']}"
         try:
             answer = worker.ask(request, deadline)
         except WorkerLost as lost:
             self._retire(worker)
-            raise TrackerError(f"W&B {what}: {lost}; see {settings.log}") from None
+            raise TrackerError(f"W&B {request['op']}: {lost}; see {settings.log}") from None
         finally:
             worker.release()
         if "error" in answer and request["op"] == "send":
             # The client takes a run id for used after a session that failed to open.
             self._retire(worker)
+        if "error" in answer and answer.get("unreachable"):
+            # The client asks one after the other: each of the rest would wait as long for the same answer.
+            worker.answer_reads(answer)
+            self._retire(worker)
         if "error" in answer:
-            nothing_sent = bool(answer.get("nothing_sent"))
-            raise TrackerError(answer["error"], permanent=answer["permanent"], nothing_sent=nothing_sent)
+            raise TrackerError(
+                answer["error"],
+                permanent=answer["permanent"],
+                nothing_sent=bool(answer.get("nothing_sent")),
+                unreachable=bool(answer.get("unreachable")),
+            )
         return answer
 
     def _enlist(self) -> Worker:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from eval_sidecar.system.accounts import CLOUD, server_address
+from eval_sidecar.system.accounts import CLOUD, configured_key, server_address
 from eval_sidecar.system.logs import SmallLog
 from eval_sidecar.system.process import ProcessIdentity, end_family
 from eval_sidecar.system.redaction import without_secrets
@@ -66,6 +66,7 @@ class Worker:
     log: Path
     is_online: bool
     _waiting: dict[int, queue.SimpleQueue[Any]] = field(default_factory=dict)
+    _reads: set[int] = field(default_factory=set)
     _users: int = 0
     _last_id: int = 0
     _retired: bool = False
@@ -109,8 +110,10 @@ class Worker:
             for name, value in os.environ.items()
             if is_ours(name) and (value or not name.startswith("WANDB_"))
         }
-        if "WANDB_API_KEY" in ours:  # read from a file, with its line end
-            ours["WANDB_API_KEY"] = ours["WANDB_API_KEY"].strip()
+        # Clients differ in how a netrc file must name a server.
+        ours.pop("WANDB_API_KEY", None)
+        if (key := configured_key()) is not None:
+            ours["WANDB_API_KEY"] = key
         # The worker's folder is another one.
         if (address := server_address()) is not None:
             ours["WANDB_BASE_URL"] = address
@@ -167,6 +170,8 @@ class Worker:
             self._last_id += 1
             number = self._last_id
             self._waiting[number] = answers
+            if request["op"] == "read":
+                self._reads.add(number)
             if self._dead:
                 answers.put(_GONE)
         line = json.dumps({**request, "id": number, "scratch": self._scratch})
@@ -184,9 +189,17 @@ class Worker:
         finally:
             with self._lock:
                 self._waiting.pop(number, None)
+                self._reads.discard(number)
         if answer is _GONE:
             raise WorkerLost("the client ended before it answered; outcome unknown")
         return dict(answer)
+
+    def answer_reads(self, answer: dict[str, Any]) -> None:
+        """Give every look-up that still waits this answer."""
+        with self._lock:
+            waiting = [self._waiting[number] for number in self._reads]
+        for answers in waiting:
+            answers.put(answer)
 
     def _wait(self, answers: queue.SimpleQueue[Any], request: dict[str, Any], deadline: float) -> Any:  # noqa: ANN401 - an answer
         """Wait for an answer, and log it if that takes long: silence looks like a program that hangs."""
@@ -194,7 +207,8 @@ class Worker:
             return answers.get(timeout=min(_PATIENCE, deadline))
         if not self._has_said_so and deadline > _PATIENCE:
             self._has_said_so = True
-            where = without_secrets(server_address() or CLOUD)
+            server = without_secrets(server_address() or CLOUD)
+            where = server if self.is_online else "the W&B client, offline"
             what = f"{request['op']} of run {request['run_id']}"
             log.info("waiting for %s (%s): no answer in %.0f s", where, what, _PATIENCE)
         answer = answers.get(timeout=max(0.0, deadline - _PATIENCE))

@@ -27,6 +27,8 @@ _WORDS = (
     (404, re.compile(r"\b(project|entity|team|user)\b.{0,80}\bnot found|not found during", re.I)),
 )
 _STATUS = re.compile(r"(?:returned error|HTTP) (\d{3})\b")
+#: What the client says if it has no key at all.
+_NO_KEY = re.compile(r"no api key|not logged in\b.*no api key|no authentication conf", re.I)
 #: What the client says if no server answered, in any operation.
 _NO_ANSWER = re.compile(
     r"did not respond in time|service process is busy|initialization has timed out|timed? ?out"
@@ -79,26 +81,39 @@ def describe(error: BaseException, request: Mapping[str, Any]) -> dict[str, Any]
         return {"error": message, "permanent": True}
     if request["op"] == "read" and NO_SUCH_QUERY.search(text):
         return {"unsupported": f"the server cannot show the rows of {path}: {text}"}
-    status = status_of(error)
-    advice = {
-        401: "W&B does not accept the API key: run `wandb login`, or set WANDB_API_KEY",
-        403: f"no permission for {path}: check the entity, the project and whose API key this is",
-        404: f"entity or project of {path} not found: check --wandb-entity and --wandb-project",
-    }.get(status or 0)
+    return _describe_failure(error, request, path, text)
+
+
+def _describe_failure(
+    error: BaseException, request: Mapping[str, Any], path: str, text: str
+) -> dict[str, Any]:
+    status, server = status_of(error), server_address() or CLOUD
+    # What is about the key, the project or the server names no run: it is then the same for every model.
+    project = path.rpartition("/")[0]
+    general = text.replace(path, project).replace(request["run_id"], "the run")
     if status == 409 and _WORDS[0][1].search(text):
-        advice = (
+        reason = (
             f"{path} was deleted, and W&B does not give a run id out twice: choose another --wandb-run-id"
         )
-    server = server_address() or CLOUD
+        return {"error": f"{reason} ({text})", "permanent": True}
+    advice = {
+        401: f"{server} does not accept the API key: run `wandb login --relogin`, or set WANDB_API_KEY",
+        403: f"no permission for {project}: check the entity, the project and whose API key this is",
+        404: f"entity or project of {project} not found: check --wandb-entity and --wandb-project",
+    }.get(status or 0)
+    if status == 401 and _NO_KEY.search(text):
+        advice = f"no W&B API key for {server}: run `wandb login`, or set WANDB_API_KEY"
     if status == 404 and "credentials" in text:
         advice = f"{server} does not answer as a W&B server does: check WANDB_BASE_URL (no page's address)"
     if advice:
-        return {"error": f"{advice} ({text})", "permanent": True}
+        return {"error": f"{advice} ({general})", "permanent": True}
     if status is None and _NO_ANSWER.search(text):
         message = (
-            f"{path}: no answer from {server}: check WANDB_BASE_URL, the network and the proxy, or"
-            f" deliver later from a machine with internet ({type(error).__name__}: {text})"
+            f"no answer from {server}: check WANDB_BASE_URL, the network and the proxy, or"
+            f" deliver later from a machine with internet ({type(error).__name__}: {general})"
         )
-        return {"error": message, "permanent": False}
+        return {"error": message, "permanent": False, "unreachable": True}
+    if status is not None and status >= 500:
+        return {"error": f"{server} has a problem (HTTP {status}: {general})", "permanent": False}
     usage = type(error).__name__ == "UsageError"
     return {"error": f"{path}: {type(error).__name__}: {text}", "permanent": usage}

@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO
+from urllib.parse import quote
 
 from eval_sidecar.system.redaction import without_secrets
 from eval_sidecar.trackers.wandb_errors import NO_SUCH_QUERY, describe, is_missing_run
+from eval_sidecar.trackers.wandb_settings import quiet_settings
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -42,30 +44,6 @@ _TEXTS = ("error", "unsupported", "table_problem", "where")
 _PAGE = 10_000
 #: Seconds without a heartbeat after which a run counts as not being written.
 _FRESH_SECONDS = 60.0
-
-
-def quiet_settings(timeouts: Request) -> dict[str, Any]:
-    """Return settings for sessions that collect nothing about the machine and give up in bounded time."""
-    settings: dict[str, Any] = {
-        "console": "off",
-        "disable_code": True,
-        "disable_git": True,
-        "init_timeout": timeouts["init"],
-        "silent": True,
-        "x_disable_machine_info": True,
-        "x_disable_meta": True,
-        "x_disable_stats": True,
-        "x_disable_viewer": True,
-        "x_graphql_timeout_seconds": timeouts["request"],
-        "x_file_stream_timeout_seconds": timeouts["request"],
-        "x_file_transfer_timeout_seconds": timeouts["request"],
-        "x_save_requirements": False,
-    }
-    for kind in ("graphql", "file_stream", "file_transfer"):
-        settings[f"x_{kind}_retry_max"] = timeouts["retries"]
-        settings[f"x_{kind}_retry_wait_min_seconds"] = timeouts["retry_wait"]
-        settings[f"x_{kind}_retry_wait_max_seconds"] = 10 * timeouts["retry_wait"]
-    return settings
 
 
 class Client:
@@ -106,18 +84,32 @@ class Client:
         """
         return self.wandb.Settings(**self._quiet)
 
-    def run(self, path: str) -> Run:
-        """Look a run up, never from the client's cache."""
+    def api(self) -> Any:  # noqa: ANN401 - the client's own type
+        """Return the client's public API."""
         with self._lock:
             if self._api is None:
                 self._api = self.wandb.Api(timeout=self._timeout)
-            known = path in self._loaded
-        run = self._api.run(path)
+            return self._api
+
+    def run(self, path: str) -> Run:
+        """Look a run up, never from the client's cache."""
+        known = path in self._loaded
+        run = self.api().run(path)
         if known:
             run.load(force=True)
         with self._lock:
             self._loaded.add(path)
         return run
+
+
+def address(client: Client, request: Request) -> Answer:
+    """Return the page of a run, which need not exist; asks the server whose key this is."""
+    entity = request["entity"] or client.api().default_entity
+    pages = getattr(client.wandb.setup().settings, "app_url", None)
+    if not entity or not pages:
+        return {"where": None}
+    names = [quote(name, safe="") for name in (entity, request["project"], "runs", request["run_id"])]
+    return {"where": "/".join([pages.rstrip("/"), *names])}
 
 
 def read(client: Client, request: Request) -> Answer:
@@ -331,7 +323,11 @@ class Worker:
             threading.Thread(target=self._answer, args=(json.loads(line),), daemon=True).start()
 
     def _answer(self, request: Request) -> None:
-        operations: dict[str, Callable[[Client, Request], Answer]] = {"read": read, "send": send}
+        operations: dict[str, Callable[[Client, Request], Answer]] = {
+            "address": address,
+            "read": read,
+            "send": send,
+        }
         try:
             with self._client_lock:
                 if self._client is None:
