@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_sidecar.delivery.unchanged import Seen
+from eval_sidecar.delivery.unchanged import UnchangedModels
 from eval_sidecar.ledger.ledger import CONFIRMED, PENDING, SENT, Delivery, Failure, Ledger, Running
 from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.store import LedgerStore, load
@@ -169,7 +169,7 @@ def test_the_provenance_of_before_is_that_of_its_numbers():
 
 def test_what_the_last_pass_of_before_saw_is_known(tmp_path):
     path = shutil.copy(BEFORE / "seen.json", tmp_path / ".seen")
-    seen = Seen(Path(path))
+    seen = UnchangedModels(Path(path))
     state_file = tmp_path / f"{MODEL}_5bac4fb5fe2e.json"
     assert list(seen.waiting(state_file, tmp_path / "not looked into")) == [1000]
 

@@ -94,7 +94,7 @@ class Origins:
         return entry
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
-        """What an evaluation that begins now is made of; its settings are in the ledger then."""
+        """Return what an evaluation that begins now is made of; its settings are in the ledger then."""
         key = self._settings_now()
         try:
             identity: Optional[str] = read_identity(checkpoint.path)
@@ -104,7 +104,7 @@ class Origins:
         return Origin(identity, key, now_text())
 
     def _settings_now(self) -> Optional[str]:
-        """The key of the settings as they are now; says what has changed since the last evaluation."""
+        """Return the key of the settings as they are now; says what has changed since the last evaluation."""
         settings = self._config.settings.now()
         key = key_of(settings)
         before = (self._store.ledger.writer or {}).get("settings")
@@ -228,7 +228,7 @@ class Origins:
         return True
 
     def _of_result(self, entry: Entry, result: Result, checkpoint: Optional[Checkpoint]) -> Optional[Origin]:
-        """What numbers found on disk are of; None if they are not those of this checkpoint and model.
+        """Return what numbers found on disk are of; None if they are not those of this checkpoint and model.
 
         A result that nobody has written anything down of is this checkpoint's: it was there before.
         """
@@ -263,7 +263,7 @@ class Origins:
         return None
 
     def _identity(self, entry: Entry, checkpoint: Optional[Checkpoint]) -> Optional[str]:
-        """What the weights of a step are, as they were read last, or as they are."""
+        """Return what the weights of a step are, as they were read last, or as they are."""
         if entry.content is not None:
             return entry.content.identity
         content = self._read(checkpoint) if checkpoint is not None else None
@@ -273,7 +273,7 @@ class Origins:
         return content.identity if content else None
 
     def _is_unchanged(self, entry: Entry, present: Checkpoint) -> bool:
-        """Whether a folder looks as when its weights were read."""
+        """Return whether a folder looks as when its weights were read."""
         folder, now = folder_stamp(present.path), self._monotonic()
         seen = self._looked.get(entry.step)
         if seen is not None and seen[0] == folder and now - seen[2] < _FILES_SECONDS:
@@ -289,7 +289,7 @@ class Origins:
         return True
 
     def _read(self, checkpoint: Checkpoint) -> Optional[Content]:
-        """What a checkpoint's weights are; None if they say nothing yet, or cannot be read."""
+        """Return what a checkpoint's weights are; None if they say nothing yet, or cannot be read."""
         if not self._is_ready(checkpoint):
             return None
         try:
