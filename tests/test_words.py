@@ -21,6 +21,8 @@ DONE = (
     "trackers",
     "diagnosis",
     "delivery",
+    "evaluation",
+    "launchers",
     "ledger",
     "manifest",
     "readers",
