@@ -108,7 +108,7 @@ class FakeLauncher:
 
     def poll(self, handle: Handle) -> JobState:
         if "pid" not in handle:
-            return JobState(JobPhase.LOST, reason="its start was cut short")
+            return JobState(JobPhase.LOST, reason="its start was interrupted")
         return self._states.get(handle["token"], JobState(JobPhase.LOST, reason="never heard of it"))
 
     def cancel(self, handle: Handle) -> bool:

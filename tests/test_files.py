@@ -57,7 +57,7 @@ def test_putting_aside_never_overwrites_what_was_put_aside_before(tmp_path):
 
 
 def test_a_file_that_cannot_be_put_aside_is_one_clear_error(tmp_path):
-    with pytest.raises(StateError, match=r"x.json: cannot be put aside as x.json.corrupt \(No such file"):
+    with pytest.raises(StateError, match=r"x.json: cannot be renamed to x.json.corrupt \(No such file"):
         set_aside(tmp_path / "x.json", "corrupt")
 
 

@@ -1,6 +1,6 @@
 """What the release before this layout of the code wrote is read by this one, and means the same.
 
-The files in ``fixtures/before`` were written by that release itself; they are not to be made again.
+The files in ``fixtures/before`` were written by that release itself; never make them again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from eval_sidecar.manifest.manifest import load_manifest
 from eval_sidecar.manifest.receipt import read_parts, read_receipt
 from eval_sidecar.transfer import PackPlan, find_bundle, pack, unpack
 from eval_sidecar.transfer.brought import read_brought
-from eval_sidecar.types import Content, DeliveryStatus, Forced, Origin, Place, digest
+from eval_sidecar.types import Content, Forced, Origin, Place, digest
+from eval_sidecar.types import DeliveryStatus as Status
 from transfer_files import read_tree
 
 BEFORE = Path(__file__).parent / "fixtures" / "before"
@@ -60,11 +61,11 @@ def test_a_ledger_of_before_says_the_same_of_its_model(ledger):
             100,
             "a",
             (0.1, 0.05),
-            Delivery(DeliveryStatus.CONFIRMED, 1, "ca55db75d564977f", 7, 1_700_000_000.5, "read back"),
+            Delivery(Status.CONFIRMED, 1, "ca55db75d564977f", 7, 1_700_000_000.5, "read back"),
         ),
-        (200, "b", (0.2, 0.1), Delivery(DeliveryStatus.SENT, 0, "089e9cac8e4e01e1", None, 1_700_000_100.0)),
-        (300, "c", (0.3, 0.15), Delivery(DeliveryStatus.PENDING)),
-        (400, "d", (0.4, 0.2), Delivery(DeliveryStatus.CONFIRMED, 0, "b7d9e6472e935dad", 9, 1_700_000_200.0)),
+        (200, "b", (0.2, 0.1), Delivery(Status.SENT, 0, "089e9cac8e4e01e1", None, 1_700_000_100.0)),
+        (300, "c", (0.3, 0.15), Delivery(Status.PENDING)),
+        (400, "d", (0.4, 0.2), Delivery(Status.CONFIRMED, 0, "b7d9e6472e935dad", 9, 1_700_000_200.0)),
     ],
 )
 def test_a_result_of_before_keeps_its_numbers_its_weights_and_its_delivery(
@@ -82,8 +83,8 @@ def test_a_result_of_before_keeps_its_numbers_its_weights_and_its_delivery(
 
 def test_what_is_due_in_a_ledger_of_before_is_due_still(ledger):
     assert {entry.step: entry.due().status for entry in ledger.due()} == {
-        200: DeliveryStatus.SENT,
-        300: DeliveryStatus.PENDING,
+        200: Status.SENT,
+        300: Status.PENDING,
     }
     assert [entry.step for entry in ledger.steps() if entry.processed] == [100, 200, 300]
     assert [entry.step for entry in ledger.steps() if entry.is_superseded] == [400]
@@ -146,7 +147,7 @@ def test_a_ledger_of_the_first_scripts_says_the_same():
     assert ledger.extra == {"model_config_key": "0123"}
     entry = ledger.entries[495]
     assert entry.result.metrics == {"HR@1": 0.1, "HR@10": 0.25, "NDCG@10": 0.2}
-    assert (entry.delivery.status, entry.due()) == (DeliveryStatus.CONFIRMED, None)
+    assert (entry.delivery.status, entry.due()) == (Status.CONFIRMED, None)
     assert ledger.entries[990].processed
     failed = ledger.entries[1485]
     assert (failed.failure.error, failed.attempts, failed.has_failed) == ("exit code 1", 0, False)

@@ -181,7 +181,7 @@ def test_a_job_of_which_only_the_token_is_known_is_lost_and_can_be_cancelled(lau
     launcher.submit(up, [])
     wait_until_up(up)
     handle = {"token": job.token}
-    assert LocalLauncher(["0"]).poll(handle) == JobState(JobPhase.LOST, reason="its start was cut short")
+    assert LocalLauncher(["0"]).poll(handle) == JobState(JobPhase.LOST, reason="its start was interrupted")
     LocalLauncher(["0"], grace_seconds=30.0).cancel(handle)
     assert family(None, (MARKER, job.token)) == []
 

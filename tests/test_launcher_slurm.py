@@ -440,11 +440,11 @@ def test_a_job_that_vanished_without_a_trace_was_not_the_evaluations_doing(slurm
     slurm.forgets()
     slurm.script("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
     assert slurm.poll_twice() == JobState(
-        JobPhase.EVICTED, reason="Slurm job 7: gone from the queue without a trace"
+        JobPhase.EVICTED, reason="Slurm job 7: disappeared from the queue without a trace"
     )
 
 
-# -- a job whose submission was cut short ----------------------------------------------------------------
+# -- a job whose submission was interrupted ----------------------------------------------------------------
 
 
 def test_a_job_without_a_number_is_found_by_its_name(slurm):

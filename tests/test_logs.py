@@ -65,7 +65,7 @@ def test_a_small_log_is_set_aside_line_by_line_and_masks_keys(log, monkeypatch):
     assert all(path.stat().st_size < 100 for path in log.parent.iterdir())
 
 
-def test_a_small_log_that_cannot_be_set_aside_goes_on_growing_and_that_is_said_once(log, monkeypatch, caplog):
+def test_a_small_log_that_cannot_be_set_aside_keeps_growing_and_warns_once(log, monkeypatch, caplog):
     monkeypatch.setattr(logs, "FULL", 30)
     for number in (2, 3):
         log.with_name(f"{log.name}.{number}").mkdir()  # a file does not take the place of a folder
@@ -73,7 +73,7 @@ def test_a_small_log_that_cannot_be_set_aside_goes_on_growing_and_that_is_said_o
         for number in range(9):
             small.write(f"line {number}")
     assert log.read_text() == "".join(f"line {number}\n" for number in range(9))
-    assert [record.getMessage().count("goes on growing") for record in caplog.records] == [1]
+    assert [record.getMessage().count("keeps growing") for record in caplog.records] == [1]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")

@@ -19,9 +19,9 @@ def put(root: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     ("name", "what", "advice"),
     [
-        ("metrics.json", "/metrics.json", "it lies directly in the results"),
-        ("checkpoint-100/metrics.json", "/checkpoint-100", "it lies in no model's folder"),
-        ("m/metrics.json", "/m/metrics.json", "it lies in no checkpoint's folder"),
+        ("metrics.json", "/metrics.json", "it is directly in the results folder"),
+        ("checkpoint-100/metrics.json", "/checkpoint-100", "it is not in a model's folder"),
+        ("m/metrics.json", "/m/metrics.json", "it is not in a checkpoint's folder"),
         ("m/step_100/metrics.json", "/m/step_100/metrics.json", "rename it to checkpoint-100"),
         ("m/global_step7/metrics.json", "/m/global_step7/metrics.json", "rename it to checkpoint-7"),
         ("m/checkpoint-007/metrics.json", "/m/checkpoint-007/metrics.json", "rename it to checkpoint-7"),
@@ -81,7 +81,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to("/not/there")
     (line,) = lookalikes.everywhere(tmp_path)
-    assert f"{name}: looks like a result" in line and "/not/there, which is not there" in line
+    assert f"{name}: looks like a result" in line and "/not/there, which does not exist" in line
 
 
 def test_a_link_to_a_folder_above_is_not_followed(tmp_path):

@@ -77,7 +77,7 @@ def test_what_is_no_number_is_named_with_what_it_is():
 )
 def test_when_it_was_evaluated_is_no_metric(name):
     text = json.dumps({"HR@10": 1, name: 1700000000.5})
-    assert parse(text) == ({"HR@10": 1.0}, [f"{name} (a moment)"])
+    assert parse(text) == ({"HR@10": 1.0}, [f"{name} (a timestamp)"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_number_with_the_name_of_a_key_of_ours_is_left_out_by_name(name):
 
 
 def test_of_two_values_that_would_have_one_name_the_plain_one_counts():
-    assert parse('{"a": {"b": 1}, "a/b": 2}') == ({"a/b": 2.0}, ["a/b (there twice)"])
+    assert parse('{"a": {"b": 1}, "a/b": 2}') == ({"a/b": 2.0}, ["a/b (duplicate name)"])
 
 
 def test_one_value_that_is_there_twice_is_no_news():
@@ -114,10 +114,10 @@ def test_one_value_that_is_there_twice_is_no_news():
 
 
 def test_a_key_that_is_there_twice_with_two_values_is_named():
-    assert parse('{"HR@10": 0.4, "HR@10": 0.5}') == ({"HR@10": 0.5}, ["HR@10 (there twice)"])
+    assert parse('{"HR@10": 0.4, "HR@10": 0.5}') == ({"HR@10": 0.5}, ["HR@10 (duplicate name)"])
     assert parse('{"test": {"a": 1}, "b": 2, "test": {"a": 3}}') == (
         {"b": 2.0, "test/a": 3.0},
-        ["test (there twice)"],
+        ["test (duplicate name)"],
     )
 
 

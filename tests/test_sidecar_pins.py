@@ -277,7 +277,7 @@ def test_a_stop_gives_up_what_only_a_retry_would_need_with_a_line(world, caplog)
     world.tick()
     with caplog.at_level(logging.WARNING):
         world.sidecar.leave()
-    assert "checkpoint-1: its evaluation failed, and its pin, the last copy, is given up" in caplog.text
+    assert "checkpoint-1: its evaluation failed; its pin, the last copy, is removed" in caplog.text
     assert list(world.sidecar.pins.held()) == [2]
     world.sidecar.clear_failures(None)
     world.tick()

@@ -109,7 +109,7 @@ def test_an_evaluation_on_another_machine_is_started_again_only_when_it_is_given
     assert world.sidecar.is_idle, "a single pass does not wait for it"
     assert not unfinished(world.store.ledger, expects_delivery=False, expects_confirmation=False)
     (line,) = waiting(world.store.ledger)
-    assert line == "checkpoint-495: is under way: runs on another, or did"
+    assert line == "checkpoint-495: is being evaluated: runs on another, or did"
     world.sidecar.clear_failures([495])
     assert world.tick() == 1
     assert world.entry(495).attempts == 0

@@ -267,7 +267,7 @@ def test_a_corrupt_file_that_cannot_be_renamed_is_one_clear_error(path, monkeypa
 
 def test_a_file_of_a_newer_version_is_refused_and_untouched(path):
     before = put(path, {**first_version(), "version": 3, "new": {}}).read_bytes()
-    with pytest.raises(StateError, match="is of version 3, this program knows up to 2"), opened(path):
+    with pytest.raises(StateError, match="is of version 3, this program supports up to 2"), opened(path):
         pass
     assert path.read_bytes() == before
 

@@ -50,14 +50,14 @@ class LaunchError(SidecarError):
 
 
 class BusyError(LaunchError):
-    """No evaluation is taken at the moment, for a reason that is none of its own; nothing was started."""
+    """No evaluation is taken at the moment, for a reason unrelated to it; nothing was started."""
 
 
 class DaemonError(SidecarError):
     """A background instance could not be started, found or stopped.
 
     Attributes:
-        said: The end of its log, where that tells why; any number of lines.
+        said: The end of its log, if that tells why; any number of lines.
     """
 
     def __init__(self, message: str, said: str = "") -> None:
@@ -73,9 +73,9 @@ class TrackerError(SidecarError):
     """Delivery to a tracker failed, or its outcome is unknown.
 
     Attributes:
-        permanent: True where trying again without a person's help cannot succeed
+        permanent: True if a retry cannot succeed without a user's help
             (wrong key, no permission, deleted run, client not installed).
-        nothing_sent: True where it is certain that no row was handed to the tracker.
+        nothing_sent: True if it is certain that no row was handed to the tracker.
         unreachable: True if nobody answered, so that no other model would be answered now.
     """
 
@@ -99,7 +99,7 @@ class ReadBackUnsupported(TrackerError):
     """The tracker cannot show what it holds (offline mode, a server without that query).
 
     Attributes:
-        rows: How many rows it has all the same, where it says so.
+        rows: How many rows it has anyway, if it says so.
     """
 
     def __init__(self, message: str, *, rows: int = 0) -> None:
@@ -110,7 +110,7 @@ class ReadBackUnsupported(TrackerError):
 class StaleView(TrackerError):
     """The run did not start where the last look-up said it ends; nothing was sent.
 
-    Either the server had rows that it did not show yet, or somebody else writes to the run.
+    Either the server had rows that it did not show yet, or another process writes to the run.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Where this package lies, what comes with it, and the command that installs what it lacks.
+"""Where this package is installed, what comes with it, and the command that installs what it lacks.
 
 Needs nothing but the standard library: the evaluator asks it too, in a Python that may have nothing else.
 """
@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 PACKAGE = Path(__file__).resolve().parent
 DISTRIBUTION = "eval-sidecar"
-#: Lies at the root of a checkout; a wheel has it in the package.
+#: Is at the root of a checkout; a wheel has it in the package.
 EVALUATION_SCRIPT = "evaluate_sft_3b.sh"
 
 _EXTRA = re.compile(r"""\bextra\s*==\s*['"]([\w.-]+)['"]""")
@@ -37,7 +37,7 @@ def own_evaluation_script() -> Path:
 
 
 def is_own_evaluation_script(script: Path) -> bool:
-    """Whether a script is the one that comes with this package, or a copy of it, whatever its name."""
+    """Return whether a script is this package's own or a copy of it, under any name."""
     own = own_evaluation_script()
     try:
         return script.resolve() == own.resolve() or script.read_bytes() == own.read_bytes()
@@ -48,8 +48,8 @@ def is_own_evaluation_script(script: Path) -> bool:
 def install_command(extra: str = "", python: Optional[str] = None) -> str:
     """Return a shell command that installs this package with one of its extras.
 
-    The package has no name that an index knows: it is installed from where it came from. If that is gone, the
-    command names what the extra needs.
+    The package is on no index: the command installs it from its origin. If that no longer exists, the command
+    names the extra's requirements.
 
     Args:
         extra: ``wandb``, ``genrec``, ``slurm`` or ``peft``; empty for none.
@@ -58,13 +58,13 @@ def install_command(extra: str = "", python: Optional[str] = None) -> str:
     python = python or sys.executable
     wanted = " ".join(shlex.quote(source) for source in _sources(f"[{extra}]" if extra else "", extra))
     if python == sys.executable and importlib.util.find_spec("pip") is None:
-        # What makes environments without pip installs into them itself.
+        # The tool that creates environments without pip installs packages into them.
         return f"uv pip install --python {shlex.quote(python)} {wanted}"
     return f"{shlex.quote(python)} -m pip install {wanted}"
 
 
 def _sources(suffix: str, extra: str) -> list[str]:
-    """What pip is given, as words."""
+    """Return the requirements for pip."""
     installed = _installed()
     origin = _origin(installed) if installed else {}
     address = str(origin.get("url", ""))
@@ -85,13 +85,13 @@ def _sources(suffix: str, extra: str) -> list[str]:
 
 
 def _extra_of(requirement: str) -> str:
-    """The extra that a line of the metadata belongs to; empty for what is always needed."""
+    """Return the extra that a line of the metadata belongs to; empty for a required dependency."""
     found = _EXTRA.search(requirement.partition(";")[2])
     return found.group(1) if found else ""
 
 
 def _installed() -> Optional[importlib.metadata.Distribution]:
-    """The metadata of this very package, not of another of its name."""
+    """Return the metadata of this package, not of another with the same name."""
     for distribution in importlib.metadata.distributions(name=DISTRIBUTION):
         checkout = find_checkout()
         if checkout is not None:
@@ -108,7 +108,7 @@ def _path_of(address: str) -> Path:
 
 
 def _origin(distribution: importlib.metadata.Distribution) -> dict[str, Any]:
-    """What pip was given, as ``direct_url.json`` has it (PEP 610); empty if it was a name."""
+    """Return the content of ``direct_url.json`` (PEP 610); empty if pip was given a name."""
     try:
         found = json.loads(distribution.read_text("direct_url.json") or "{}")
     except ValueError:

@@ -1,7 +1,7 @@
 """Every path and file name that the sidecar writes: one frozen class for each folder that a user can choose.
 
 README's table of files shows all of them. Not here: names of the evaluator, which is a program of its own
-(`eval_sidecar.genrec`), archives and their parts, and names that a file has only until it is whole.
+(`eval_sidecar.genrec`), archives and their parts, and temporary names of files that are being written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
 MANIFEST = ".wandb_eval_manifest.json"
 RECEIPT = ".wandb_eval_receipt.json"
-#: Folder of files that gave way to ``unpack --mirror``.
+#: Folder for files that ``unpack --mirror`` moved away.
 MOVED_AWAY = ".before-unpack"
 #: Longest model name in the name of a ledger, in bytes; a file's name has 255.
 _LONGEST_NAME = 223
@@ -34,11 +34,11 @@ class ResultPaths:
     root: Path
 
     def metrics(self, model: str, step: int) -> Path:
-        """The numbers of a checkpoint; written by the evaluation script."""
+        """Return the path of a checkpoint's numbers; the evaluation script writes them."""
         return Path(f"{self.root}/{model}/checkpoint-{step}/{METRICS}")
 
     def begun(self, model: str, checkpoint: str) -> Path:
-        """The provenance of numbers that a running evaluation will write."""
+        """Return the path of the provenance of numbers that a running evaluation will write."""
         # Not beside the numbers: a script may want to make that folder itself.
         return self.root / OWN_FOLDER / model / f"{checkpoint}.json"
 
@@ -83,7 +83,7 @@ class ResultPaths:
 
     @property
     def moved_away(self) -> Path:
-        """Files that gave way to ``unpack --mirror``."""
+        """Files that ``unpack --mirror`` moved away."""
         return self.root / MOVED_AWAY
 
 
@@ -94,7 +94,7 @@ class StatePaths:
     folder: Path
 
     def ledger(self, model: str, run_id: str) -> Path:
-        """A model's ledger: ``<model>_<12 hex digits>.json``."""
+        """Return the path of a model's ledger: ``<model>_<12 hex digits>.json``."""
         return _ledger(self.folder, model, run_id)
 
     @property
@@ -115,9 +115,9 @@ def _ledger(folder: Path, model: str, run_id: str) -> Path:
 
 
 def name_in_files(model: str) -> str:
-    """Return a model's name as the names of its files begin: cut, if a file system would not take all of it.
+    """Return a model's name as its file names begin: shortened if too long for a file system.
 
-    The hash behind it is of the whole name.
+    The hash after it is of the whole name.
     """
     encoded = os.fsencode(model)
     if len(encoded) <= _LONGEST_NAME:
@@ -138,7 +138,7 @@ class LedgerPaths:
 
     @property
     def retry_request(self) -> Path:
-        """What ``retry`` asks of the sidecar that holds the ledger."""
+        """A request by ``retry`` to the sidecar that holds the ledger."""
         return self.ledger.with_suffix(".retry")
 
     @property
@@ -158,11 +158,11 @@ class ManagerPaths:
         return self.folder / f"{instance}.log"
 
     def pid(self, instance: str) -> Path:
-        """The pid of a running instance."""
+        """Return the path of a running instance's pid file."""
         return self.folder / f"{instance}.pid"
 
     def record(self, instance: str) -> Path:
-        """Which process an instance is, and what it works on."""
+        """Return the path of an instance's record: its process, and what it works on."""
         return self.folder / f"{instance}.json"
 
     @property
@@ -194,11 +194,11 @@ class JobPaths:
     log: Path
 
     def exit_code(self, token: str) -> Path:
-        """The exit code of a local job."""
+        """Return the path of a local job's exit code."""
         return self.log.with_name(f"{self.log.name}.{token}.exit")
 
     def slurm(self, job: str) -> Path:
-        """The folder of a Slurm job's own files and submitit's."""
+        """Return the folder for a Slurm job's files and submitit's."""
         return self.log.parent / "slurm" / job
 
 
@@ -214,7 +214,7 @@ class PinPaths:
         return cls(model_dir.parent / OWN_FOLDER)
 
     def pins(self, model: str) -> Path:
-        """The checkpoints that evaluations get."""
+        """Return the folder of the pinned checkpoints that evaluations get."""
         # Evaluation scripts take this folder's name for the model's when they choose where results go.
         return self.folder / model
 
@@ -228,7 +228,7 @@ class PinPaths:
 
     @property
     def mark(self) -> Path:
-        """A random text by which other machines know this folder again."""
+        """A random text by which other machines recognize this folder."""
         return self.folder / "place"
 
 
@@ -248,10 +248,10 @@ class TemporaryPaths:
         return self.private / f"run-{hashlib.sha256(run.encode()).hexdigest()[:20]}.lock"
 
     def watch_lock(self, model_dir: Path) -> Path:
-        """Instead of `PinPaths.lock`, if that one cannot be made."""
+        """Replaces `PinPaths.lock` if that cannot be created."""
         return self.private / f"{short_key(model_dir)}.lock"
 
 
 def short_key(model_dir: Path) -> str:
-    """Return 12 hex digits for a model dir, whatever links lead there."""
+    """Return 12 hex digits for a model dir, the same for any link to it."""
     return hashlib.sha256(os.fsencode(os.path.realpath(model_dir))).hexdigest()[:12]

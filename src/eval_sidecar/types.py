@@ -66,10 +66,10 @@ class JobPhase(Word):
     """Where a job stands at its launcher."""
 
     QUEUED = "queued"
-    """Accepted, and not known to compute: it waits for a machine, or the scheduler does not answer."""
+    """Accepted, not known to be computing: waiting for a machine, or the scheduler does not answer."""
 
     RUNNING = "running"
-    """It computes."""
+    """It is computing."""
 
     ENDED = "ended"
     """It ended on its own: with an exit code, or over its time or memory."""
@@ -119,7 +119,7 @@ class ModelSpec:
         sid_levels: Levels of a semantic ID that are used; ``<= 0`` means all.
         project: W&B project.
         entity: W&B entity, or None for the key's default.
-        run_id: W&B run id; the same id is resumed for ever.
+        run_id: W&B run id; the run with this id is always resumed.
         run_name: W&B run name.
         group: W&B group, or None.
         num_train_epochs: Epochs of the training; None if they are not known.
@@ -140,8 +140,8 @@ class ModelSpec:
     num_train_epochs: Optional[float] = None
 
 
-#: Size in bytes, mtime and ctime in ns of a file. Where a copy is given the time of what it was made from,
-#: only the ctime tells two files of one size apart.
+#: Size in bytes, mtime and ctime in ns of a file. If a copy keeps the mtime of its original,
+#: only the ctime distinguishes two files of the same size.
 Stamp = tuple[int, int, int]
 
 
@@ -163,7 +163,7 @@ class Place:
         return f"{self.host}:{self.path}"
 
     def is_same(self, other: Place) -> bool:
-        """Whether both are one folder, as far as that can be told without looking into it."""
+        """Return whether both are one folder, as far as that can be told without looking into it."""
         return self.path == other.path and (self.host == other.host or None is not self.mark == other.mark)
 
 
@@ -199,7 +199,7 @@ class Origin:
     at: Optional[str] = None
 
 
-#: Of a result that nobody has written anything down of.
+#: Origin of a result without provenance.
 UNKNOWN = Origin()
 
 
@@ -250,9 +250,9 @@ class Point:
         metrics: Metric name (``HR@10``, without a prefix) to value.
         metrics_path: Where the numbers come from.
         revision: 0 for the first delivery, then 1, 2, … each time the result has changed.
-        checkpoint_index: Rank of the checkpoint among the model's, from 1; None if nobody asks.
-        epoch_progress: Epochs trained so far, taking the model's last checkpoint for the end of the
-            training; None if nobody asks.
+        checkpoint_index: Rank of the checkpoint among the model's, from 1; None if not computed.
+        epoch_progress: Epochs trained so far, if the last checkpoint is the end of the training; None if not
+            computed.
     """
 
     step: int
@@ -270,7 +270,7 @@ class Job:
 
     Attributes:
         step: The checkpoint's training step.
-        token: Names the job before it has a handle, so that one can be found whose start was cut short.
+        token: Names the job before it has a handle, so that it can be found if its start was interrupted.
         argv: Command and arguments.
         env: Variables set on top of the sidecar's own environment.
         cwd: Working directory.
@@ -300,7 +300,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def digest(metrics: Mapping[str, float]) -> str:
-    """A hash of the numbers of a result alone, independent of their order and of how a file writes them."""
+    """Return a hash of a result's numbers, independent of their order and formatting."""
     return hashlib.sha256(_canonical(dict(metrics)).encode()).hexdigest()[:16]
 
 
@@ -309,20 +309,20 @@ _NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 @functools.lru_cache(maxsize=65_536)  # the same names in every model's folder
 def step_of(name: str) -> Optional[int]:
-    """The step in a folder name of the form ``checkpoint-<digits>``, else None.
+    """Return the step in a folder name of the form ``checkpoint-<digits>``, else None.
 
-    ``checkpoint-007`` is not a name that a trainer writes, and would be taken for step 7 twice.
+    ``checkpoint-007`` is not a name that a trainer writes, and would count as a second step 7.
     """
     match = _NAME.fullmatch(name)
     return int(match[1]) if match and name == f"checkpoint-{int(match[1])}" else None
 
 
-#: In each fact about what this user may not read.
+#: Begins each fact about something that this user cannot read.
 DENIED = "permission denied"
 
 
 def stable_hash(value: Mapping[str, Any]) -> str:
-    """SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
+    """Return the SHA-1, in hex, over a JSON object with sorted keys, no blanks, and ASCII only."""
     text = json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha1(text.encode("ascii"), usedforsecurity=False).hexdigest()
 

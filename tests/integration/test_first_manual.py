@@ -444,7 +444,7 @@ def test_once_names_a_checkpoint_that_is_a_link_to_nothing(repository: Repositor
     (repository.model_dir / "checkpoint-200").symlink_to("/not/there")
     done = repository.once()
     assert done.returncode == 1 and repository.processed == [100]
-    assert "checkpoint-200: is a link to /not/there, which is not there: restore" in done.stderr
+    assert "checkpoint-200: is a link to /not/there, which does not exist: restore" in done.stderr
 
 
 def test_a_pipe_or_a_socket_in_a_checkpoint_is_in_nobodys_way(repository: Repository) -> None:

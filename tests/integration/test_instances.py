@@ -49,7 +49,7 @@ def kill_sidecar(pid: int) -> None:
 def test_a_second_start_is_refused_and_the_first_goes_on(repository: Repository) -> None:
     pid = repository.start()
     done = repository.sidecar("start", "--instance", "cb64", *repository.flags)
-    assert_refused(done, "instance cb64: runs already", f"pid {pid}")
+    assert_refused(done, "instance cb64: is already running", f"pid {pid}")
     repository.checkpoint(100)
     repository.wait_for_result(100)
     assert repository.status()["pid"] == pid

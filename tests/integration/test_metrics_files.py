@@ -70,7 +70,7 @@ def test_every_number_that_can_be_read_is_delivered_and_the_rest_is_named_once(
         300: {"eval/HR@10": 0.75},
     }
     assert said.count("not taken as metrics: model (text)") == 1
-    assert said.count("checkpoint-300: not taken as metrics: loss (nan, not finite), date (a moment)") == 1
+    assert said.count("checkpoint-300: not taken as metrics: loss (nan, not finite), date (a timestamp)") == 1
     assert "not taken" not in upload(local)
     assert local.execute(*VERIFY).returncode == 0
 

@@ -385,7 +385,7 @@ def test_no_more_pins_are_kept_than_the_flag_says_and_a_stop_gives_up_those_that
     wait_until(lambda: names(held) == {"checkpoint-3", "checkpoint-4"}, "the oldest two to go")
     repository.sidecar("stop", "--instance", "cb64")
     assert not held.exists() and not repository.pins_folder.exists()
-    assert "its pin, the last copy, is given up" in (repository.manager / "cb64.log").read_text()
+    assert "its pin, the last copy, is removed" in (repository.manager / "cb64.log").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--max-pin-size", "--min-free-space"])

@@ -222,7 +222,7 @@ def test_an_uploader_outlives_a_manifest_and_a_receipt_that_cannot_be_used(
     manifest.unlink()
     manifest.symlink_to(manifest)  # for a while the disk says nothing about it
     (log,) = local.manager.glob("*.log")
-    wait_until(lambda: "the manifest read before stays in use" in log.read_text(), "the log")
+    wait_until(lambda: "the manifest that was read before stays in use" in log.read_text(), "the log")
     manifest.unlink()
     run(local, PREPARE)
     wait_until(lambda: points(server).get(RUNS[SECOND]) == [(100, 0.2)], "the second model's point")

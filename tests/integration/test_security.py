@@ -219,5 +219,5 @@ def test_a_lock_folder_that_somebody_else_has_laid_out_is_not_used(
     done = connected.sidecar("once", "--results-root", "results")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert str(folder) in line and "may be a trap" in line and "nothing was sent" in line
+    assert str(folder) in line and "is not trusted" in line and "nothing was sent" in line
     assert (server.requests, list((connected.root / "trap").iterdir())) == ({}, [])

@@ -31,7 +31,7 @@ from eval_sidecar.types import Checkpoint, Completeness, now_text
 
 log = logging.getLogger(__name__)
 
-#: Of how many other checkpoints the names are looked at, to know what all have, and of how many kept.
+#: How many other checkpoints are listed to learn which files all have, and how many lists are kept.
 _SAMPLE, _MOST_NAMES = 3, 16
 
 
@@ -39,7 +39,7 @@ _DELETED = "the folder has been deleted"
 
 
 def need_of(entry: Entry, *, force: bool) -> Need:
-    """Return what is still to be done with a checkpoint; `force`: it is evaluated whatever is known of it."""
+    """Return what is still to be done with a checkpoint; `force`: evaluate it in any case."""
     if entry.running is not None:
         return Need.RUNNING
     if force:
@@ -58,7 +58,7 @@ class Readiness:
         ready_seconds: Quiet period of a checkpoint that cannot be proved complete.
         clock: Seconds since the epoch.
         monotonic: Seconds since some moment, never set back.
-        warn_once: Takes what a person should read once.
+        warn_once: Logs what a user should read once.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Readiness:
         self._warn_once = warn_once
         self._quiet_since: dict[int, tuple[float, float]] = {}  # step: (newest mtime, since when)
         self._due: dict[int, float] = {}  # step: when it may be evaluated if nothing happens
-        self._names: dict[int, frozenset[str]] = {}  # step: whatever names were seen in it
+        self._names: dict[int, frozenset[str]] = {}  # step: all names that were seen in it
 
     # -- a pass -------------------------------------------------------------------------------------
 
     def begin_pass(self, present: Iterable[Checkpoint]) -> None:
-        """Note which pins were given up, and look at what a few checkpoints hold, to know what all must."""
+        """Note which pins were given up, and list a few checkpoints, to learn which files all have."""
         self._due.clear()
         here = {checkpoint.step: checkpoint for checkpoint in present}
         for step, why in self._pins.take_given_up().items():
@@ -100,7 +100,7 @@ class Readiness:
                 self._see(here[step])
 
     def seconds_to_wait(self) -> float:
-        """How long until the first quiet period ends; infinite if nothing settles."""
+        """Return how long until the first quiet period ends; infinite if nothing settles."""
         return max(0.0, min(self._due.values(), default=float("inf")) - self._monotonic())
 
     def prepare(
@@ -124,14 +124,14 @@ class Readiness:
         verdict = self._judge(subject, present)
         if verdict.name == Completeness.PARTIAL and held is not None and present is not None:
             verdict = self._judge_anew(held, present) or verdict
-        if present is not None:  # what people are told to look at is the trainer's
+        if present is not None:  # a user should look at the trainer's folder
             shown = (fact.replace(str(subject.path), str(present.path)) for fact in verdict.evidence)
             verdict = replace(verdict, evidence=tuple(shown))
         if not verdict.ready:
             if present is not None or (
                 verdict.name == Completeness.SETTLING and not self._is_unfinished(subject)
             ):
-                # Half of a checkpoint is kept too, but that is of no use to anybody.
+                # Part of a checkpoint is pinned too, but that is useless.
                 self._note(entry, verdict, pinned=held is not None and verdict.name == Completeness.SETTLING)
             else:
                 self.unpin(entry.step)
@@ -144,13 +144,13 @@ class Readiness:
         return checkpoint
 
     def is_ready(self, checkpoint: Checkpoint) -> bool:
-        """Whether a folder of the trainer's may be evaluated as it is now."""
+        """Return whether a folder of the trainer's may be evaluated as it is now."""
         return self._judge(checkpoint, checkpoint).ready
 
     def _as_kept(
         self, subject: Checkpoint, present: Optional[Checkpoint], *, is_held: bool
     ) -> tuple[Optional[Checkpoint], str]:
-        """Return the checkpoint to evaluate, None if it has just been given up; and what was done."""
+        """Return the checkpoint to evaluate, None if its pin has just been given up; and what was done."""
         if is_held:
             try:
                 return self._pins.prepare(subject.step), "pinned"
@@ -169,7 +169,7 @@ class Readiness:
         return subject, "not pinned: there was too little free space a moment ago"
 
     def _is_unfinished(self, checkpoint: Checkpoint) -> bool:
-        """Whether something was still to come, as far as is known, when it was deleted."""
+        """Return whether it was deleted before it was completely written, as far as is known."""
         names = {path.name for path in checkpoint.path.iterdir()}
         return awaits_more(checkpoint.path, names, self._store.ledger.provable)
 
@@ -190,7 +190,7 @@ class Readiness:
         known = self._quiet_since.get(subject.step)
         if known is None or known[0] != changed:
             known = self._quiet_since[subject.step] = (changed, self._monotonic())
-        # By the files' own times, or by what was seen here, if the clocks do not agree.
+        # By the files' times, or, if the clocks differ, by how long it was seen unchanged.
         unchanged = max(self._clock() - changed, self._monotonic() - known[1])
         verdict = judge(
             subject,
@@ -206,7 +206,10 @@ class Readiness:
         return verdict
 
     def _judge_anew(self, held: Checkpoint, present: Checkpoint) -> Optional[Verdict]:
-        """Follow the trainer's folder if it is better than its links: something was removed on purpose."""
+        """Judge the trainer's folder if its pin is partial; return None if it is no better.
+
+        If it is, the trainer has removed something on purpose.
+        """
         try:
             names = list_files(present.path).keys()
         except OSError:
@@ -219,7 +222,7 @@ class Readiness:
 
     @staticmethod
     def _changed_at(subject: Checkpoint, present: Optional[Checkpoint]) -> float:
-        """When anything was changed by the trainer: our own folders of links are younger."""
+        """Return when the trainer last changed anything; our own folders of links are newer."""
         files = list_files(subject.path).values() if subject.path.is_dir() else ()
         times = [file.status.st_mtime for file in files if file.status]
         if present is not None:
@@ -237,7 +240,7 @@ class Readiness:
             del self._names[next(iter(self._names))]
 
     def _usual(self, step: int) -> Optional[frozenset[str]]:
-        """What all other checkpoints have that were seen to be finished; None if there are none."""
+        """Return the files that all other finished checkpoints have; None if there are none."""
         others = [
             found
             for other, names in self._names.items()
@@ -251,7 +254,7 @@ class Readiness:
         """Make the copy of a pinned checkpoint that its evaluation gets; of any other, return it.
 
         Returns:
-            None if it is not ready any more: its trainer has begun to write it anew, or there is no room.
+            None if it is not ready any more: its trainer has begun to rewrite it, or there is no space.
         """
         step, present = checkpoint.step, self._pins.original(checkpoint.step)
         self._pins.look([step])
@@ -268,7 +271,7 @@ class Readiness:
             return None
 
     def _forget_others(self, held: Checkpoint, present: Checkpoint) -> None:
-        """Drop what the trainer itself has removed of a checkpoint, which is not being deleted."""
+        """Drop from a pin what the trainer has removed, unless it is deleting the checkpoint."""
         try:
             names = list_files(present.path).keys()
             usual = companions({path.name for path in held.path.iterdir()})
@@ -281,16 +284,15 @@ class Readiness:
             self._pins.forget_others(held.step, names)
 
     def fingerprint(self, checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and mtime of the trainer's files, whatever a script does in its copy of them."""
+        """Return name, size and mtime of the trainer's files, not of a script's copies."""
         held = self._pins.held().get(checkpoint.step)
         return fingerprint((held or checkpoint).path)
 
     def was_rewritten(self, step: int, running: Running) -> bool:
-        """Whether the trainer has changed a file of the checkpoint that an evaluation has read.
+        """Return whether the trainer has changed a file of the checkpoint that an evaluation has read.
 
-        One that was deleted was read before; one that was added comes too late for this evaluation. Weights
-        that took the place of those that were read have changed nothing about these: they are another
-        checkpoint of the same step.
+        Deleted and added files do not count. Nor do replaced weights if those that were read are intact: they
+        are another checkpoint with the same step.
         """
         self._pins.look([step])
         checkpoint = Checkpoint(step, Path(running.path))
@@ -319,18 +321,18 @@ class Readiness:
             self._store.note(lambda ledger: ledger.unpinned(step))
 
     def release_failed(self) -> None:
-        """Give up pins that only a retry would need, of checkpoints that their trainer has deleted."""
+        """Give up pins of failed checkpoints that the trainer has deleted; only a retry would need them."""
         failed = [entry.step for entry in self._store.ledger.steps() if entry.has_failed]
         for step in self._pins.release_failed(failed):
             entry = self._store.ledger.entry(step)
-            log.warning("%s: its evaluation failed, and its pin, the last copy, is given up", entry.name)
-            facts = (*entry.evidence, "pin given up: the sidecar was stopped after its evaluation had failed")
+            log.warning("%s: its evaluation failed; its pin, the last copy, is removed", entry.name)
+            facts = (*entry.evidence, "pin given up: the sidecar was stopped after the evaluation failed")
             self._note(entry, Verdict(Completeness.GONE, facts), pinned=False)
         self._store.save()
 
 
 def _are_others(evaluated: Checkpoint, held: Checkpoint, known: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether the weights that an evaluation has read are as they were, and none of them is held any more.
+    """Return whether the weights that an evaluation has read are intact, and the pin has others.
 
     Args:
         evaluated: What the evaluation has read; its weights are links.

@@ -64,7 +64,7 @@ def answer(one: CheckpointFacts, there: Optional[str] = None) -> str:
 
 
 def _rows(story: Story, facts: ModelFacts, one: CheckpointFacts, told: set[str]) -> Iterator[tuple[str, str]]:
-    """What a ledger says, as label and text; a fact that was told before is left out."""
+    """Return what a ledger says, as label and text; a fact that was told before is left out."""
     ledger, entry = facts.ledger, one.entry
     yield "ledger", str(facts.state_file)
     if ledger.places:

@@ -44,7 +44,7 @@ class Launchers:
         return self._chosen.pause
 
     def free_slots(self, running: Sequence[Handle]) -> int:
-        """How many more jobs the chosen one takes; those of others do not count."""
+        """Return how many more jobs the chosen one takes; those of others do not count."""
         return self._chosen.free_slots(self._own(running))
 
     def reserve(self, job: Job) -> Handle:

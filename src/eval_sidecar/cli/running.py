@@ -48,7 +48,7 @@ class RunningInstance:
         try:
             rotate_output(self._instance.log_file)
         except OSError as error:
-            self._warn_once(f"{error.filename}: cannot be set aside ({error.strerror}), so it keeps growing")
+            self._warn_once(f"{error.filename}: cannot be renamed ({error.strerror}), so it keeps growing")
 
 
 @contextlib.contextmanager

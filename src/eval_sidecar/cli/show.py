@@ -128,7 +128,7 @@ def _progress(ledger: Ledger, path: Path, width: int) -> RenderableType:
 
 
 def _counts(facts: ModelFacts) -> list[str]:
-    """The numbers of a model, the most important first; those that are zero are left out."""
+    """Return the numbers of a model, the most important first; those that are zero are left out."""
     ledger = facts.ledger
     parts = [f"{facts.evaluated}/{len(facts.checkpoints)} done"]
     for count, words in (

@@ -179,7 +179,7 @@ def _problem_lines(facts: InstanceFacts) -> Iterator[str]:
 
 
 def _places(models: Sequence[ModelFacts]) -> Iterator[str]:
-    """Where points go: the run of a single model, else the number of runs in each project or folder."""
+    """Yield where points go: the run of a single model, else the number of runs in each project or folder."""
     if len(models) == 1:
         ledger = models[0].ledger
         reporting = str((ledger.writer or {}).get("reporting", "online"))
@@ -196,7 +196,7 @@ def _place(where: str) -> str:
 
 
 def _details(model: ModelFacts, *, is_running: bool) -> Iterator[tuple[str, Optional[str]]]:
-    """What runs, waits and has changed, each with the colour of its line."""
+    """Yield what runs, waits and has changed, each with the colour of its line."""
     for one in model.running:
         yield _job_line(one, is_alone=not is_running), None
     together: dict[str, list[str]] = {}

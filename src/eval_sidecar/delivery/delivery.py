@@ -1,4 +1,4 @@
-"""Brings a model's due points to a tracker, each exactly once, and proves it by reading back.
+"""Delivers a model's due points to a tracker, each exactly once, and proves it by reading back.
 
 A point is pending -> sent -> confirmed. The intent is on disk before anything is sent, and only what
 the server shows becomes confirmed. Everything is decided here, from the ledger and from look-ups;
@@ -39,12 +39,12 @@ class Report:
 
     Attributes:
         sent: Points sent now.
-        confirmed: Points sent, now or earlier, that the server was now seen to hold.
-        already: Points never sent from here that the server was found to hold.
-        unconfirmed: Points that were sent and that nobody has seen on the server.
+        confirmed: Points sent, now or earlier, that were now seen on the server.
+        already: Points never sent from here that the server already has.
+        unconfirmed: Points that were sent and not yet seen on the server.
         undelivered: Points that have not been sent.
         sent_table: Whether the run's table was sent, with points or without.
-        problem: Why something is left over, or None. A tracker that cannot be read back is not a problem:
+        problem: Why something is left to do, or None. A tracker that cannot be read back is not a problem:
             its points are unconfirmed.
         where: Address of the run, or folder of the offline session.
     """
@@ -75,7 +75,7 @@ def deliver(
         tracker: Where points go.
         spec: The model and its run.
         settle_seconds: How long a server may take to show a row that it has.
-        pause: Waits for so many seconds; returns True if the program is asked to stop.
+        pause: Waits for that many seconds; returns True if the program is asked to stop.
         clock: Seconds since the epoch.
 
     Raises:
@@ -98,12 +98,12 @@ def deliver(
 
 
 def _run_lock(spec: ModelSpec) -> Path:
-    """A lock for a run that all of a user's processes on this machine share, whatever their state.
+    """Return the lock file of a run, shared by all of a user's processes on this machine.
 
     Raises:
         TrackerError: if the folder for it is not this user's own.
     """
-    # Without the entity: named or left to the key's default, it is the same run.
+    # Without the entity: given or the key's default, it is the same run.
     name, paths = f"{server_address() or ''}|{spec.project}|{spec.run_id}", TemporaryPaths()
     try:
         private_folder(paths.private)
@@ -133,7 +133,7 @@ def _report(before: Ledger, after: Ledger, session: _Delivery, problem: Optional
 
 
 class _Delivery:
-    """One delivery of one model: look up, send what is surely missing, look up again."""
+    """One delivery of one model: look up, send what is certainly missing, look up again."""
 
     def __init__(
         self,
@@ -164,9 +164,9 @@ class _Delivery:
         except ReadBackUnsupported as unsupported:
             if unsupported.rows and _last_known_index(self.store.ledger) < 0:
                 raise TrackerError(
-                    f"{unsupported}; this ledger does not know them either, so nothing was sent"
+                    f"{unsupported}; this ledger does not list them, so nothing was sent"
                 ) from unsupported
-            # Whatever is sent may have arrived: only what was never sent may be sent, and what has changed.
+            # A sent point may have arrived: only what was never sent, or has changed, may be sent.
             self.store.update(with_changes_due)
             self._send(
                 [entry for entry in self.store.ledger.due() if _status(entry) == DeliveryStatus.PENDING], None
@@ -175,7 +175,7 @@ class _Delivery:
                 raise TrackerError(self._without_table()) from unsupported
 
     def _send_what_is_missing(self) -> Optional[Session]:
-        """Look up until it is sure what the server lacks, and send that. None if nothing was sent."""
+        """Look up until it is certain what the server lacks, and send that. None if nothing was sent."""
         while True:
             view = self._look_up()
             hold = self._reason_to_hold(view)
@@ -187,22 +187,22 @@ class _Delivery:
             if not self._waited:
                 log.info("%s; waiting up to %.0f s before anything is sent", hold, self.settle_seconds)
             if not self._wait():
-                raise TrackerError(f"{hold}; nothing was sent, it is tried again later")
+                raise TrackerError(f"{hold}; nothing was sent; will retry")
 
     def _reason_to_hold(self, view: ServerView) -> Optional[str]:
-        """Why nothing may be sent yet, or None."""
+        """Return why nothing may be sent yet, or None."""
         ledger = self.store.ledger
         if not ledger.is_due:
             return None
         if view.writer and not ledger.session_open:
-            return f"run {self.spec.run_id}: somebody else seems to write it ({view.writer})"
+            return f"run {self.spec.run_id}: another process seems to write it ({view.writer})"
         fresh = [entry.name for entry in ledger.due() if self._may_still_show(entry)]
         if fresh and self._waited < self.settle_seconds:
             return f"run {self.spec.run_id}: sent before, not shown by the server yet: {', '.join(fresh)}"
         return None
 
     def _may_still_show(self, entry: Entry) -> bool:
-        """Whether a point was sent so recently that a server may hold it without showing it."""
+        """Return whether a point was sent so recently that a server may hold it without showing it."""
         delivery = entry.due()
         if delivery is None or not delivery.is_sent or delivery.sent_at is None:
             return False
@@ -212,7 +212,7 @@ class _Delivery:
     def _send(self, entries: Sequence[Entry], view: Optional[ServerView]) -> Optional[Session]:
         ledger = self.store.ledger
         if not entries and not (view and ledger.table_due):
-            return None  # without a view, a table alone would be sent in every pass
+            return None  # if nothing can be read back, a table alone would be sent in every pass
         points = _positioned(
             [entry.point(due.revision) for entry in entries if (due := entry.due())], ledger, self.spec
         )
@@ -238,7 +238,7 @@ class _Delivery:
         self.sent.update(intents)
         via = None if view else receipt.where
         table_due = view is not None or receipt.table_problem is not None
-        # The look-up that follows saves it; if nobody can look, nothing follows.
+        # The look-up that follows saves it; if nothing can be read back, none follows.
         save = self.store.note if view else self.store.update
         save(lambda now: now.was_sent(receipt.where, via=via, steps=intents, table_due=table_due))
         self._table_problem = receipt.table_problem
@@ -264,11 +264,11 @@ class _Delivery:
     def _without_table(self) -> str:
         return (
             f"run {self.spec.run_id}: its points were sent, its table was not stored"
-            f" ({self._table_problem}); it is sent again"
+            f" ({self._table_problem}); it will be sent again"
         )
 
     def _look_up(self, session: Optional[Session] = None) -> ServerView:
-        """Read what the server shows into the ledger; also whether that is all of a session."""
+        """Read what the server shows into the ledger; return it, and whether a session arrived completely."""
         view = self.tracker.read(self.spec)
         if (foreign := why_foreign(self.store.ledger, view.home)) is not None:
             raise TrackerError(f"run {self.spec.run_id}: {foreign}", permanent=True, nothing_sent=True)
@@ -282,13 +282,13 @@ class _Delivery:
         return view
 
     def _not_shown(self, ledger: Ledger, view: ServerView, session: Session) -> list[str]:
-        """Return the names of what was sent and the server does not show."""
+        """Return the names of what was sent and is not shown by the server."""
         missing = [entry.name for entry in ledger.due() if entry.step in self.sent]
         is_table_there = not self._table_problem and _shows(view, session)
         return missing if is_table_there else [*missing, _TABLE]
 
     def _wait(self) -> bool:
-        """Wait before the next look-up; False if it has been long enough, or the program is to stop."""
+        """Wait before the next look-up; return False if time is up, or the program is asked to stop."""
         if self._waited >= self.settle_seconds:
             return False
         seconds = min(next(self._pauses, _PAUSES[-1]), self.settle_seconds - self._waited)
@@ -297,7 +297,7 @@ class _Delivery:
 
 
 def _shows(view: ServerView, session: Session) -> bool:
-    """Whether a run's summary and table are those of a session."""
+    """Return whether a run shows the summary and the table of a session."""
     shown = {row.step: (row.revision, row.digest) for row in view.summary_rows or ()}
     return view.summary_rows is not None and shown == {
         point.step: (point.revision, digest(point.metrics))
@@ -307,8 +307,9 @@ def _shows(view: ServerView, session: Session) -> bool:
 
 
 def _positioned(points: Sequence[Point], ledger: Ledger, spec: ModelSpec) -> tuple[Point, ...]:
-    """Say where each point stands in its training, so that models of different length can be laid over
-    each other; nothing if the number of epochs is not known.
+    """Add each point's position in its training, so that curves of different length can be compared.
+
+    Unchanged if the number of epochs is not known.
     """
     if spec.num_train_epochs is None:
         return tuple(points)
@@ -333,7 +334,7 @@ def _digest(ledger: Ledger, step: int) -> Optional[str]:
 
 
 def _indices(ledger: Ledger) -> dict[int, int]:
-    """The index of each step's row on the server, as far as it is known."""
+    """Return the index of each step's row on the server, as far as it is known."""
     return {
         entry.step: entry.delivery.index
         for entry in ledger.steps()

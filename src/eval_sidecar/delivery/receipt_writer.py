@@ -1,4 +1,4 @@
-"""Writes the receipt after uploads; what it says of a model is in `manifest.receipt`."""
+"""Writes the receipt after uploads; its content is in `manifest.receipt`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ReceiptWriter:
         try:
             self.write(models, uploader, uploads)
         except StateError as error:
-            self.problem = f"{error}; `pack --incremental` elsewhere packs more than it must until then"
+            self.problem = f"{error}; `pack --incremental` elsewhere packs more than needed until then"
             self._warn_once(self.problem)
             return None
         self.problem = None
@@ -50,7 +50,7 @@ class ReceiptWriter:
         Args:
             models: All of the manifest.
             uploader: Knows where the ledgers are.
-            uploads: Of a pass that has just ended; ledgers that it did not open are as they were.
+            uploads: Of the pass that has just ended; ledgers that it did not open are unchanged.
 
         Raises:
             StateError: if the file cannot be written.
@@ -79,4 +79,4 @@ def _readable(path: Path) -> Optional[Ledger]:
     try:
         return load(path, keep_corrupt=True)
     except StateError:
-        return None  # the upload of its model says so
+        return None  # the upload of its model reports it

@@ -25,8 +25,8 @@ class Comparison:
         missing: Steps that the server lacks.
         unknown: Steps that the server has and the ledger does not know.
         different: Steps whose numbers differ.
-        doubled: Steps that the server has more than once in the same revision.
-        old_table: Whether the run's table and summary lack something of what the run has.
+        doubled: Steps that the server has more than once with the same revision.
+        old_table: Whether the run's table and summary lack something that its rows have.
     """
 
     confirmed: tuple[int, ...] = ()
@@ -61,7 +61,7 @@ def compare(ledger: Ledger, view: ServerView) -> Comparison:
 
 
 def table_is_old(ledger: Ledger, view: ServerView) -> bool:
-    """Whether a run's table, as far as the run says what is in it, lacks a point that was delivered."""
+    """Return whether a run's table lacks a delivered point, as far as the run says what is in it."""
     summary_rows = {row.step: row.digest for row in view.summary_rows or ()}
     return view.summary_rows is not None and any(
         summary_rows.get(entry.step) != entry.delivery.digest
@@ -75,8 +75,8 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
 
     A point is confirmed if its latest row on the server has its numbers. Other numbers there make it
     due as the next revision. A confirmed point that is no longer shown was overwritten, by a client
-    that resumed from a stale line count: it is looked for again, and sent if it stays away. A run whose
-    summary and table leave out what its rows show gets them again.
+    that resumed from a stale line count: it is looked up again, and sent if it is still missing. A run
+    whose summary and table lack what its rows show gets them again.
     """
     rows = view.newest_rows()
     changed = {}
@@ -97,8 +97,7 @@ def reconcile(ledger: Ledger, view: ServerView, now: float) -> Ledger:
 def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
     """Make everything due that the server lacks or has with other numbers, and confirm the rest.
 
-    Unlike `reconcile`, this takes the word of the server alone: what the ledger says of earlier deliveries,
-    or took over from an older script, counts for nothing.
+    Unlike `reconcile`, this trusts only the server, not what the ledger says of earlier deliveries.
     """
     rows = view.newest_rows()
     marked = ledger.with_deliveries(
@@ -114,7 +113,7 @@ def mark_for_repair(ledger: Ledger, view: ServerView) -> Ledger:
 
 
 def with_changes_due(ledger: Ledger) -> Ledger:
-    """Make results due again that have changed since they were sent to where nothing can be read back."""
+    """Make results due again that have changed since they were sent, if nothing can be read back."""
     changed = {
         entry.step: Delivery(DeliveryStatus.PENDING, entry.delivery.revision + 1, index=entry.delivery.index)
         for entry in ledger.due()
@@ -125,8 +124,8 @@ def with_changes_due(ledger: Ledger) -> Ledger:
 
 
 def _shown(result: Result, row: ServerRow, delivery: Delivery) -> Delivery:
-    # A result that has changed since it was sent is there only if all of it is. What is found there without
-    # having been sent from here may be an older script's, which knew fewer metrics.
+    # A result that was sent from here is shown only if all of it is. Another may be an older script's, which
+    # had fewer metrics.
     has_changed = delivery.digest not in (None, result.digest)
     if row.shows(result) and not (has_changed and row.lacks_metrics_of(result)):
         return delivery.confirmed(revision=row.revision, digest=result.digest, index=row.index)

@@ -1,4 +1,4 @@
-"""What a run says of the model whose points it holds, so that machines that share nothing else can tell."""
+"""What a run says of its model, so that machines that share nothing else do not mix up two models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMED = 50
 
 
 def home_of(ledger: Ledger) -> Optional[str]:
-    """What a run is to say of a ledger's model; None if nobody knows where it lives."""
+    """Return what a run should say of a ledger's model; None if it is not known where it lives."""
     if not ledger.places:
         return None
     known = [(entry.step, entry.origin.identity) for entry in ledger.steps() if entry.origin.identity]
@@ -23,7 +23,7 @@ def home_of(ledger: Ledger) -> Optional[str]:
 
 
 def why_foreign(ledger: Ledger, home: Optional[str]) -> Optional[str]:
-    """Why a run is not this model's; None if it is, or where one of them does not say."""
+    """Return why a run is not this model's; None if it is, or if one of them does not say."""
     try:
         value = json.loads(home or "")
         places = [Place(str(host), str(path), mark) for host, path, mark in value["places"]]

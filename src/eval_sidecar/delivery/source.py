@@ -23,7 +23,7 @@ class Source:
         manifest: The manifest's file.
         overrides: A file with changes to it, if there is one.
         filters: As for `choose_models`.
-        check: What is called with the models each time, and returns warnings.
+        check: Called with the models each time; returns warnings.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Source:
         """Return the models to work on.
 
         Raises:
-            UsageError: if the manifest is wrong. If it has become wrong since, that is logged, and the last
-                good one stays in use.
+            UsageError: if the manifest is wrong. If it was good before, the error is logged and
+                the last good one stays in use.
         """
         try:
             stamps = [stamp(path) for path in (self._manifest, self._overrides) if path is not None]
@@ -65,7 +65,7 @@ class Source:
         except (UsageError, ResultError) as error:
             if self._models is None:
                 raise
-            self._warn_once(f"{error}; the manifest read before stays in use")
+            self._warn_once(f"{error}; the manifest that was read before stays in use")
         return self._models
 
     def overlooked(self, uploader: Uploader) -> list[str]:
@@ -77,7 +77,7 @@ class Source:
         return lines
 
     def warn_of_overlooked(self, uploader: Uploader) -> None:
-        """Log each of them once."""
+        """Log each overlooked result once."""
         for line in self.overlooked(uploader):
             self._warn_once(line)
 
@@ -87,7 +87,7 @@ def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[M
 
     Args:
         models: All of the manifest.
-        filters: Names, each entry possibly several, separated by commas.
+        filters: Names; an entry may have several, separated by commas.
 
     Raises:
         UsageError: if a name matches nothing; names close ones.
@@ -95,12 +95,12 @@ def choose_models(models: Sequence[ModelSpec], filters: Sequence[str]) -> list[M
     wanted = [name.strip() for names in filters for name in names.split(",") if name.strip()]
     if filters and not wanted:
         raise UsageError(
-            f"{filters[0]!r}: is empty; name a model, or give none for all of them", setting="model_filter"
+            f"{filters[0]!r}: is empty; name a model, or omit it for all models", setting="model_filter"
         )
     known = {spec.model_dir for spec in models}
     for name in wanted:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
             near = f"; close to it: {', '.join(close)}" if close else f"; there are {len(known)} models in it"
-            raise UsageError(f"{name}: the manifest has no such model{near}", setting="model_filter")
+            raise UsageError(f"{name}: there is no such model in the manifest{near}", setting="model_filter")
     return [spec for spec in models if not wanted or spec.model_dir in wanted]

@@ -1,4 +1,4 @@
-"""What each model looked like when all of it was in order, so that a pass opens only what has changed since.
+"""What each model looked like when it had nothing to do, so that a pass opens only what has changed since.
 
 A cache: if its file is missing, old or unreadable, all ledgers and results are opened, and it is rebuilt.
 """
@@ -39,8 +39,8 @@ class ResultStamps:
     """What can be seen of a model's results without opening one.
 
     Attributes:
-        folder: Mtime (ns) of the folder with its results; None if it is missing, or too recent to be
-            relied on.
+        folder: Mtime (ns) of the folder with its results; None if it is missing or has just
+            changed.
         results: A hash over every checkpoint's step, and over the stamp of its ``metrics.json``.
         waiting: Steps of checkpoints that have none yet.
     """
@@ -98,7 +98,7 @@ class UnchangedModels:
         self._has_changed = False
 
     def begin_pass(self) -> None:
-        """Decide whether this pass looks at every result: the first one does, and one every ten minutes."""
+        """Decide whether this pass looks at every result: the first one, and then one every ten minutes."""
         now = self._monotonic()
         self._is_close = self._looked_closely is None or now - self._looked_closely >= CLOSE_LOOK_SECONDS
         if self._is_close:
@@ -106,7 +106,7 @@ class UnchangedModels:
         self._touched_before = {self._touched.get() for _ in range(self._touched.qsize())}
 
     def touch(self, model_dir: str) -> None:
-        """ResultStamps closely at a model in the next pass: something in it was reported to have changed."""
+        """Look closely at a model in the next pass: something in it was reported to have changed."""
         self._touched.put(model_dir)
 
     def knows_receipt(self, path: Path) -> bool:
@@ -114,7 +114,7 @@ class UnchangedModels:
         return self._receipt is not None and self._receipt == own_stamp(str(path))
 
     def save(self, receipt: Optional[Path]) -> None:
-        """Keep what was remembered, after a pass and after its receipt was written, if it could be."""
+        """Save what was remembered, after a pass and after its receipt was written, if possible."""
         written = own_stamp(str(receipt)) if receipt else None
         if self._has_changed or written != self._receipt:
             models = {name: asdict(known) for name, known in self._in_order.items()}
@@ -151,7 +151,7 @@ class UnchangedModels:
         return known
 
     def look(self, folder: Path) -> tuple[ResultStamps, dict[int, Optional[Stamp]]]:
-        """ResultStamps at every result of a model; the second is as `list_stamps` gives it.
+        """Look at every result of a model; the second value is as from `list_stamps`.
 
         Raises:
             CheckpointError: if the folder cannot be listed.
@@ -163,7 +163,7 @@ class UnchangedModels:
         return ResultStamps(changed, digest, waiting), stamps
 
     def waiting(self, state_file: Path, folder: Path) -> Iterable[int]:
-        """Return steps of a model's checkpoints without a result, as the last pass found them.
+        """Return the steps of a model's checkpoints without a result, as the last pass found them.
 
         Raises:
             CheckpointError: if the folder cannot be listed.
@@ -179,8 +179,8 @@ class UnchangedModels:
         return self._is_close
 
     def _forget(self, state_file: Path) -> None:
-        # What was in order once is not remembered again before it was opened without a fault: a pass that
-        # fails changes neither ledger nor results, and the next one would find both as they were.
+        # Remembered again only after a pass that opened it without an error: a failed pass changes neither
+        # ledger nor results, so the next pass would find both unchanged.
         if self._in_order.pop(state_file.name, None):
             self._has_changed = True
 

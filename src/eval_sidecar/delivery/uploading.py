@@ -1,6 +1,6 @@
-"""Results that were evaluated elsewhere, brought to the tracker: the models of a manifest, in parallel.
+"""Uploads results that were evaluated elsewhere: the models of a manifest, in parallel.
 
-Nothing of delivery is here: each model has its ledger, and `eval_sidecar.delivery.delivery` does the rest.
+It takes results into each model's ledger; `eval_sidecar.delivery.delivery` delivers them.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class ModelUpload:
 
     Attributes:
         spec: The model and its run.
-        report: What delivery did.
+        report: What was delivered.
         left: What should have been done and is not, one line each.
         taken: Results that were new or had changed.
-        was_opened: Whether there was anything to look into; False if nothing has changed.
-        receipt: What the receipt is to say of the model; None if its ledger was not opened.
+        was_opened: Whether its ledger was opened; False if nothing has changed.
+        receipt: What the receipt will say of the model; None if its ledger was not opened.
     """
 
     spec: ModelSpec
@@ -68,16 +68,16 @@ class ModelUpload:
 
 @dataclass(frozen=True)
 class Uploader:
-    """Everything that a pass needs.
+    """Uploads models, pass by pass.
 
     Attributes:
         results_root: Where the results are.
         state_dir: Where the ledgers are.
-        tracker: Where points go, or None to take results into the ledgers only.
+        tracker: Where points go, or None to only take results into the ledgers.
         confirms: Whether the tracker can be read back.
         settle_seconds: How long a server may take to show a row that it has.
         workers: Models at a time.
-        moved: Whether the user says that results of one name are of one training, wherever they come from.
+        moved: Whether the user says that results with the same name are of one training.
     """
 
     results_root: Path
@@ -138,7 +138,7 @@ class Uploader:
         return self._unchanged.knows_receipt(path)
 
     def remember(self, receipt: Optional[Path]) -> None:
-        """Keep for the next process what was in order in this pass, and its receipt if there is one."""
+        """Save for the next process which models had nothing to do, and the receipt if there is one."""
         self._unchanged.save(receipt)
 
     @functools.cached_property
@@ -150,7 +150,7 @@ class Uploader:
         return WarnOnce()
 
     def _nothing_to_do(self, spec: ModelSpec) -> Optional[ModelUpload]:
-        """Return what a pass says of a model in which nothing has changed and nothing is left to do."""
+        """Return the outcome for an unchanged model with nothing to do; None if it must be opened."""
         standing = self._unchanged.unchanged(self.state_file(spec), self.results_root / spec.model_dir)
         if standing is None:
             return None
@@ -167,7 +167,7 @@ class Uploader:
         work: Callable[[ModelSpec], ModelUpload],
         on_done: Callable[[ModelUpload], None],
     ) -> list[ModelUpload]:
-        # Each saved ledger waits for the disk twice: side by side, then, even without a server.
+        # Each saved ledger waits for the disk twice: in parallel, that is faster even without a server.
         workers = max(1, min(self.workers, len(models)))
         done: dict[str, ModelUpload] = {}
         with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -195,11 +195,11 @@ class Uploader:
     ) -> tuple[int, tuple[str, ...]]:
         """Take every result that is new or has changed into the ledger of its model.
 
-        One that cannot be read becomes a failure with its reason, until it can be or is no longer there; what
-        was known before is kept.
+        A result that cannot be read becomes a failure, until it can be read or is gone; what was known before
+        is kept.
 
         Returns:
-            How many are new, and a line if some were not taken because they are another model's.
+            How many are new, and the reason why some were not taken (they are of another model).
         """
         model = store.ledger.model_dir
         # A failure with a log is an evaluation's, and the uploader does not clear it.
@@ -288,7 +288,7 @@ def _guarded(work: Callable[[ModelSpec], ModelUpload], spec: ModelSpec) -> Model
         return work(spec)
     except SidecarError as error:
         return ModelUpload(spec, Report(problem=str(error)), (str(error),))
-    except Exception as error:  # a bug that one model shows must not stop the others
-        log.exception("%s: unexpected", spec.model_dir)
+    except Exception as error:  # a bug must not stop the other models
+        log.exception("%s: unexpected error", spec.model_dir)
         text = f"{type(error).__name__}: {error}"
         return ModelUpload(spec, Report(problem=text), (text,))

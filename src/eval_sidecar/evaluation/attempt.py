@@ -1,4 +1,4 @@
-"""One attempt to evaluate a checkpoint, once it is over: its numbers, or why none of them count."""
+"""One attempt to evaluate a checkpoint, after its end: its numbers, or why none of them count."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _MOST_FILES, _MOST_NAMED = 10_000, 3
 
 
 def interrupt(store: LedgerStore, entry: Entry) -> None:
-    """Take an attempt for one that was never made."""
+    """Undo an attempt: it does not count."""
     set_aside_unfinished(entry.running, "interrupted")
     store.update(partial(Ledger.interrupted, step=entry.step))
 
 
 def why_ended(state: JobState) -> str:
-    """Return why an attempt has ended without success, in words."""
+    """Return why an attempt has failed."""
     killed = describe_exit(state.exit_code)
     if state.reason or not killed:
         return state.reason or f"the evaluation script ended with exit code {state.exit_code}"
@@ -71,14 +71,14 @@ def write_end(running: Running, how: str, now: float) -> None:
 def log_size(path: Path) -> int:
     """Return the bytes of a file; 0 if there is none."""
     try:
-        with path.open("rb") as file:  # unlike a stat, NFS answers that anew
+        with path.open("rb") as file:  # unlike for a stat, NFS asks the server again
             return file.seek(0, 2)
     except OSError:
         return 0
 
 
 def stamp_before(path: Path) -> Optional[tuple[int, int]]:
-    """Return size and mtime (ns) of numbers that are there before an attempt; move unreadable ones away."""
+    """Return size and mtime (ns) of a result from before an attempt; move an unreadable one away."""
     try:
         before = _written(path)
         if before is not None:
@@ -90,7 +90,7 @@ def stamp_before(path: Path) -> Optional[tuple[int, int]]:
 
 
 def _written(path: Path) -> Optional[tuple[int, int]]:
-    """Return size and mtime (ns) of a file: not its ctime, which changes without anybody writing into it."""
+    """Return size and mtime (ns) of a file: not its ctime, which also changes without a write."""
     found = stamp(path)
     return found and found[:2]
 
@@ -102,7 +102,7 @@ def read_new_result(running: Running, path: Path) -> Result:
         MissingResultError: if it has written none.
         ResultError: if they cannot be read.
     """
-    _look_anew(path)
+    _refresh(path)
     if _written(path) not in (None, running.before):
         return read_result(path)
     said = f"the evaluation script ended with exit code 0, but wrote no {path}"
@@ -128,19 +128,19 @@ def _written_elsewhere(running: Running, path: Path) -> list[str]:
     return list(found)[:_MOST_NAMED]
 
 
-def _look_anew(path: Path) -> None:
+def _refresh(path: Path) -> None:
     """Open the folders above a file that another machine may have written.
 
-    Until then, NFS may go on showing what was there before.
+    Without that, NFS may still show their earlier content.
     """
     for folder in reversed(list(path.parents)[:3]):
-        # A folder that cannot be opened does not matter: reading the file says what is wrong.
+        # A folder that cannot be opened does not matter: reading the file reports what is wrong.
         with contextlib.suppress(OSError):
             any(folder.iterdir())
 
 
 def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
-    """Move numbers away that an attempt has written which did not succeed: else they would be taken."""
+    """Move away the numbers of an attempt that did not succeed; otherwise they would be taken."""
     if running is None or running.metrics is None:
         return
     metrics = Path(running.metrics)
@@ -148,5 +148,5 @@ def set_aside_unfinished(running: Optional[Running], reason: str) -> None:
         if _written(metrics) in (None, running.before):
             return
     except ResultError:
-        return  # not a file that could be taken
+        return  # it cannot be taken anyway
     log.warning("moved partial results to %s", set_aside(metrics, reason))

@@ -76,7 +76,7 @@ def job_of(config: WatchConfig, checkpoint: Checkpoint) -> Job:
     """Return the job that evaluates a checkpoint.
 
     Raises:
-        CheckpointError: if a folder of the model's name is needed for it, and cannot be made.
+        CheckpointError: if a folder of the model's name is needed for it, and cannot be created.
     """
     if checkpoint.path.parent.name != config.model:
         # The script takes that for the model's name.

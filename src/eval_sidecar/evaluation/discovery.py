@@ -1,4 +1,4 @@
-"""What is there of each step, and what to do with it: `decide` says so, `find_ready` does it."""
+"""What exists of each step, and what to do with it: `decide` decides, `find_ready` acts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Action(enum.Enum):
     """It is being evaluated, or is done."""
 
     TAKE = "take a result"
-    """Take a result that somebody has put on disk; evaluate nothing."""
+    """Take a result that is on disk; evaluate nothing."""
 
     TAKE_OR_EVALUATE = "take a result, or evaluate"
     """Take a result that is on disk; evaluate the checkpoint only if there is none."""
@@ -34,7 +34,7 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True)
 class Found:
-    """What is there of a step.
+    """What exists of a step.
 
     Attributes:
         entry: What the ledger knows of it.
@@ -53,7 +53,7 @@ def decide(found: Found, *, look_closely: bool) -> Action:
     """Return what to do with a step; nothing is read or changed for it.
 
     Args:
-        found: What is there of it.
+        found: What exists of it.
         look_closely: Whether results of finished steps are due to be compared with the ledger.
     """
     entry = found.entry
@@ -96,7 +96,7 @@ def find_ready(
         entry = store.ledger.entry(step)
         if entry.running is None and (entry.result or entry.listed or entry.failure):
             origins.look(step, checkpoint)
-    pins.look()  # only now: what was saved again with other weights is pinned like new
+    pins.look()  # only after `origins.look`: what was saved again with other weights is pinned like new
     held = pins.held()
     reported = {checkpoint.step for checkpoint in list_checkpoints(config.results_root / config.model)}
     readiness.begin_pass(present.values())

@@ -40,12 +40,12 @@ class Jobs:
         launcher: Runs the evaluations.
         breaker: Hears of each evaluation that has failed or succeeded.
         pins: Keep checkpoints alive.
-        readiness: Says whether a checkpoint may be evaluated, and was left alone meanwhile.
+        readiness: Says whether a checkpoint may be evaluated, and whether it was rewritten meanwhile.
         origins: Says which weights and settings a result is of.
-        preemption: Says when an evaluation starts again that the machine took away.
+        preemption: Says when an evicted evaluation starts again.
         clock: Seconds since the epoch.
         monotonic: Seconds since some moment, never set back.
-        warn_once: Takes what a person should read once.
+        warn_once: Logs what a user should read once.
     """
 
     config: WatchConfig
@@ -107,7 +107,7 @@ class Jobs:
                 origin=self.origins.origin_now(checked_out),
                 log_size=attempt.log_size(job.log),
             )
-            # It is on disk before the job exists: however this ends, the job is found again.
+            # On disk before the job exists: whatever happens, the job is found again.
             store.update(lambda ledger: ledger.started(step, running))
             self.origins.begin(step, running.origin, path)
         try:
@@ -142,7 +142,7 @@ class Jobs:
                 self.warn_once(f"{entry.name}: {error}; will retry")
 
     def _follow(self, entry: Entry, running: Running, state: JobState) -> None:
-        """Note how far an evaluation is that is not over, and end it if it takes too long."""
+        """Record how far a running evaluation is, and end it if it takes too long."""
         began = running.started_at if state.began is None else state.began
         if state.reason != running.state:
             log.info("%s: %s", entry.name, state.reason)
@@ -151,7 +151,7 @@ class Jobs:
                 entry, lambda ledger: ledger.followed(entry.step, started_at=began, state=state.reason)
             )
         if state.phase != JobPhase.RUNNING:
-            self._running_since.pop(entry.step, None)  # waiting for a machine takes no time of its own
+            self._running_since.pop(entry.step, None)  # waiting for a machine does not count
         elif running.ending is None and self._is_overdue(entry, running, state):
             limit = self.config.time_limit
             why = f"the evaluation took longer than {limit:.0f} s (--eval-timeout-seconds)"
@@ -160,7 +160,7 @@ class Jobs:
             self._settle(entry, running, state)
 
     def _end(self, entry: Entry, running: Running, state: JobState) -> None:
-        """Settle an evaluation that is over once nothing that it may have left is running."""
+        """Settle an evaluation that is over, once none of its processes is left."""
         if state.phase == JobPhase.EVICTED and running.ending is None:
             why = state.reason or ""
             running = self._update_running(entry, lambda ledger: ledger.ending(entry.step, why, evicted=True))
@@ -183,9 +183,9 @@ class Jobs:
     # -- judge --------------------------------------------------------------------------------------
 
     def _settle(self, entry: Entry, running: Running, state: JobState) -> None:
-        """Draw the consequences of an evaluation that is over, however it ended."""
+        """Record the outcome of an evaluation that is over, however it ended."""
         ours = self._running_since.pop(entry.step, None) is not None
-        # Before its numbers count: what was evaluated may not be what is there now.
+        # Before its numbers count: the weights may have been replaced.
         present = Checkpoint(entry.step, self.origins.folder / entry.name)
         entry = self.origins.look(entry.step, present if present.path.is_dir() else None)
         remove_links(EvaluationPaths(self.config.log_dir).links, self.config.model, entry.name)
@@ -236,7 +236,7 @@ class Jobs:
                 self.accept(entry, result, running.origin, self.clock() - running.started_at)
 
     def accept(self, entry: Entry, result: Result, origin: Origin, seconds: Optional[float] = None) -> None:
-        """Bring a result into the ledger.
+        """Take a result into the ledger.
 
         Args:
             entry: What the ledger knows of the checkpoint.
@@ -251,7 +251,7 @@ class Jobs:
         log.info("%s: %s (%s)", entry.name, shown, how)
         if left_out := left_out_of(self.config.model, entry.name, result):
             self.warn_once(left_out)
-        if self.store.ledger.entry(entry.step).processed:  # else other weights are there now, and kept
+        if self.store.ledger.entry(entry.step).processed:  # otherwise the pin has other weights, and is kept
             self.readiness.unpin(entry.step)
 
     def _fail(
@@ -293,7 +293,7 @@ def detach_jobs(
 ) -> Iterator[tuple[int, str]]:
     """End evaluations that cannot go on without a sidecar; their checkpoints are as if never tried.
 
-    What has ended by itself, and what goes on, is the next sidecar's to collect.
+    The next sidecar collects those that go on or have ended on their own.
 
     Args:
         store: The model's ledger.
@@ -301,7 +301,7 @@ def detach_jobs(
         clock: Seconds since the epoch.
 
     Yields:
-        Of each what was done, as a level of `logging` and a sentence.
+        For each what was done, as a level of `logging` and a sentence.
 
     Raises:
         StateError: if the ledger cannot be saved.

@@ -1,4 +1,4 @@
-"""Passes, one after the other, until there is nothing left to do or the program is asked to stop."""
+"""Runs passes, one after the other, until there is nothing left to do or the program is asked to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORTEST_NAP = 0.2
 
 
 class Waker:
-    """Is told of changed files: pins what is new at once, in the thread that tells it, and wakes the loop.
+    """Is called with changed files: pins what is new at once, in the calling thread, and wakes the loop.
 
     Args:
         pins: The pins of the model dir.
@@ -48,7 +48,7 @@ class Waker:
         self._has_changed = False
 
     def __call__(self, changed: Collection[Path]) -> None:
-        """Take note of these paths; of none: look everywhere."""
+        """Look at these paths; if there are none, everywhere."""
         steps = {step for path in changed if (step := self._step_of(path)) is not None}
         self._has_changed |= bool(steps)
         is_news = self._retry_request in changed
@@ -56,7 +56,7 @@ class Waker:
             if steps or not changed:
                 is_news |= self._pins.look(steps or None)
         except (CheckpointError, OSError):
-            is_news = True  # the pass says what is wrong
+            is_news = True  # the pass reports what is wrong
         now = self._monotonic()
         if is_news or (self._has_changed and now - self._woken_at >= _SHORTEST_NAP):
             self._has_changed, self._woken_at = False, now
@@ -81,7 +81,7 @@ def run_loop(
     stop: threading.Event,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run passes of a sidecar, and end what cannot go on alone if a stop ends them.
+    """Run passes of a sidecar; after a stop, end the jobs that cannot go on alone.
 
     Args:
         sidecar: What a pass is.
@@ -145,7 +145,7 @@ class _Passes:
         except (CheckpointError, OSError) as error:
             if self._once:
                 raise
-            # One file that cannot be read is not a reason to end what runs.
+            # One unreadable file is not a reason to end running evaluations.
             self._warn_once(f"{error}; will retry")
         self._started += begun
         return begun

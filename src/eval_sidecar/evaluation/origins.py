@@ -1,6 +1,6 @@
-"""Which weights a model's results are of: notices a step that was saved again, and whose numbers lie on disk.
+"""Which weights a model's results are of: notices a step that was saved again, and checks results on disk.
 
-An unchanged folder costs one look in a pass; weights are read where something may have changed.
+An unchanged folder costs one stat in a pass; weights are read if something may have changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 #: Files that are written in place change no folder: each is looked at this often, in seconds.
 _FILES_SECONDS = 60.0
-#: A time further ahead than this is of another clock, in ns: those weights are not read in each pass for it.
+#: A time further ahead than this is of another clock, in ns; it does not make weights be read in each pass.
 _SKEW = 60 * 10**9
 
 
@@ -39,8 +39,8 @@ class Origins:
     Args:
         config: What is evaluated, and how.
         store: The model's ledger.
-        is_ready: Whether a checkpoint may be evaluated: only then its weights say anything.
-        warn_once: Takes what a person should read once.
+        is_ready: Whether a checkpoint may be evaluated: only then its weights are read.
+        warn_once: Logs what a user should read once.
         monotonic: Seconds since some moment, never set back.
         clock: Nanoseconds since the epoch, as the file system has it.
     """
@@ -69,7 +69,7 @@ class Origins:
         """Bring the ledger up to date with what a step's weights are now.
 
         Args:
-            step: A step of which there is a result, a failure or an evaluation.
+            step: A step with a result, a failure or an evaluation.
             present: The trainer's folder, if it is there.
 
         Returns:
@@ -83,7 +83,7 @@ class Origins:
             return entry
         before = entry.known_identity
         if before in (None, content.identity):
-            # Weights that have just been written are read once more; until then there is no more to say.
+            # Weights that have just been written are read once more; until then nothing more is known.
             if before is None or (self._is_settled(step) and content != entry.content):
                 return self._store.note(lambda ledger: ledger.holding(step, content)).entry(step)
             return entry
@@ -93,17 +93,17 @@ class Origins:
         return entry
 
     def origin_now(self, checkpoint: Checkpoint) -> Origin:
-        """What an evaluation that begins now is made of; its settings are in the ledger then."""
+        """Return the origin of a result whose evaluation begins now; put its settings into the ledger."""
         key = self._settings_now()
         try:
             identity: Optional[str] = read_identity(checkpoint.path)
         except OSError as error:
-            self._warn_once(f"{checkpoint.name}: {error.strerror}: its weights cannot be told from others")
+            self._warn_once(f"{checkpoint.name}: {error.strerror}: its weights cannot be identified")
             identity = None
         return Origin(identity, key, now_text())
 
     def _settings_now(self) -> Optional[str]:
-        """The key of the settings as they are now; says what has changed since the last evaluation."""
+        """Return the key of the current settings; log what has changed since the last evaluation."""
         settings = self._config.settings.now()
         key = key_of(settings)
         before = (self._store.ledger.writer or {}).get("settings")
@@ -113,11 +113,11 @@ class Origins:
         return key
 
     def begin(self, step: int, origin: Origin, metrics: Path) -> None:
-        """Write down what an evaluation that is about to start will have read."""
+        """Write the provenance of an evaluation that is about to start."""
         try:
             write_begun(metrics, self._provenance(step, origin))
         except StateError as error:
-            self._warn_once(f"{error}: numbers that outlive this sidecar and its state belong to nothing")
+            self._warn_once(f"{error}: if this sidecar's state is lost, its numbers belong to no weights")
 
     def _provenance(self, step: int, origin: Origin) -> Provenance:
         ledger = self._store.ledger
@@ -125,20 +125,20 @@ class Origins:
         return Provenance(ledger.model_dir, step, origin, ledger.places, settings)
 
     def write_down(self, entry: Entry, origin: Origin, metrics: Path) -> None:
-        """Leave beside a result what it is of."""
+        """Write the provenance of a result beside it."""
         try:
             write_provenance(metrics, self._provenance(entry.step, origin))
         except (OSError, StateError) as error:
-            self._warn_once(f"{error}: machines that get the results alone cannot tell what they are of")
+            self._warn_once(f"{error}: other machines cannot tell which weights the results are of")
 
     @property
     def folder(self) -> Path:
-        """The model dir, links resolved as at the start: one that is turned meanwhile leads nowhere new."""
+        """The model dir, with links resolved at the start: changing a link later has no effect."""
         places = self._store.ledger.places
         return Path(places[0].path) if places else self._config.model_dir
 
     def require_place(self) -> None:
-        """Refuse to go on in another model's folder: a link may lead elsewhere since the start.
+        """Refuse to go on in another model's folder: a link may have been changed since the start.
 
         Raises:
             CheckpointError: naming both places.
@@ -157,10 +157,10 @@ class Origins:
         self._inode = stamp[0]
 
     def begin_round(self, list_steps: Callable[[], set[int]]) -> None:
-        """At the first pass: have everything evaluated once more, if that is asked for.
+        """In the first pass, request one more evaluation of everything, if --force-eval asks for it.
 
         Args:
-            list_steps: Returns the steps that can be; called once at most.
+            list_steps: Returns the steps that can be evaluated; called once at most.
         """
         if self._has_begun:
             return
@@ -174,7 +174,7 @@ class Origins:
         key = key_of(config.settings.now())
         now = self._store.update(lambda known: known.forcing(key, anew=anew))
         if now.forced.round == ledger.forced.round and is_through:
-            log.info("--force-eval: an earlier start has evaluated all of it, with the same settings")
+            log.info("--force-eval: an earlier start has evaluated everything with the same settings")
 
     def is_wanted_again(self, entry: Entry) -> bool:
         """Return whether --force-eval asks for a checkpoint that this request has not evaluated yet."""
@@ -188,7 +188,7 @@ class Origins:
         pinned: Optional[Checkpoint],
         accept: Callable[[Entry, Result, Origin], None],
     ) -> bool:
-        """Take the numbers that lie in results.
+        """Take the numbers that are in the results folder.
 
         Args:
             entry: What the ledger knows of the checkpoint.
@@ -227,15 +227,15 @@ class Origins:
         return True
 
     def _of_result(self, entry: Entry, result: Result, checkpoint: Optional[Checkpoint]) -> Optional[Origin]:
-        """What numbers found on disk are of; None if they are not those of this checkpoint and model.
+        """Return the origin of numbers on disk; None if they are not of this checkpoint and model.
 
-        A result that nobody has written anything down of is this checkpoint's: it was there before.
+        A result without provenance counts as this checkpoint's.
         """
         path = Path(result.path)
         written = find_provenance(path)
         if written is None:
             if entry.is_superseded and entry.result is not None and entry.result.digest == result.digest:
-                return None  # as before: of the weights that were there before
+                return None  # unchanged: of the weights from before
             return Origin(self._identity(entry, checkpoint))  # now: the next pass may find other weights
         if (reason := self._why_foreign(entry, written, checkpoint)) is not None:
             self._warn_once(f"{entry.name}: its result in {path.parent} is of {reason}; not taken")
@@ -258,11 +258,11 @@ class Origins:
             return None if known == identity else "other weights"
         places = self._store.ledger.places
         if places and written.places and not are_one(places, written.places):
-            return f"another model of this name, {written.places[0]}"
+            return f"another model with this name, {written.places[0]}"
         return None
 
     def _identity(self, entry: Entry, checkpoint: Optional[Checkpoint]) -> Optional[str]:
-        """What the weights of a step are, as they were read last, or as they are."""
+        """Return the identity of a step's weights, as last read, or read now."""
         if entry.content is not None:
             return entry.content.identity
         content = self._read(checkpoint) if checkpoint is not None else None
@@ -272,7 +272,7 @@ class Origins:
         return content.identity if content else None
 
     def _is_unchanged(self, entry: Entry, present: Checkpoint) -> bool:
-        """Whether a folder looks as when its weights were read."""
+        """Return whether a folder is unchanged since its weights were read."""
         folder, now = folder_stamp(present.path), self._monotonic()
         seen = self._looked.get(entry.step)
         if seen is not None and seen[0] == folder and now - seen[2] < _FILES_SECONDS:
@@ -281,14 +281,14 @@ class Origins:
         try:
             weights, newest = look_at_weights(present.path)
         except OSError:
-            return True  # being deleted, or not to be read: whoever judges it says so
+            return True  # being deleted, or not readable: its verdict says so
         if folder is None or weights != known:
             return False
         self._looked[entry.step] = (folder, weights if self._is_old(newest) else "", now)
         return True
 
     def _read(self, checkpoint: Checkpoint) -> Optional[Content]:
-        """What a checkpoint's weights are; None if they say nothing yet, or cannot be read."""
+        """Return the content of a checkpoint's weights; None if not ready yet, or not readable."""
         if not self._is_ready(checkpoint):
             return None
         try:
@@ -313,6 +313,9 @@ class Origins:
         was_sent = entry.delivery is not None and not entry.delivery.is_pending
         revision = f" as revision {entry.delivery.revision + 1}" if was_sent and entry.delivery else ""
         log.warning(
-            "%s: other weights than those %s before (saved again at %s): evaluated again%s",
-            *(entry.name, "evaluated" if evaluated else "that failed", content.since, revision),
+            "%s: saved again at %s with other weights than those that %s; will evaluate it again%s",
+            entry.name,
+            content.since,
+            "were evaluated" if evaluated else "failed",
+            revision,
         )

@@ -1,4 +1,4 @@
-"""What follows if the machine takes an evaluation away: it is started again, later each time."""
+"""Restarts evicted evaluations, with a longer pause each time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
 class Preemption:
     """How often evicted checkpoints are started again, and how long each waits: twice as long each time.
 
-    Once may happen to any job. But a node that ends every job at once would use up the evictions of every
-    checkpoint in minutes.
+    One eviction may happen to any job. But a node that ends every job at once would use up the evictions of
+    every checkpoint in minutes.
 
     Args:
         most: Evictions after which the next one counts as a failure.
@@ -26,10 +26,10 @@ class Preemption:
         self._ends: dict[int, float] = {}
 
     def pause(self, step: int, times: int) -> Optional[float]:
-        """Let a step wait that was evicted `times` times.
+        """Begin the pause of a step that was evicted `times` times.
 
         Returns:
-            For how many seconds; None if it was evicted too often, and failed.
+            How long it waits, in seconds; None if it was evicted too often, and fails.
         """
         if times > self.most:
             return None
@@ -38,10 +38,10 @@ class Preemption:
         return seconds
 
     def is_over(self, step: int) -> bool:
-        """Return whether a step need not wait, or not any more."""
+        """Return whether a step need not wait (any more)."""
         return self._monotonic() >= self._ends.get(step, 0.0)
 
     def clear(self, steps: Optional[Sequence[int]]) -> None:
-        """Let these steps, or all, wait no more."""
+        """End the pauses of these steps, or of all."""
         for step in list(self._ends) if steps is None else steps:
             self._ends.pop(step, None)

@@ -97,7 +97,7 @@ class Sidecar:
         return not self.is_running and not self._ready
 
     def seconds_to_wait(self, poll_seconds: float) -> float:
-        """Return how long nothing has to be done, as far as is known, if nobody wakes the loop."""
+        """Return how long nothing has to be done, as far as is known, unless the loop is woken."""
         pause = self.launcher.pause if self.is_running else poll_seconds
         return min(pause, poll_seconds, self._readiness.seconds_to_wait())
 
@@ -112,8 +112,8 @@ class Sidecar:
 
         Raises:
             StateError: if the ledger cannot be saved.
-            UsageError: if no job will ever be accepted, as the flags are.
-            CheckpointError: if the model dir is a link that leads to another model now.
+            UsageError: if no job will ever be accepted with these flags.
+            CheckpointError: if the model dir is a link that now leads to another model.
         """
         self._origins.require_place()
         self._jobs.collect()
@@ -133,9 +133,9 @@ class Sidecar:
         return started
 
     def leave(self) -> None:
-        """End what cannot go on without this process; the checkpoints of those are as if never tried.
+        """End evaluations that cannot go on without this process; those attempts do not count.
 
-        What has ended by itself, and what goes on, is the next sidecar's to collect.
+        The next sidecar collects those that go on or have ended on their own.
         """
         for level, text in detach_jobs(self.store, self.launcher, self._jobs.clock):
             log.log(level, "%s", text)
@@ -149,7 +149,7 @@ class Sidecar:
         self.store.update(lambda ledger: ledger.cleared(steps))
 
     def note_busy(self, reason: Optional[str]) -> None:
-        """Log and save why no evaluation can be started, or that it can again; once, not at each pass."""
+        """Log and save why no evaluation can be started, or that one can again; once, not in each pass."""
         if reason != self.store.ledger.busy:
             self.store.update(lambda ledger: ledger.busy_with(reason))
             log.log(logging.WARNING if reason else logging.INFO, "%s", reason or "evaluations start again")

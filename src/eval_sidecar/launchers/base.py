@@ -1,6 +1,6 @@
 """The contract between the sidecar and what runs evaluations: submit, poll, cancel.
 
-What a launcher must know of a job is in the job's handle, plain JSON that the ledger keeps, so that a
+All that a launcher must know of a job is in the job's handle, plain JSON that the ledger keeps, so that a
 restarted sidecar finds the jobs of the one before it.
 """
 
@@ -48,7 +48,7 @@ class JobState:
     Attributes:
         phase: Where it stands.
         exit_code: Of a job that has ended, if it has one.
-        reason: In words, if the launcher knows more than the phase and the code say.
+        reason: More than the phase and the code say, in words; None if nothing is known.
         began: When a running job began to compute, seconds since the epoch; None if that is when it was
             submitted.
         used: Seconds that a running job has computed, if the launcher knows better than by ``began``: a
@@ -75,7 +75,7 @@ class Launcher(Protocol):
         ...
 
     def reserve(self, job: Job) -> Handle:
-        """Return what finds a job again whose submission was cut short; saved before it is submitted."""
+        """Return a handle that finds the job if its submission is interrupted; saved before `submit`."""
         ...
 
     def submit(self, job: Job, running: Sequence[Handle]) -> Handle:

@@ -22,7 +22,7 @@ from eval_sidecar.system.process import (
 )
 from eval_sidecar.types import Handle, Job, JobPhase
 
-#: Every process of a job inherits this variable, so that those are found that left its group.
+#: Every process of a job inherits this variable, so that those that left its group are found.
 _MARKER = "EVAL_SIDECAR_JOB"
 
 # Runs the command and writes its exit code beside the log, whole or not at all: a sidecar that was
@@ -64,7 +64,7 @@ class LocalLauncher:
         return max(0, len(self.device_lists) - len(here))
 
     def reserve(self, job: Job) -> Handle:
-        """Return the token, which every process of the job carries, and the machine where those run."""
+        """Return the token, which every process of the job carries, and the machine where they run."""
         return {
             "token": job.token,
             **this_machine(),
@@ -103,8 +103,8 @@ class LocalLauncher:
         """Return where a job stands, from its exit file; as long as there is none, from its process."""
         elsewhere = machine_elsewhere(handle)
         if "pid" not in handle and elsewhere is None:
-            return JobState(JobPhase.LOST, reason="its start was cut short")
-        # The order matters: the file appears before the process ends, so look at the process first.
+            return JobState(JobPhase.LOST, reason="its start was interrupted")
+        # The order matters: the file appears before the process ends, so check the process first.
         code = self._reap(handle) if elsewhere is None else None
         alive = elsewhere is None and code is None and ProcessIdentity.from_json(handle).is_running()
         try:
@@ -114,14 +114,14 @@ class LocalLauncher:
         except ValueError as error:
             return JobState(JobPhase.LOST, reason=f"its exit file is unreadable ({error})")
         if elsewhere is not None:
-            advice = "start the sidecar there, or give it up with `eval-sidecar retry --sft-root … <step>`"
+            advice = "start the sidecar there, or abandon it with `eval-sidecar retry --sft-root … <step>`"
             return JobState(JobPhase.ELSEWHERE, reason=f"runs on {elsewhere}, or did; {advice}")
         if alive:
             return JobState(JobPhase.RUNNING)
         if code is not None and code >= 0:
             return JobState(JobPhase.ENDED, code)
         if code is not None:
-            # Only the wrapper was killed: what it had started may go on, and must not beside a new attempt.
+            # Only the wrapper was killed: its children may go on, but not beside a new attempt.
             return JobState(JobPhase.LOST, reason=f"its process was {describe_signal(-code)}")
         return JobState(
             JobPhase.LOST,
@@ -129,7 +129,7 @@ class LocalLauncher:
         )
 
     def cancel(self, handle: Handle) -> bool:
-        """End the job's process, its descendants and whatever carries its marker."""
+        """End the job's process, its descendants and every process with its marker."""
         elsewhere = machine_elsewhere(handle)
         if elsewhere is not None:
             if Path(handle["exit_file"]).exists():
@@ -154,7 +154,7 @@ class LocalLauncher:
         return False
 
     def _reap(self, handle: Handle) -> Optional[int]:
-        """Return the exit code of a child of ours that has ended; collecting it leaves no zombie."""
+        """Return the exit code of a child of ours that has ended; it leaves no zombie."""
         with self._mutex:
             child = self._children.get(handle.get("pid", 0))
             code = child.poll() if child is not None else None

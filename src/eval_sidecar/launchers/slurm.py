@@ -48,15 +48,15 @@ _VARIABLES = {
     "switches": "REQ_SWITCH",
     "time": "TIMELIMIT",
 }
-#: States that the evaluation itself has caused, and why.
+#: States that the evaluation itself has caused, and what they mean.
 _CAUSED_BY_EVALUATION = {
     "TIMEOUT": "it took longer than its time limit (--slurm-time)",
     "DEADLINE": "it was not done by its deadline",
     "OUT_OF_MEMORY": "it needed more memory than it was given (--slurm-extra mem=…)",
 }
-#: Reasons of a failure that the machine has caused.
+#: Reasons for a failure that the machine has caused.
 _CAUSED_BY_MACHINE = ("JobLaunchFailure", "NodeDown", "PartitionDown", "SystemFailure")
-# Refusals that are about what was asked for, and not about what the cluster can do at the moment.
+# Refusals because of the parameters, not because of the cluster's current state.
 _MISTAKE = re.compile(
     r"Try .sbatch --help|mutually exclusive|is not a valid|reservation is invalid"
     r"|Time limit specification required|group not permitted to use this partition"
@@ -64,7 +64,7 @@ _MISTAKE = re.compile(
     r"|unrecognized option|\binvalid (?!auth|job credential|user id)",
     re.IGNORECASE,
 )
-# Said of jobs that fit no node; to a question (--test-only) also while the nodes that they fit are down.
+# Slurm says this of jobs that fit no node; with --test-only, also while the nodes that they fit are down.
 _FITS_NO_NODE = "node configuration is not available"
 
 #: Seconds between two looks at the files of jobs under way.
@@ -94,7 +94,7 @@ def require_slurm() -> None:
     """Check that jobs can be submitted from here.
 
     Raises:
-        UsageError: if something is missing; names it.
+        UsageError: if something is missing, with its name.
     """
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(
@@ -117,7 +117,7 @@ def sbatch_parameters(extras: Sequence[str], **named: Optional[str]) -> dict[str
         named: Parameters that have a flag of their own.
 
     Raises:
-        UsageError: if a parameter cannot be given; names it.
+        UsageError: if a parameter is not allowed, with its name.
     """
     parameters: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     for text in extras:
@@ -135,7 +135,7 @@ def sbatch_parameters(extras: Sequence[str], **named: Optional[str]) -> dict[str
                 f"{text}: with {name}, sbatch does not submit the evaluation", setting="slurm_extra"
             )
         parameters[name] = value if has_value else True
-    # Slurm's own requeueing has no bound, and starts with the numbers of the run before in place.
+    # Slurm's own requeueing has no limit, and would start with the earlier run's numbers in place.
     if "requeue" not in parameters:
         parameters["no-requeue"] = True
     return parameters
@@ -169,7 +169,7 @@ class SlurmLauncher:
         self._was_accepted = False
 
     def check_parameters(self) -> None:
-        """Ask Slurm whether it would accept such jobs; if it does not answer, it may.
+        """Ask Slurm whether it would accept such jobs; without an answer, assume so.
 
         Raises:
             UsageError: if the parameters are wrong, with Slurm's message.
@@ -181,7 +181,7 @@ class SlurmLauncher:
 
     @property
     def pause(self) -> float:
-        """More often than the controller is asked: a success is told by a file of the job's own."""
+        """More often than the controller is asked: a success shows in the job's own file."""
         return min(_PAUSE, self._ask_every)
 
     def free_slots(self, running: Sequence[Handle]) -> int:
@@ -215,7 +215,7 @@ class SlurmLauncher:
                     "output": str(_file(handle, "out")).replace("%", "%%"),
                 },
             )
-            # submitit prints what sbatch says; whoever catches the error says it once.
+            # submitit prints what sbatch says; the error has it too.
             with _without_settings_of_others(self._parameters), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(
                     CommandFunction(self._command(job, handle), verbose=False, cwd=job.cwd)
@@ -234,7 +234,7 @@ class SlurmLauncher:
         if jobs is None:
             return JobState(JobPhase.QUEUED, reason=f"{_label(handle)}: not known, {self._queue.problem}")
         if _was_cut_short(handle):
-            return JobState(JobPhase.EVICTED, reason=f"{_label(handle)}: its submission was cut short")
+            return JobState(JobPhase.EVICTED, reason=f"{_label(handle)}: its submission was interrupted")
         seen = jobs.get(handle["name"])
         if seen is None:
             seen, doubt = self._look_for(handle)
@@ -249,7 +249,7 @@ class SlurmLauncher:
     def cancel(self, handle: Handle) -> bool:
         """Cancel the job in Slurm, even if the queue does not show it: no second one may run beside it.
 
-        That is not waited for: a job may take minutes to end, or hours if its node does not answer.
+        This does not wait for its end: a job may take minutes to end, or hours if its node does not answer.
         """
         if _exit_code(handle) is not None:
             return True
@@ -273,7 +273,7 @@ class SlurmLauncher:
             return None, "which is asked again"
         if _exit_code(handle) is not None or state_from_output(_file(handle, "out")):
             return None, ""
-        # Only accounting tells whether a user has cancelled it: worth waiting for, though not for ever.
+        # Only accounting tells whether a user has cancelled it: worth waiting for, but not without end.
         seen, problem = accounted_job(handle["name"])
         return seen, problem if missing_for < _ACCOUNTING_PATIENCE else ""
 
@@ -284,16 +284,16 @@ class SlurmLauncher:
         return ["bash", "-c", _WRAPPER, "eval-sidecar-job", *own, "env", *variables, *job.argv]
 
     def _settle_refused(self, job: Job, handle: Handle, error: Exception) -> Handle:
-        """Handle a failed sbatch: it may have timed out after the job was accepted."""
+        """Handle a failed sbatch: it may have timed out after Slurm accepted the job."""
         jobs = self._queue.jobs(now=True)
         if jobs is None or handle["name"] in jobs:
-            return handle  # the next look at the queue tells
-        shutil.rmtree(handle["folder"], ignore_errors=True)  # what cannot be removed does no harm
+            return handle  # the next query of the queue tells
+        shutil.rmtree(handle["folder"], ignore_errors=True)  # a file that cannot be removed does no harm
         said = " ".join(str(error).split())
         if getattr(error.__cause__, "returncode", None) == _TIMED_OUT:
             said = f"sbatch did not end within {PATIENCE:.0f} s {said}".rstrip()
         is_mistake = _MISTAKE.search(said) or _FITS_NO_NODE in said
-        # If Slurm has accepted such a job before, the flags are right whatever it says.
+        # If Slurm has accepted such a job before, the flags are right.
         if not isinstance(error, OSError) and not self._was_accepted and is_mistake:
             raise _refused(said)
         raise BusyError(f"checkpoint-{job.step}: not submitted ({said}); will retry") from error
@@ -316,7 +316,7 @@ def _refused(said: str) -> UsageError:
 
 
 def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
-    """Return what became of a job that Slurm has ended or forgotten."""
+    """Return the outcome of a job that Slurm has ended or forgotten."""
     code = _exit_code(handle)
     state = seen.state if seen else ""
     if code is not None and state in ("", "COMPLETED", "FAILED"):
@@ -339,7 +339,7 @@ def _judge(handle: Handle, seen: Optional[QueuedJob]) -> JobState:
         said = f"{said} {when}; {_file(handle, 'out')}: {printed}"
         return JobState(JobPhase.ENDED, code, said) if has_begun else JobState(JobPhase.EVICTED, reason=said)
     if not state:
-        said = f"{_label(handle, seen)}: gone from the queue without a trace"
+        said = f"{_label(handle, seen)}: disappeared from the queue without a trace"
     return JobState(JobPhase.EVICTED, reason=said)
 
 
@@ -353,7 +353,7 @@ def _file(handle: Handle, suffix: str) -> Path:
 
 
 def _has(path: Path) -> bool:
-    """Return whether a file is there; NFS may deny that for a while unless its folder is opened."""
+    """Return whether a file exists; until its folder is opened, NFS may not show it for a while."""
     try:
         return path in path.parent.iterdir()
     except OSError:
@@ -378,7 +378,7 @@ def _was_cut_short(handle: Handle) -> bool:
 def _without_settings_of_others(parameters: Iterable[str]) -> Iterator[None]:
     """Hide variables that would overrule the job's parameters, or that come from a job that we run in.
 
-    To sbatch, a variable counts for more than a line of the script; from a job it would take over the shape.
+    For sbatch, variables have priority over lines of the script; from a job it would inherit nodes and tasks.
     """
     ours = {*_OURS, "export", "open-mode", "requeue", "no-requeue", *parameters}
     hide = {f"SBATCH_{_VARIABLES.get(name, name.upper().replace('-', '_'))}" for name in ours}

@@ -1,4 +1,4 @@
-"""What Slurm says about jobs: one `squeue` for all of them, `scancel`, and the traces that a job leaves.
+"""Asks Slurm about jobs: one `squeue` for all of them, `scancel`, accounting, and a job's own output.
 
 A command that fails says nothing about any job.
 """
@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a command of Slurm's may take; without an answer, it gives up by itself long before.
+#: Seconds that a command of Slurm's may take; without an answer, it gives up on its own long before.
 PATIENCE = 60.0
 #: States of a job that will not run any more (squeue(1), JOB STATE CODES).
 _ENDED = frozenset(
@@ -36,10 +36,10 @@ _ENDED = frozenset(
     }
 )
 _COMPUTES = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
-# Variables with which a user changes what these commands choose and print: the launcher needs it as it asks.
+# Variables with which a user changes what these commands choose and print: the launcher sets these itself.
 _USERS_OWN = ("SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 _DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
-# What may follow the line of a job whose name, the last field, has a line break; names of ours have none.
+# What may follow the line of a job if its name, the last field, has a line break; ours have none.
 _NO_JOB = re.compile(r"(?!\d\S*\|)")
 # What slurmstepd writes into a job's output when it ends the job, and the state that this stands for.
 _LAST_WORDS = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: due to ([^*]+?))? \*\*\*", re.I)
@@ -55,7 +55,7 @@ class QueuedJob:
         state: ``PENDING``, ``RUNNING``, ``TIMEOUT``, …
         reason: Why it is in that state, as Slurm calls it; empty if there is none.
         began: Start, seconds since the epoch; None if it has not begun.
-        used: Seconds that it has computed, without those for which it was suspended; None if unknown.
+        used: Seconds that it has computed, without suspensions; None if unknown.
         nodes: Where it runs; empty if it does not.
     """
 
@@ -108,10 +108,10 @@ class Queue:
         """Return jobs by name, with those that have ended lately; None if Slurm does not answer.
 
         Args:
-            now: Ask again, however new the last answer is.
+            now: Ask again, even if the last answer is new.
         """
         if now or self._asked is None or self._monotonic() - self._asked >= self._ask_every:
-            # Every job of the user, since a list of numbers is refused once Slurm has forgotten one of them.
+            # Every job of the user: a list of job ids is refused if Slurm has forgotten one of them.
             user = f"--user={os.getuid()}"
             said, problem = _call(
                 # Not without --all: jobs in a hidden partition would count as gone.
@@ -131,9 +131,9 @@ class Queue:
         return self._jobs
 
     def missing_for(self, name: str) -> float:
-        """Return the seconds between the first and the last of the latest answers, none of which shows a job.
+        """Return for how many seconds, by the answers, the queue has not shown a job.
 
-        One answer may leave out jobs that run, as while user names cannot be looked up.
+        One answer may omit running jobs, for example while user names cannot be looked up.
         """
         return self._answered - self._missing.setdefault(name, self._answered)
 
@@ -142,7 +142,7 @@ class Queue:
         self._asked = None
 
     def cancel(self, name: str) -> str:
-        """Ask Slurm to end a job; return why it could not be asked, else an empty text."""
+        """Ask Slurm to end a job; return why that failed, or an empty text."""
         return _call(["scancel", f"--user={os.getuid()}", f"--name={name}"], may_be_silent=True)[1]
 
     def _tell(self, problem: str) -> None:
@@ -157,7 +157,7 @@ def accounted_job(name: str) -> tuple[Optional[QueuedJob], str]:
     """Ask accounting for a job that the queue has forgotten.
 
     Returns:
-        The job, if accounting knows it; and why it does not answer: empty if it did, or if there is none.
+        The job, if accounting knows it; and why it does not answer; empty if it did, or if there is none.
     """
     if shutil.which("sacct") is None:
         return None, ""
@@ -181,7 +181,7 @@ def accounted_job(name: str) -> tuple[Optional[QueuedJob], str]:
 def refusal(parameters: Mapping[str, Any]) -> str:
     """Return why sbatch refuses a job with these parameters, or does not answer; empty if it accepts it.
 
-    A job that could not run at this moment, as with every node drained, is refused too.
+    A job that cannot run now is refused too, for example if every node is drained.
     """
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in parameters.items()]
     return _call(["sbatch", "--test-only", *flags, "--wrap=true"], may_be_silent=True)[1]

@@ -1,7 +1,7 @@
-"""What a ledger's file holds: written so, and read from this version and from the first scripts'.
+"""The format of a ledger's file: writes this version, reads this one and the first scripts'.
 
 It keeps the key fields that the first scripts wrote (``processed_steps``, ``failed_steps``, ``table_rows``
-and others), so that people and scripts that read them go on; all else is under ``checkpoints``.
+and others), so that people and scripts can still read them; the rest is under ``checkpoints``.
 """
 
 from __future__ import annotations
@@ -31,22 +31,16 @@ VERSION = 2
 _NEXT = ",\n "
 #: By step, an entry and its texts in ``table_rows`` and ``checkpoints``.
 Encoded = dict[int, tuple[Entry, str, str]]
-_OWN_KEYS = {
-    *("version", "model_dir", "run_id", "run_name", "processed_steps", "failed_steps", "table_rows"),
-    *("last_seen_step", "last_update_time", "provable", "session_open", "table_due", "problem", "where"),
-    *("busy", "writer", "checkpoints", "places", "moved", "settings", "forced"),
-    "shared_failure",
-}
 
 
 def to_text(ledger: Ledger, encoded: Optional[Encoded] = None) -> str:
-    """The file's content.
+    """Return the file's content.
 
     Args:
         ledger: What to write.
-        encoded: Each entry as it was last written, with its two texts; brought up to date. Of thousands of
-            checkpoints, a change is about one or two. None if it will not be written again: all at
-            once is quicker.
+        encoded: Each entry as it was last written, with its two texts; updated here. A change
+            concerns one or two of thousands of checkpoints. None if the file is written only once, which
+            is faster without.
     """
     parts = {key: encode(value) for key, value in _about_model(ledger).items()}
     if encoded is None:
@@ -73,7 +67,7 @@ def _in_pieces(ledger: Ledger, encoded: Encoded) -> tuple[list[str], list[str]]:
 
 
 def _about_model(ledger: Ledger) -> dict[str, Any]:
-    """All but what is the same for each checkpoint until something happens to it."""
+    """Return all keys of the file but ``table_rows`` and ``checkpoints``."""
     entries = ledger.steps()
     return {
         **ledger.extra,
@@ -119,7 +113,7 @@ def _details(entry: Entry) -> dict[str, Any]:
             "first_seen": entry.first_seen,
             "pinned": entry.pinned or None,
             "running": _running(entry.running) if entry.running else None,
-            # Beside it: an older version takes no key in it that it does not know.
+            # Not inside "running": an older version refuses unknown keys there.
             "evaluates": _origin(entry.running.origin) if entry.running else None,
             "evictions": list(entry.evictions) or None,
             "digest": result.digest if result else None,
@@ -146,11 +140,14 @@ def _present(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
+_OWN_KEYS = {*_about_model(Ledger("", "", "")), "table_rows", "checkpoints"}
+
+
 def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
     """Read the file's content, of this version or of the first scripts'.
 
     In those, a processed step is one that was logged: it is taken as delivered and never sent again.
-    A step that somebody took out of ``processed_steps`` is evaluated again; what was sent is remembered.
+    A step that a user took out of ``processed_steps`` is evaluated again; what was sent is remembered.
     """
     first_version = int(value.get("version", 1)) < VERSION
     details = dict(value.get("checkpoints") or {})
@@ -161,7 +158,7 @@ def from_json(value: Mapping[str, Any], path: Path) -> Ledger:
     for step in sorted({*map(int, details), *failures, *processed, *(() if not first_version else rows)}):
         failure, attempts = failures.get(step, (None, 0))
         detail = details.get(str(step)) or {}
-        # A result of weights that are no longer there is one although its step is not processed.
+        # A superseded result remains, although its step is not processed.
         has_result = step in processed or bool(detail.get("superseded"))
         entry = _entry(step, detail, rows.get(step) if has_result else None)
         if first_version and step in processed:
@@ -207,7 +204,7 @@ def _entry(step: int, details: Mapping[str, Any], row: Optional[Mapping[str, Any
             tuple(details.get("left_out") or ()),
         )
         if delivery and delivery.digest is not None and delivery.digest == details.get("digest"):
-            # Once computed with a metric of the name of a key of ours, which no row can show.
+            # An earlier version hashed a metric that has the name of our own key, which no row can hold.
             delivery = replace(delivery, digest=result.digest)
     running = details.get("running")
     if running is not None:
@@ -244,7 +241,7 @@ def _delivery(value: Mapping[str, Any]) -> Delivery:
 
 
 def _rows(value: Any, first_version: bool) -> dict[int, dict[str, Any]]:  # noqa: ANN401 - any older script's
-    """Table rows by step, from a list or ``{step: row}``; a row is an object or a list in the table's order.
+    """Return table rows by step, from a list or ``{step: row}``; a row is an object or a list of the columns.
 
     The first scripts wrote some metrics as ``eval/<name>``. Since then that is a name like any other.
     """
@@ -267,7 +264,7 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _failures(value: Any) -> dict[int, tuple[Failure, int]]:  # noqa: ANN401 - as older scripts wrote it
-    """Failures by step, from ``{step: {...}}``, ``{step: "error"}`` or a list of objects or steps."""
+    """Return failures by step, from ``{step: {...}}``, ``{step: "error"}`` or a list of objects or steps."""
     if isinstance(value, dict):
         items = list(value.items())
     else:

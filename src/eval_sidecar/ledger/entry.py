@@ -22,7 +22,7 @@ class Delivery:
         digest: `Result.digest` of what was sent; None before.
         index: Index of the row on the server.
         sent_at: Seconds since the epoch.
-        via: What is known about how it went: where an offline session lies, or who says that it is there.
+        via: Where its session is, if it cannot be read back; or `CARRIED`.
     """
 
     status: DeliveryStatus = DeliveryStatus.PENDING
@@ -39,20 +39,20 @@ class Delivery:
 
     @property
     def is_sent(self) -> bool:
-        """Whether it was sent, and nobody has seen it on the server."""
+        """Whether it was sent and not yet seen on the server."""
         return self.status == DeliveryStatus.SENT
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the server was seen to have it."""
+        """Whether it was seen on the server."""
         return self.status == DeliveryStatus.CONFIRMED
 
     def confirmed(self, *, revision: int, digest: str, index: int) -> Delivery:
-        """Return it as the server shows it."""
+        """Return the delivery as the server shows it."""
         return replace(self, status=DeliveryStatus.CONFIRMED, revision=revision, digest=digest, index=index)
 
     def missing(self, now: float) -> Delivery:
-        """Return it for a point that the server no longer shows: looked for again, then sent again."""
+        """Return the delivery of a point that the server no longer shows: to look up again, then to send."""
         return replace(self, status=DeliveryStatus.SENT, sent_at=now)
 
 
@@ -63,8 +63,8 @@ class Failure:
     Attributes:
         time: ISO 8601, UTC.
         error: One line.
-        log: The evaluation's log, or None if it did not come to that.
-        final: Whether it is not tried again until somebody clears it.
+        log: The evaluation's log, or None if none was started.
+        final: Whether it is not retried until a user clears it.
     """
 
     time: str
@@ -83,18 +83,18 @@ class Running:
     """An evaluation under way: enough to find it again after a restart.
 
     Attributes:
-        handle: The launcher's own words for the job.
+        handle: The launcher's handle of the job.
         started_at: Seconds since the epoch.
-        log: File that gets its output, as other attempts' have before.
+        log: File that gets its output; all attempts share it.
         path: The folder that is evaluated.
         fingerprint: Name, size and mtime (ns) of each file in it at the start.
         before: Size and mtime (ns) of the ``metrics.json`` that was there before, if any.
         metrics: Where the evaluation is to leave its ``metrics.json``.
         state: Where the job stood when it was last looked at, in the launcher's words.
-        ending: Why the sidecar ends it; None if it does not. Saved first: what is seen of the job
-            afterwards looks like anybody's cancellation.
-        evicted: Whether that is because the machine has taken it away, which costs no attempt.
-        log_size: Bytes that were in the log before it.
+        ending: Why the sidecar ends it; None if it does not. Saved first: afterwards it looks
+            like a cancellation by a user.
+        evicted: Whether it is ended because it was evicted, which costs no attempt.
+        log_size: Size of the log before it, in bytes.
         origin: What is evaluated, and how.
     """
 
@@ -119,17 +119,17 @@ class Entry:
     Attributes:
         step: Training step.
         verdict: The last verdict on its completeness, or None if it was never looked at.
-        evidence: What that verdict rests on.
+        evidence: The facts behind that verdict.
         first_seen: ISO 8601, UTC.
         pinned: Whether hard links keep it alive.
         attempts: Evaluations that have failed since it was last cleared.
-        evictions: Why evaluations were taken away by the machine since then, one text each.
+        evictions: Why evaluations were evicted since then, one text each.
         running: The evaluation under way.
         failure: Why the last evaluation failed.
         result: Its numbers.
         delivery: How far its point has come.
-        listed: An older script's state file lists the step as processed, without its numbers.
-        content: What the checkpoint's weights are now; None if nobody has had to look.
+        listed: Whether an older script's state file lists the step as processed, without its numbers.
+        content: What the checkpoint's weights are now; None if not read yet.
         origin: What `result` was made of.
         round: As in `Forced`.
     """
@@ -162,26 +162,25 @@ class Entry:
 
     @property
     def is_superseded(self) -> bool:
-        """Whether the result is of other weights than those that are there now under this step."""
+        """Whether the result is of other weights than this step has now."""
         known = self.origin.identity
         return None is not known and self.content is not None and self.content.identity != known
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is not tried again until somebody clears its failure."""
+        """Whether it is not retried until a user clears its failure."""
         return self.failure is not None and self.failure.final
 
     @property
     def is_pending(self) -> bool:
-        """Whether an evaluation is still to come, or under way."""
+        """Whether it waits for an evaluation, or is being evaluated."""
         lost = self.verdict in (Completeness.GONE, Completeness.ABANDONED)
         return self.running is not None or not (self.processed or self.has_failed or lost)
 
     def due(self) -> Optional[Delivery]:
-        """What of this checkpoint has to be sent or looked up; None if nothing has.
+        """Return the delivery that has to be sent or looked up; None if nothing has to be.
 
-        A result that is not the one that was confirmed is due as the next revision. One that is not of the
-        weights that are there now, and was never sent, is not sent any more.
+        A result that differs from the confirmed one is due as the next revision. A withheld one is not due.
         """
         if self.result is None or self.delivery is None or self.is_withheld:
             return None
@@ -193,7 +192,7 @@ class Entry:
 
     @property
     def is_withheld(self) -> bool:
-        """Whether the result is of other weights than are there now, and was never sent."""
+        """Whether the result is of weights that were replaced, and was never sent."""
         if not self.is_superseded or self.result is None:
             return False
         delivery = self.delivery or Delivery()
@@ -210,8 +209,8 @@ class Entry:
     def judged(self, verdict: Completeness, evidence: tuple[str, ...], *, pinned: bool, at: str) -> Entry:
         """Return the entry with a verdict on its checkpoint.
 
-        How long it has been quiet changes with every look, and is not worth a write; what was done about
-        it, which comes last, is.
+        How long it has been quiet changes each time, and alone is not worth a write. The last fact, what was
+        done, is.
         """
         is_news = (
             self.verdict != verdict
@@ -228,25 +227,27 @@ class Entry:
         )
 
     def unreadable(self, error: str, at: str) -> Entry:
-        """Return the entry with the reason why its result on disk cannot be read; what was known stays."""
+        """Return the entry with the reason why its result on disk cannot be read; the rest stays."""
         if self.failure is not None and self.failure.error == error:
             return self
         return replace(self, failure=Failure(at, error, final=True))
 
     def has_numbers_of(self, result: Result) -> bool:
-        """Whether these numbers are known already."""
+        """Return whether the entry has these numbers already."""
         return self.result is not None and self.result.digest == result.digest
 
     def evaluated(self, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Entry:
-        """Return the entry with a result, which needs no pin any more if it is of the weights there now.
+        """Return the entry with a result; if it is of the current weights, without its pin.
 
-        The same numbers again change nothing about their delivery, nor about what is known of their origin.
+        The same numbers again change neither their delivery nor a known origin.
         """
         if self.has_numbers_of(result) and origin.settings is None:
             origin = self.origin
         delivery = self.delivery or Delivery()
         if delivery.via == CARRIED and self.is_superseded:
-            delivery = replace(delivery, digest=delivery.digest or "")  # whatever it was, not these
+            delivery = replace(
+                delivery, digest=delivery.digest or ""
+            )  # what was sent is not known, but it was not this
         elif delivery.via == CARRIED and (self.result is None or _agree(self.result.metrics, result.metrics)):
             # Older scripts kept eight metrics of a file that holds more: that is not a new result.
             delivery = replace(delivery, digest=result.digest)
@@ -264,17 +265,17 @@ class Entry:
         return replace(changed, pinned=self.pinned and not changed.processed)
 
     def begun(self, running: Running) -> Entry:
-        """The entry with an evaluation of the weights that it names."""
+        """Return the entry with a running evaluation, and with the weights that it is of."""
         identity, at = running.origin.identity, running.origin.at or ""
         if identity is None or identity == self.known_identity:
             return replace(self, running=running)
         return replace(self, running=running, content=Content(identity, (0, 0, 0), "", at))
 
     def holding(self, content: Content) -> Entry:
-        """The entry with what its weights are now.
+        """Return the entry with what its weights are now.
 
-        Attempts and failures belong to weights: others begin anew. A result from before anybody looked
-        keeps counting, and is from now on that of these weights.
+        Attempts and failures belong to weights: other weights start from zero. A result of unknown weights
+        remains, and counts as a result of these.
         """
         before = self.known_identity
         if before not in (None, content.identity):
@@ -287,11 +288,11 @@ class Entry:
 
     @property
     def known_identity(self) -> Optional[str]:
-        """The weights that everything here is about, or None if nobody has looked yet."""
+        """Identity of the weights that the entry is about; None if they were not read yet."""
         return self.content.identity if self.content is not None else self.origin.identity
 
     def point(self, revision: int = 0) -> Point:
-        """The point that stands for this checkpoint's result; it must have one."""
+        """Return the point of this checkpoint's result; it must have one."""
         assert self.result is not None
         return Point(self.step, self.name, self.result.metrics, self.result.path, revision)
 

@@ -1,6 +1,6 @@
-"""From a ``metrics.json`` on disk into the ledger: one way, for watching and for uploading.
+"""Takes a ``metrics.json`` on disk into the ledger: one way, for watching and for uploading.
 
-It saves nothing; where a result comes from is for the caller to say.
+It saves nothing; the caller says where a result comes from.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from eval_sidecar.types import Origin, Result, Stamp
 
 
 class Intake(NamedTuple):
-    """A result on disk that the ledger does not know as it is.
+    """A result on disk that is new to the ledger.
 
     Attributes:
         result: Its numbers.
-        origin: What they are of.
-        is_new: Whether they are other numbers than those that are known.
+        origin: What they were made of.
+        is_new: Whether the numbers differ from the known ones.
     """
 
     result: Result
@@ -29,10 +29,10 @@ class Intake(NamedTuple):
 
 
 def is_news(entry: Entry, found: Optional[Stamp]) -> bool:
-    """Return whether a file is there and is not the one that is known.
+    """Return whether a file exists and has changed since its result was taken.
 
-    One that could not be read is read again: it may be another's now. A failed evaluation makes no news of
-    the result that was there before it.
+    A file that could not be read is read again. A failed evaluation does not make the result that was there
+    before it new.
     """
     is_unread = entry.failure is not None and entry.failure.is_unread_result
     return found is not None and (is_unread or entry.result is None or entry.result.stamp != found)
@@ -46,10 +46,10 @@ def take_in(
     Args:
         entry: What the ledger knows of the checkpoint.
         path: Its ``metrics.json``.
-        origin_of: Says what numbers are of; None if not of this checkpoint.
+        origin_of: Returns the origin of a result; None if it is not of this checkpoint.
 
     Returns:
-        None if the file is missing by now, or its numbers are not of this checkpoint.
+        None if the file is now missing, or its numbers are not of this checkpoint.
 
     Raises:
         ResultError: if it cannot be read.

@@ -45,9 +45,9 @@ class Ledger:
         entries: By step.
         provable: Whether a checkpoint of this model has been proved complete: its trainer then writes
             ``trainer_state.json`` each time.
-        session_open: A delivery session began and was not seen to end.
-        table_due: The run may not show the table and the summary that belong to its points.
-        problem: Why the last delivery did not do everything, or None.
+        session_open: Whether a delivery session has begun and not ended.
+        table_due: Whether the run may lack the table and the summary of its points.
+        problem: Why the last delivery is incomplete, or None.
         busy: Why no evaluation could be started at the last look, or None.
         shared_failure: How evaluations fail for a cause that is not a checkpoint's own.
         places: Where the model lives, and before that lived; none if nobody has said so yet.
@@ -80,15 +80,15 @@ class Ledger:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def entry(self, step: int) -> Entry:
-        """What is known of a step; an empty entry if nothing is."""
+        """Return what is known of a step; an empty entry if nothing is."""
         return self.entries.get(step) or Entry(step)
 
     def steps(self) -> list[Entry]:
-        """All entries by step."""
+        """Return all entries by step."""
         return [self.entries[step] for step in sorted(self.entries)]
 
     def points(self) -> tuple[Point, ...]:
-        """Every result as a point, by step, but those that are not sent any more."""
+        """Return every result as a point, by step, but those that are not sent any more."""
         return tuple(
             entry.point(entry.delivery.revision if entry.delivery else 0)
             for entry in self.steps()
@@ -96,17 +96,17 @@ class Ledger:
         )
 
     def with_entry(self, step: int, **changes: Any) -> Ledger:  # noqa: ANN401 - the fields of Entry
-        """Change fields of one step's entry."""
+        """Return the ledger with changed fields of one step's entry."""
         return self.with_entries([replace(self.entry(step), **changes)])
 
     def with_entries(self, changed: Iterable[Entry]) -> Ledger:
-        """Replace whole entries."""
+        """Return the ledger with these entries in place of theirs."""
         return replace(self, entries={**self.entries, **{entry.step: entry for entry in changed}})
 
     # -- the model ----------------------------------------------------------------------------------
 
     def placed(self, *places: Place) -> Ledger:
-        """The model lived in these places, in the last one now.
+        """Record that the model has lived in these places, now in the last one.
 
         Not all are kept: a container has a new name at each start.
         """
@@ -116,7 +116,7 @@ class Ledger:
         return replace(self, places=known)
 
     def with_moved(self, moved: bool) -> Ledger:
-        """A person says, or does not, that whatever has this name is this training."""
+        """Record whether the user says that whatever has this name is this training."""
         return replace(self, moved=moved)
 
     def with_reporting(self, reporting: str) -> Ledger:
@@ -124,7 +124,7 @@ class Ledger:
         return replace(self, writer={**(self.writer or {}), "reporting": reporting})
 
     def written_by(self, writer: Mapping[str, Any]) -> Ledger:
-        """This process works on the ledger from now on."""
+        """Record that this process works on the ledger from now on."""
         return replace(self, writer=writer)
 
     def warned(self, warnings: Iterable[str]) -> Ledger:
@@ -136,29 +136,29 @@ class Ledger:
     def judged(
         self, step: int, verdict: Completeness, evidence: tuple[str, ...], *, pinned: bool, at: str
     ) -> Ledger:
-        """How completely a checkpoint is written was looked at, and it was pinned or not."""
+        """Record a verdict on how completely a checkpoint is written, and whether it is pinned."""
         entry = self.entry(step).judged(verdict, evidence, pinned=pinned, at=at)
         provable = self.provable or verdict == Completeness.COMPLETE
         return replace(self.with_entries([entry]), provable=provable)
 
     def unpinned(self, step: int) -> Ledger:
-        """Nothing keeps a step's checkpoint alive any more."""
+        """Record that a step's checkpoint has no pin any more."""
         return self.with_entry(step, pinned=False)
 
     # -- evaluation ---------------------------------------------------------------------------------
 
     def forcing(self, settings: Optional[str], *, anew: bool) -> Ledger:
-        """Everything is to be evaluated once more: as asked for before, or, with other settings, anew."""
+        """Request one more evaluation of everything; with the same settings, continue unless `anew`."""
         goes_on = self.forced.is_wanted and self.forced.settings == settings and not anew
         number = self.forced.round + (0 if goes_on else 1)
         return replace(self, forced=Forced(number, settings, True))
 
     def not_forcing(self) -> Ledger:
-        """This start asks for nothing to be evaluated once more."""
+        """Record that this start requests no repeated evaluation."""
         return replace(self, forced=replace(self.forced, is_wanted=False)) if self.forced.is_wanted else self
 
     def with_settings(self, key: Optional[str], values: Mapping[str, Any]) -> Ledger:
-        """Remember what a key stands for."""
+        """Record the settings that a key stands for."""
         return (
             self
             if key is None or key in self.settings
@@ -166,31 +166,31 @@ class Ledger:
         )
 
     def written_with(self, key: Optional[str]) -> Ledger:
-        """The process that works on this ledger evaluates with these settings from now on."""
+        """Record that the process that works on this ledger evaluates with these settings from now on."""
         return self if self.writer is None else replace(self, writer={**self.writer, "settings": key})
 
     def holding(self, step: int, content: Content) -> Ledger:
-        """What a step's weights are now was looked at."""
+        """Record what a step's weights are now."""
         return self.with_entries([self.entry(step).holding(content)])
 
     def started(self, step: int, running: Running) -> Ledger:
-        """An evaluation was started, or more is known of it."""
+        """Record that an evaluation was started, or what else is known of it."""
         return self.with_entries([self.entry(step).begun(running)])
 
     def submitted(self, step: int, handle: Handle) -> Ledger:
-        """The launcher has taken the evaluation that was started, and finds it by this handle."""
+        """Record the handle of an evaluation that the launcher has accepted."""
         return self._with_running(step, handle=handle)
 
     def followed(self, step: int, *, started_at: float, state: Optional[str]) -> Ledger:
-        """A look at an evaluation under way has shown since when it computes, and where it stands."""
+        """Record since when a running evaluation computes, and its state."""
         return self._with_running(step, started_at=started_at, state=state)
 
     def ending(self, step: int, why: str, *, evicted: bool = False) -> Ledger:
-        """The sidecar is about to end an evaluation. Saved first: afterwards it looks like a cancellation.
+        """Record that the sidecar is about to end an evaluation. Saved before: later it looks cancelled.
 
         Args:
             step: Its step.
-            why: In words; becomes the failure's.
+            why: The reason, which the failure will give.
             evicted: Whether the machine has taken it away, which costs no attempt.
         """
         return self._with_running(step, ending=why, evicted=evicted)
@@ -201,33 +201,33 @@ class Ledger:
         return self.with_entry(step, running=replace(entry.running, **changes))
 
     def busy_with(self, reason: Optional[str]) -> Ledger:
-        """Why no evaluation can be started now; None if one can be."""
+        """Record why no evaluation can be started now; None if one can be."""
         return replace(self, busy=reason)
 
     def interrupted(self, step: int) -> Ledger:
-        """An evaluation ended for a reason that is not its own; the checkpoint is as if never tried."""
+        """Record that an evaluation was interrupted; it does not count as an attempt."""
         return self.with_entry(step, running=None)
 
     def evicted(self, step: int, reason: str) -> Ledger:
-        """The machine took an evaluation away: no attempt of the checkpoint's, but remembered."""
+        """Record that an evaluation was evicted: not an attempt, but counted separately."""
         return self.with_entry(step, running=None, evictions=(*self.entry(step).evictions, reason))
 
     def failed(self, step: int, failure: Failure) -> Ledger:
-        """An evaluation failed by its own doing."""
+        """Record a failed attempt."""
         entry = self.entry(step)
         number = self.forced.round if failure.final else entry.round
         return self.with_entry(step, running=None, attempts=entry.attempts + 1, failure=failure, round=number)
 
     def failed_with_other_weights(self, step: int, failure: Failure) -> Ledger:
-        """An evaluation failed of weights that are no longer there: no attempt of those that are."""
+        """Record a failure with weights that were replaced: not an attempt with the current ones."""
         return self.with_entry(step, running=None, failure=failure)
 
     def evaluated(self, step: int, result: Result, origin: Origin = UNKNOWN, number: int = 0) -> Ledger:
-        """A result is there. The same numbers again change nothing about their delivery."""
+        """Record a result. The same numbers again do not change their delivery."""
         return self.with_entries([self.entry(step).evaluated(result, origin, number)])
 
     def found(self, step: int, result: Result, origin: Origin, settings: Mapping[str, Any]) -> Ledger:
-        """A result that this ledger does not have yet, to be shown beside its own; it is never sent."""
+        """Return the ledger with a result that is shown beside its own and never sent."""
         ledger = self.with_settings(origin.settings, settings)
         return ledger.with_entries([Entry(step, result=result, origin=origin)])
 
@@ -254,16 +254,16 @@ class Ledger:
         return replace(ledger, busy=busy, shared_failure=SharedFailure(self.shared_failure.key))
 
     def with_origins(self, origins: Mapping[int, Origin]) -> Ledger:
-        """What results of these steps are of is written down beside them."""
+        """Record the origins of these steps' results."""
         return self.with_entries(replace(self.entry(step), origin=one) for step, one in origins.items())
 
     def taking(self, entries: Iterable[Entry], known: Ledger, *, unread: Iterable[int]) -> Ledger:
-        """Results were taken from disk.
+        """Record results that were taken from disk.
 
         Args:
-            entries: With their results.
-            known: The ledger with what was learnt of where the model lives, and of settings.
-            unread: Steps whose result could not be read, and is no longer there.
+            entries: Entries with their results.
+            known: The ledger that has the model's places and settings.
+            unread: Steps whose result could not be read, and is now gone.
         """
         ledger = self.without_failures(unread).with_entries(entries)
         return replace(ledger, places=known.places, settings=known.settings)
@@ -278,42 +278,42 @@ class Ledger:
         return replace(self, entries=entries)
 
     def with_unreadable_result(self, step: int, error: str, at: str) -> Ledger:
-        """A result is on disk, and cannot be read."""
+        """Record that a result on disk cannot be read."""
         return self.with_entries([self.entry(step).unreadable(error, at)])
 
     # -- delivery -----------------------------------------------------------------------------------
 
     def with_deliveries(self, deliveries: Mapping[int, Delivery]) -> Ledger:
-        """Points of these steps have come this far."""
+        """Record the deliveries of these steps' points."""
         return self.with_entries(
             replace(self.entry(step), delivery=delivery) for step, delivery in deliveries.items()
         )
 
     def sending(self, intents: Mapping[int, Delivery]) -> Ledger:
-        """A session is about to begin that sends these points, and the table. Saved before it does."""
+        """Record that a session is about to send these points, and the table. Saved before it does."""
         return replace(self.with_deliveries(intents), session_open=True, table_due=True)
 
     def not_sent(self, before: Ledger, steps: Iterable[int]) -> Ledger:
-        """The session has sent nothing: about these steps and the table, all is as it was before it."""
+        """Record that the session sent nothing: these steps and the table are as before it."""
         undone = {step: before.entry(step).delivery or Delivery() for step in steps}
         ledger = self.with_deliveries(undone)
         return replace(ledger, session_open=before.session_open, table_due=before.table_due)
 
     def was_sent(self, where: str, *, via: Optional[str], steps: Iterable[int], table_due: bool) -> Ledger:
-        """The session has ended.
+        """Record that the session has ended.
 
         Args:
-            where: What it has left.
-            via: The same, if nobody can look there what arrived.
+            where: Address of the run, or folder of the offline session.
+            via: The same, if it cannot be read back.
             steps: The points that it was to send.
-            table_due: Whether the table may not be shown.
+            table_due: Whether the table must be sent again.
         """
         known = {step: self.entry(step).delivery or Delivery() for step in steps}
         ledger = self.with_deliveries({step: replace(one, via=via) for step, one in known.items()})
         return replace(ledger, session_open=False, where=where, table_due=table_due)
 
     def with_table_due(self, due: bool) -> Ledger:
-        """The run's table and summary have to be sent, or are shown."""
+        """Record whether the run's table and summary must be sent."""
         return replace(self, table_due=due)
 
     def with_where(self, where: str) -> Ledger:
@@ -321,19 +321,19 @@ class Ledger:
         return replace(self, where=where)
 
     def with_problem(self, problem: Optional[str]) -> Ledger:
-        """Why a delivery did not do everything; None if it did."""
+        """Record why a delivery is incomplete; None if it is complete."""
         return replace(self, problem=problem)
 
     def due(self) -> list[Entry]:
-        """Entries whose point has to be sent or looked up, by step."""
+        """Return the entries whose point has to be sent or looked up, by step."""
         return [entry for entry in self.steps() if entry.due() is not None]
 
     def undelivered(self) -> list[Entry]:
-        """Entries whose result, as it is now, has not been sent, by step."""
+        """Return the entries whose result, as it is now, has not been sent, by step."""
         return [entry for entry in self.due() if entry.is_unsent]
 
     def unconfirmed(self) -> list[Entry]:
-        """Entries whose result was sent and has not been seen on the server, by step."""
+        """Return the entries whose result was sent and not yet seen on the server, by step."""
         return [entry for entry in self.due() if not entry.is_unsent]
 
     @property

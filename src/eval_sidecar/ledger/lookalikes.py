@@ -1,4 +1,4 @@
-"""What looks like a result and is not taken: named with what to do, so that nothing is passed by silently."""
+"""Names what looks like a result and is not taken, with what to do, so that nothing is ignored silently."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Optional
 from eval_sidecar.paths import METRICS, PROVENANCE
 from eval_sidecar.types import step_of
 
-#: What Macs, Windows, NAS boxes and file systems put into any folder.
+#: Names that macOS, Windows, NAS devices and file systems create in any folder.
 _CLUTTER = frozenset({"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"})
-#: Files that evaluations write under other names than ours.
+#: Names that other evaluation programs give their results.
 _OTHER_NAME = re.compile(
     r"(?:\w+_)?(?:results?|metrics?|scores?)(?:[_-][\w.:-]*)?{copy}\.jsonl?(?:\.(?:txt|gz|bz2|xz|zst|zip))?{copy}".replace(
         "{copy}", r"(?: ?\(\d+\)| copy(?: \d+)?| - Copy)?"
@@ -22,34 +22,34 @@ _OTHER_NAME = re.compile(
 )
 #: Written beside the numbers by evaluations that do write metrics.json.
 _BESIDE = frozenset({"final_result.json", "rollout.json", PROVENANCE, METRICS})
-#: Folders to look into below a model, and names to look at in one.
+#: Levels of folders to search below a model, and names to look at in one.
 _DEEPEST, _MOST = 3, 10_000
 _STEP = re.compile(r".*?(\d+)")
-#: So many are named of one kind.
+#: How many of one kind are named.
 _NAMED = 5
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a name in a folder is hidden, or none that a person has given."""
+    """Return whether a name is hidden or created by a system."""
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder in the results holds a checkpoint's folder, with a result in it or not yet."""
+    """Return whether a folder in the results has a checkpoint's folder, with or without a result."""
     try:
         return not is_clutter(folder.name) and any(step_of(name) is not None for name in _names(folder))
     except OSError:
-        return True  # whoever opens it says what is wrong
+        return True  # opening it later reports what is wrong
 
 
 def everywhere(root: Path) -> list[str]:
-    """What in a results root looks like results and is none, of any model; one line each."""
+    """Return what looks like results in a results root and is not, of any model; one line each."""
     root = Path(os.path.abspath(root))
     return [*_at_the_top(root), *(line for folder in _model_folders(root) for line in in_model(folder))]
 
 
 def outside(root: Path, listed: Collection[str], manifest: Path) -> list[str]:
-    """What in a results root looks like results of no model that a manifest lists.
+    """Return what looks like results in a results root and belongs to no model of a manifest.
 
     Args:
         root: The results root.
@@ -80,19 +80,19 @@ def _at_the_top(root: Path) -> Iterator[str]:
     for name in _names(root):
         if name == METRICS:
             advice = f"move it to {root}/<model>/checkpoint-<step>/"
-            yield _line(root / name, "it lies directly in the results", advice)
+            yield _line(root / name, "it is directly in the results folder", advice)
         elif step_of(name) is not None and (root / name / METRICS).exists():
-            yield _line(root / name, "it lies in no model's folder", f"move it to {root}/<model>/")
+            yield _line(root / name, "it is not in a model's folder", f"move it to {root}/<model>/")
         elif not is_clutter(name):
             yield from _lost(root / name)
 
 
 def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]:
-    """What in the results of one model looks like a result and is none; one line each.
+    """Return what looks like a result among one model's results and is not; one line each.
 
     Args:
         folder: ``results/<model>``; it may be missing.
-        waiting: Steps of checkpoints without a result; None to look.
+        waiting: Steps of checkpoints without a result; None to list the folder.
     """
     steps: list[str] = []
     others: list[str] = []
@@ -113,7 +113,7 @@ def in_model(folder: Path, waiting: Optional[Iterable[int]] = None) -> list[str]
 
 
 def _in_checkpoint(folder: Path) -> Iterator[str]:
-    """Lines for what may be the numbers of a checkpoint without ``metrics.json``."""
+    """Yield lines for what may be the numbers of a checkpoint without ``metrics.json``."""
     yield from _lost(folder)
     yield from _lost(folder / METRICS)
     for found in names_like_results(folder):
@@ -123,25 +123,27 @@ def _in_checkpoint(folder: Path) -> Iterator[str]:
         below, depth = waiting.pop()
         for found in _names(below):
             if found == METRICS or found in names_like_results(below):
-                yield _line(below / found, "it lies in a folder below", f"move it to {folder}/{METRICS}")
+                yield _line(below / found, "it is in a subfolder", f"move it to {folder}/{METRICS}")
         waiting += [(path, depth + 1) for path in _folders(below) if depth < _DEEPEST]
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in one, but for links, which may lead anywhere."""
+    """Return the folders in a folder, without links, which may lead anywhere."""
     paths = [folder / name for name in _names(folder) if not is_clutter(name)]
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
 def _lost(path: Path) -> Iterator[str]:
-    """A line for a link that leads nowhere."""
+    """Yield a line for a broken link."""
     if path.is_symlink() and not path.exists():
         target = os.readlink(path)  # noqa: PTH115 - as text
-        yield _line(path, f"it is a link to {target}, which is not there", "restore that, or remove the link")
+        yield _line(
+            path, f"it is a link to {target}, which does not exist", "restore that, or remove the link"
+        )
 
 
 def _leads_up(path: Path) -> bool:
-    """Whether a link leads to a folder that holds it."""
+    """Return whether a link points to a folder that contains it."""
     return path.is_symlink() and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
 
 
@@ -156,12 +158,12 @@ def is_like_result(name: str) -> bool:
 
 
 def like_checkpoints(model_dir: Path) -> list[str]:
-    """What a folder holds in place of checkpoints, if it holds none, and links to none; one line each."""
+    """Return broken links to checkpoints, or what a folder without any has instead; one line each."""
     names = [name for name in _names(model_dir) if not is_clutter(name)]
     folders = [name for name in names if (model_dir / name).is_dir()]
     lost = [
-        f"{model_dir / name}: is a link to {os.readlink(model_dir / name)}, which is not there:"  # noqa: PTH115
-        " restore that, or remove the link"
+        f"{model_dir / name}: is a link to {os.readlink(model_dir / name)}, which does not exist:"  # noqa: PTH115
+        " restore it, or remove the link"
         for name in names
         if step_of(name) is not None and (model_dir / name).is_symlink() and name not in folders
     ]
@@ -183,15 +185,17 @@ def like_checkpoints(model_dir: Path) -> list[str]:
     if numbered:
         shown = ", ".join(numbered[:_NAMED])
         return [
-            f"{model_dir}: {shown}: not taken, since only a folder named checkpoint-<step> is a checkpoint"
+            f"{model_dir}: {shown}: not taken, because only a folder named checkpoint-<step> is a checkpoint"
         ]
     return []
 
 
 def _elsewhere(path: Path) -> Iterator[str]:
-    """Lines for the results in a folder of a model that is not called as a checkpoint is."""
+    """Yield lines for the results in a model's folder whose name is not a checkpoint's."""
     if path.name == METRICS:
-        yield _line(path, "it lies in no checkpoint's folder", f"move it to {path.parent}/checkpoint-<step>/")
+        yield _line(
+            path, "it is not in a checkpoint's folder", f"move it to {path.parent}/checkpoint-<step>/"
+        )
         return
     waiting = [(path, 1)]
     while waiting:
@@ -213,7 +217,7 @@ def _has_result(model: Path) -> bool:
 
 
 def _line(path: Path, why: str, advice: str) -> str:
-    return f"{path}: looks like a result and is not taken, since {why}: {advice}"
+    return f"{path}: looks like a result and is not taken, because {why}: {advice}"
 
 
 def _some(lines: list[str], folder: Path) -> list[str]:
@@ -222,7 +226,7 @@ def _some(lines: list[str], folder: Path) -> list[str]:
 
 
 def _names(folder: Path) -> list[str]:
-    """The names in a folder; none where it cannot be listed, which whoever needs it says."""
+    """Return the names in a folder; none if it cannot be listed, which its user reports."""
     try:
         return sorted(os.listdir(folder))[:_MOST]  # noqa: PTH208 - names alone, of many folders
     except OSError:

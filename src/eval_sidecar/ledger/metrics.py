@@ -1,4 +1,4 @@
-"""The content of a ``metrics.json``: the numbers that a curve can show, and what else is in it. No I/O."""
+"""Parses a ``metrics.json``: the numbers that a curve can show, and what else is in it. No I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Optional
 from eval_sidecar.errors import ResultError
 from eval_sidecar.types import RESERVED
 
-#: A number as JSON writes it, give or take a plus, a leading zero or a bare point. Python would also take
+#: A number as in JSON, also with a plus, a leading zero or a bare point. Python would also take
 #: ``1_000``; ``50%`` and ``0,5`` mean different things to different people.
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-#: When an evaluation ran: a number, and no metric. By the words of the last part of a name.
-_MOMENT = re.compile(
+#: A timestamp: a number, but not a metric. By the words of the last part of a name.
+_TIMESTAMP = re.compile(
     r"([^_].*_)?(date|datetime|timestamp)|(start|begin|end|finish|current|unix)_time|time_?stamp.*"
     r"|(created|updated|started|finished|completed|evaluated|ended|saved)_(at|on)"
 )
@@ -26,15 +26,15 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SETTINGS = frozenset({"config", "configs", "versions", "n-shot", "n-samples", "higher_is_better"})
 #: An object below the top with more members is data (a row for each user, say).
 _LARGEST_OBJECT = 1000
-#: This many names of what was left out are kept.
+#: How many names of left-out values are kept.
 _MOST_NAMES = 20
 
-#: In the place of a value of which another, of the same name, is taken.
+#: Stands for a value that is not taken, since another has the same name.
 _OTHER_VALUE = object()
 
 
 class _Repeating(dict[str, Any]):
-    """An object that has names twice, with different values: the last of each, as JSON readers take it."""
+    """An object with duplicate names and different values: keeps the last of each, as JSON readers do."""
 
     repeated: tuple[str, ...] = ()
 
@@ -48,14 +48,14 @@ def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
-#: Whole numbers as floats: some versions refuse one of absurd length, which would cost the others.
+#: Whole numbers as floats: some versions refuse a very long one, and the others would be lost with it.
 _decode = json.JSONDecoder(parse_int=float, object_pairs_hook=_as_object).decode
-#: In a reason, where the number itself is the news.
+#: Ends a reason that shows the number itself.
 NOT_FINITE = "not finite"
 
 
 class Reading(NamedTuple):
-    """What was made of a file.
+    """The parsed content of a file.
 
     Attributes:
         metrics: Finite numbers by name, in the file's order; names of nested objects are joined by ``/``.
@@ -69,15 +69,15 @@ class Reading(NamedTuple):
 def parse_metrics(content: bytes) -> Reading:
     """Read the content of a ``metrics.json``, in any Unicode encoding, with or without a byte order mark.
 
-    A number in text counts as one. Text, lists, true, false, null, numbers that are not finite, moments,
-    names that a point's row has for something else, and names that are no Unicode are left out.
+    A number in text counts as one. Text, lists, true, false, null, numbers that are not finite, timestamps,
+    names that a point's row uses for something else, and names that are not Unicode are left out.
 
     Raises:
-        ResultError: if it is empty, no JSON object, or has no finite number. The text does not name the
+        ResultError: if it is empty, is not a JSON object, or has no finite number. The text does not name the
             file.
     """
     try:
-        # Text in another encoding (a Windows code page) costs no number beside it.
+        # Text in another encoding (a Windows code page) must not hide the numbers beside it.
         text = content.decode(json.detect_encoding(content), "surrogateescape").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ResultError(f"cannot be read ({error})") from error
@@ -100,12 +100,12 @@ def _sort_out(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str
     left_out: dict[str, str] = {}
     for name, item in _leaves(value):
         number = item if type(item) is float else _number(item)
-        reason = _why_not_called_so(name) if number is not None else _what_it_is(item)
+        reason = _why_not_a_metric(name) if number is not None else _kind_of(item)
         if reason is None and number is not None and not math.isfinite(number):
             reason = f"{number}, {NOT_FINITE}"
         if item is _OTHER_VALUE or name in metrics:
             if item is _OTHER_VALUE or number != metrics[name]:
-                left_out[name] = "there twice"
+                left_out[name] = "duplicate name"
         elif reason is not None:
             left_out[name] = reason
         elif number is not None:
@@ -114,9 +114,9 @@ def _sort_out(value: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str
 
 
 def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every value that is not an object to look into, by its joined name; those at the top come first.
+    """Yield every value by its joined name, without the objects that are searched; top levels first.
 
-    Not recursive: a file may be nested deeper than functions may call each other.
+    Not recursive: a file may be nested deeper than Python's recursion limit.
     """
     waiting = [("", value)]
     while waiting:
@@ -137,8 +137,8 @@ def _number(item: Any) -> Optional[float]:  # noqa: ANN401 - any value of JSON, 
     return float(text) if _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) else None
 
 
-def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
-    """What a value is that is not a number."""
+def _kind_of(item: Any) -> str:  # noqa: ANN401 - as above
+    """Return what kind of value this is, which is not a number."""
     if isinstance(item, dict):
         return f"an object of {len(item)} values" if len(item) > _LARGEST_OBJECT else "settings"
     if isinstance(item, list):
@@ -147,8 +147,8 @@ def _what_it_is(item: Any) -> str:  # noqa: ANN401 - as above
 
 
 @functools.lru_cache(maxsize=4096)  # every result of a model has the same names
-def _why_not_called_so(name: str) -> Optional[str]:
-    """Why a number of this name is not a metric; None if it is one."""
+def _why_not_a_metric(name: str) -> Optional[str]:
+    """Return why a number of this name is not a metric; None if it is one."""
     if not name.strip("/ \t\r\n"):
         return "without a name"
     if any("\ud800" <= char <= "\udfff" for char in name):
@@ -156,7 +156,7 @@ def _why_not_called_so(name: str) -> Optional[str]:
     if name in RESERVED:
         return "the sidecar's own name"
     words = re.sub(r"[\s.-]+", "_", _CAMEL.sub("_", name.rpartition("/")[2])).lower()
-    return "a moment" if _MOMENT.fullmatch(words) else None
+    return "a timestamp" if _TIMESTAMP.fullmatch(words) else None
 
 
 def _without_numbers(left_out: Mapping[str, str]) -> str:
@@ -166,7 +166,7 @@ def _without_numbers(left_out: Mapping[str, str]) -> str:
 
 
 def _named(left_out: Mapping[str, str]) -> list[str]:
-    # What is not finite comes first: it is what somebody has to know.
+    # What is not finite comes first: it is the most important.
     ordered = sorted(left_out.items(), key=lambda pair: not pair[1].endswith(NOT_FINITE))
     named = [f"{name if name.strip() else ascii(name)} ({reason})" for name, reason in ordered[:_MOST_NAMES]]
     more = len(ordered) - len(named)

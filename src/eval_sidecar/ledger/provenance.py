@@ -1,7 +1,7 @@
 """``provenance.json`` beside a result: which weights it is of, where they were, and how it was made.
 
-The sidecar writes it when it takes an evaluation's numbers. It travels with them, so that a machine that has
-nothing but results can tell two models of one name apart.
+The sidecar writes it when it takes an evaluation's numbers. It is packed with them, so that a machine that
+has only results can tell two models with the same name apart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Provenance:
         model: The model's name.
         step: Training step.
         origin: The weights, the settings' key, and when.
-        places: Where the model lived, and before that lived.
+        places: Where the model lived, the newest place first.
         settings: What the evaluation was made with.
         metrics: SHA-256 of the ``metrics.json`` that this is about, in hex.
     """
@@ -46,7 +46,7 @@ class Provenance:
 
 
 def write_provenance(metrics: Path, found: Provenance) -> None:
-    """Write down what the numbers in a ``metrics.json`` are of.
+    """Write the provenance of the numbers in a ``metrics.json``.
 
     Raises:
         StateError: if it cannot be written.
@@ -70,10 +70,10 @@ def _as_json(found: Provenance, digest: str) -> dict[str, Any]:
 
 
 def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
-    """What is written down of the numbers in a ``metrics.json``.
+    """Return the provenance of the numbers in a ``metrics.json``.
 
-    None if nothing is, if it is about other numbers (edited by a user since, say), or if it is from a
-    newer version: the numbers are then those of a person, of whom nothing is known.
+    None if there is none, if it is about other numbers (a user has edited them, say), or if it is from a
+    newer version: the numbers then count as a user's, of unknown origin.
     """
     try:
         with open(f"{os.path.dirname(metrics)}/{PROVENANCE}", "rb") as file:  # noqa: PTH120, PTH123 - one a result
@@ -86,7 +86,7 @@ def read_provenance(metrics: Union[str, Path]) -> Optional[Provenance]:
 
 
 def parse_provenance(data: bytes) -> Optional[Provenance]:
-    """Read the content of a ``provenance.json``; None if it is none of this version."""
+    """Read the content of a ``provenance.json``; None if it is invalid or from a newer version."""
     try:
         value = json.loads(data)
         if value["version"] > VERSION:
@@ -116,21 +116,22 @@ def _begun_path(metrics: Path) -> Path:
 
 
 def write_begun(metrics: Path, found: Provenance) -> None:
-    """Write down what the numbers will be of that an evaluation is to leave in a ``metrics.json``.
+    """Write the provenance of the numbers that an evaluation will write, before it starts.
 
-    If the sidecar dies and its state is lost, nothing else would tell.
+    It is needed if the sidecar dies and its state is lost.
 
     Raises:
         StateError: if it cannot be written.
     """
-    find_provenance(metrics)  # what is written down of an earlier one is overwritten
+    find_provenance(metrics)  # keep that of an earlier evaluation before it is overwritten
     write_json(_begun_path(metrics), _as_json(found, ""))
 
 
 def find_provenance(metrics: Path) -> Optional[Provenance]:
-    """What the numbers in a ``metrics.json`` are of, by what is written down of them or of their evaluation.
+    """Return the provenance of the numbers in a ``metrics.json``.
 
-    What an evaluation has left that nobody saw end is written down beside the numbers then.
+    If there is none beside them, it is what `write_begun` wrote before an evaluation whose end no sidecar
+    saw; it is then written beside the numbers.
     """
     found = read_provenance(metrics)
     if found is None and (found := _read_begun(metrics)) is not None:
@@ -143,14 +144,14 @@ def _read_begun(metrics: Path) -> Optional[Provenance]:
     path = _begun_path(metrics)
     try:
         found = parse_provenance(path.read_bytes())
-        # Numbers that were there before it are not its own.
+        # Older numbers are not from this evaluation.
         return found if metrics.stat().st_mtime_ns >= path.stat().st_mtime_ns else None
     except OSError:
         return None
 
 
 def remove_begun(metrics: Path) -> None:
-    """Forget what was written down of an evaluation that is over."""
+    """Remove what `write_begun` wrote, after the evaluation."""
     path = _begun_path(metrics)
     with contextlib.suppress(OSError):
         path.unlink()
@@ -161,13 +162,13 @@ def remove_begun(metrics: Path) -> None:
 
 
 def are_one(ours: Iterable[Place], theirs: Iterable[Place]) -> bool:
-    """Whether two lists of places have one in common."""
+    """Return whether two lists of places have one in common."""
     known = list(theirs)
     return any(place.is_same(other) for place in ours for other in known)
 
 
 def share_weights(ours: Mapping[int, Optional[str]], theirs: Mapping[int, Optional[str]]) -> bool:
-    """Whether two lists of identities by step are of one training: one in common, and none that differs."""
+    """Return whether identities of weights, by step, are of one training: one in common, none different."""
     both = [(ours[step], theirs[step]) for step in ours.keys() & theirs.keys()]
     known = [(one, other) for one, other in both if one is not None and other is not None]
     return bool(known) and all(one == other for one, other in known)

@@ -15,7 +15,7 @@ def leave_request(path: Path, value: Any) -> None:  # noqa: ANN401 - anything th
 
 
 def read_request(path: Path) -> Optional[Any]:  # noqa: ANN401 - what `leave_request` was given
-    """Take a request, if there is one; None if there is none, or if it cannot be read."""
+    """Take a request; None if there is none, or if it cannot be read."""
     try:
         value = json.loads(path.read_bytes())
         path.unlink()

@@ -1,4 +1,4 @@
-"""``metrics.json`` -> `Result`, and best and last of many."""
+"""Reads a ``metrics.json`` as a `Result`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_result(path: Union[str, Path]) -> Result:
 
     Raises:
         MissingResultError: if there is no file.
-        ResultError: if it is empty, no JSON object, or has no finite number.
+        ResultError: if it is empty, is not a JSON object, or has no finite number.
     """
     try:
         status, content = _read(path)
@@ -39,9 +39,10 @@ def read_result(path: Union[str, Path]) -> Result:
 
 
 def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
-    """What to say, once, of what a result's file has beside its metrics; None if that is nothing.
+    """Return a warning about what a result's file has beside its metrics; None if there is nothing.
 
-    What is the same in every file of a model is said of the model; a number that is not finite is news.
+    It names the model, as all of its files usually have the same; for a number that is not finite, the
+    checkpoint too.
     """
     if not result.left_out:
         return None
@@ -51,8 +52,8 @@ def left_out_of(model: str, checkpoint: str, result: Result) -> Optional[str]:
 
 
 def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
-    """A small file and what it was when it was read; a file object would take twice as long."""
-    # A named pipe would be waited for, for ever.
+    """Return status and content of a small file; a file object would take twice as long."""
+    # Without O_NONBLOCK, opening a named pipe would block forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -64,6 +65,6 @@ def _read(path: Union[str, Path]) -> tuple[os.stat_result, bytes]:
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The two numbers that people look at, or the first two that there are."""
+    """Return the headline metrics, or the first two if there are none."""
     chosen = [name for name in HEADLINE if name in metrics] or list(metrics)[:2]
     return {name: metrics[name] for name in chosen}

@@ -1,4 +1,4 @@
-"""What evaluations are made with, as far as it bears on their numbers: kept with each, and compared."""
+"""The settings that affect an evaluation's numbers: kept with each result, and compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Optional
 from eval_sidecar.ledger.stamps import FolderStamp, folder_stamp
 from eval_sidecar.system.digests import digest_file
 
-#: Ends the name of the hash of a file that is a setting.
+#: Suffix of the name under which a file's hash is kept.
 _SHA = "_sha256"
 #: Files up to this size are hashed whole, in bytes; of larger ones, blocks from everywhere.
 _WHOLE = 64 << 20
@@ -20,11 +20,11 @@ _WHOLE = 64 << 20
 
 @dataclass
 class Settings:
-    """Flags that bear on the numbers, and files whose content does.
+    """Flags that affect the numbers, and files whose content does.
 
     Attributes:
         values: By name, as the flags have them.
-        files: By name, the files; the content of each is looked at anew when it may have changed.
+        files: By name, the files; each is hashed again when it may have changed.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Settings:
     _known: dict[str, tuple[Optional[FolderStamp], Optional[str]]] = field(default_factory=dict)
 
     def now(self) -> dict[str, Any]:
-        """The settings as they are now, by name: plain values; of a file its path and its content's hash."""
+        """Return the current settings by name: plain values; for a file, its path and its content's hash."""
         found = dict(self.values)
         for name, path in self.files.items():
             found[name] = str(path)
@@ -46,13 +46,13 @@ class Settings:
             try:
                 digest: Optional[str] = digest_file(path, _WHOLE).hex()[:16]
             except OSError:
-                digest = None  # the evaluation will say what is wrong with it
+                digest = None  # the evaluation will report what is wrong with it
             known = self._known[name] = (stamp, digest)
         return known[1]
 
 
 def key_of(settings: Mapping[str, Any]) -> Optional[str]:
-    """A short name for settings, the same wherever their files are; None if nothing is known of them."""
+    """Return a short name for settings, the same wherever their files are; None if there are none."""
     if not settings:
         return None
     counted = {name: value for name, value in settings.items() if settings.get(name + _SHA) is None}
@@ -60,7 +60,7 @@ def key_of(settings: Mapping[str, Any]) -> Optional[str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed, in words: ``num_beams 50 → 5``; a file that was moved and is the same has not."""
+    """Return what has changed, as ``num_beams 50 → 5``; a moved file with the same content has not."""
     found = []
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name), now.get(name)

@@ -1,4 +1,4 @@
-"""Whether a file or folder has changed, at the cost of one look."""
+"""Tells whether a file or folder has changed, at the cost of one stat."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FolderStamp = tuple[int, int, int]
 
 
 def folder_stamp(folder: Path) -> Optional[FolderStamp]:
-    """Return what shows, at the cost of one look, that a folder is another one or that names in it changed.
+    """Return the stamp of a folder, which changes if it is replaced or names in it change.
 
-    None if it is missing, or if the file system does not say.
+    None if it is missing or cannot be checked.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 - one for each checkpoint in each pass
@@ -31,14 +31,14 @@ def stamp(path: Union[str, Path]) -> Optional[Stamp]:
     """Return the stamp of a file, or None if it is missing.
 
     Raises:
-        ResultError: if the file system does not say.
+        ResultError: if it cannot be checked.
     """
     try:
-        status = os.stat(path)  # noqa: PTH116 - a Path costs more than the look, and there are many
+        status = os.stat(path)  # noqa: PTH116 - a Path costs more than the stat, and there are many
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ResultError(f"{path}: cannot be looked at ({error.strerror})") from error
+        raise ResultError(f"{path}: cannot be checked ({error.strerror})") from error
     return _stamp_of(status)
 
 
@@ -46,10 +46,10 @@ def _stamp_of(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-#: A pass looks at every metrics.json this often, in seconds. One that is written anew in place changes no
+#: A pass looks at every metrics.json this often, in seconds. Rewriting one in place does not change its
 #: folder; a result of a new checkpoint does.
 CLOSE_LOOK_SECONDS = 600.0
-#: Of a file that the file system says nothing about, whatever the reason; no file has it.
+#: Stamp of a file that cannot be checked, for any reason; no file has it.
 UNKNOWN: Stamp = (-1, -1, -1)
 
 
@@ -57,12 +57,12 @@ UNKNOWN: Stamp = (-1, -1, -1)
 OwnStamp = tuple[int, int, int]
 
 
-#: Steps in which the coarsest file systems count time, in ns.
+#: Time resolution of the coarsest file systems, in ns.
 _COARSEST_CLOCK = 2 * 10**9
 
 
 def may_change_unseen(changed: int, now: int) -> bool:
-    """Return whether a file may change once more without its time changing, as it has changed just now.
+    """Return whether a file has changed so recently that another change may leave its time the same.
 
     Args:
         changed: Its mtime or ctime in ns.
@@ -72,14 +72,14 @@ def may_change_unseen(changed: int, now: int) -> bool:
 
 
 def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
-    """Return what can be seen of a model's results without opening one.
+    """Return the stamps of a model's results, without opening them.
 
     Args:
         folder: The results of one model; it may be missing.
 
     Returns:
         By step, for every checkpoint that has a folder there: the stamp of its ``metrics.json``, None
-        if there is none yet, `UNKNOWN` if only reading it can say what is wrong.
+        if there is none yet, `UNKNOWN` if it cannot be checked.
 
     Raises:
         CheckpointError: if the folder cannot be listed.
@@ -102,22 +102,22 @@ def list_stamps(folder: Path) -> dict[int, Optional[Stamp]]:
 
 
 def own_stamp(path: str) -> Optional[OwnStamp]:
-    """Return inode, size and mtime (ns) of a file or folder; None if the file system does not say."""
+    """Return inode, size and mtime (ns) of a file or folder; None if it is missing or cannot be checked."""
     try:
         status = os.stat(path)  # noqa: PTH116 - thousands a pass
     except OSError:
-        return None  # whoever opens it says what is wrong
+        return None  # opening it later reports what is wrong
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def settled_mtime(folder: str, now: int) -> Optional[int]:
-    """Return a folder's mtime in ns; None if there is none to be had, or if it changed a moment ago."""
+    """Return a folder's mtime in ns; None if it cannot be checked, or has just changed."""
     found = own_stamp(folder)
     return found[2] if found and not may_change_unseen(found[2], now) else None
 
 
 class CloseLooks:
-    """Says when every result in a folder has to be looked at: when it has changed, and every ten minutes.
+    """Tells when to look at every result in a folder: when the folder has changed, and every ten minutes.
 
     Args:
         folder: The results of one model.

@@ -10,7 +10,7 @@ from eval_sidecar.types import DENIED, Completeness
 
 
 def other_settings(ledger: Ledger) -> dict[str, list[int]]:
-    """The steps of results that were made with other settings than the last start's, by their key."""
+    """Return the steps of results that were made with other settings than the last start's, by their key."""
     current = (ledger.writer or {}).get("settings")
     found: dict[str, list[int]] = {}
     for entry in ledger.steps():
@@ -21,10 +21,10 @@ def other_settings(ledger: Ledger) -> dict[str, list[int]]:
 
 
 def settings_line(ledger: Ledger, *, force: bool = False) -> Optional[str]:
-    """What to say at the start of results that were made with other settings; None if all are alike.
+    """Return the warning about results that were made with other settings; None if there are none.
 
     Args:
-        ledger: With the settings of now.
+        ledger: The ledger, with the current settings.
         force: Whether all are evaluated again anyway.
     """
     found = other_settings(ledger)
@@ -42,7 +42,7 @@ def settings_line(ledger: Ledger, *, force: bool = False) -> Optional[str]:
 
 
 def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: bool) -> list[str]:
-    """What should have been done and is not, one line each; empty where everything is done.
+    """Return what should have been done and is not, one line each; empty if everything is done.
 
     Args:
         ledger: The ledger after a pass.
@@ -56,7 +56,7 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
             continue  # one cause, one line
         if entry.failure:
             log = f"; log: {entry.failure.log}" if entry.failure.log else ""
-            again = "" if entry.failure.final else " (it is tried again)"
+            again = "" if entry.failure.final else " (will retry)"
             lines.append(f"{entry.name}: evaluation failed{again}: {entry.failure.error}{log}")
         elif entry.verdict == Completeness.GONE and not entry.processed:
             lines.append(f"{entry.name}: was deleted before it could be evaluated")
@@ -73,19 +73,19 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
     if expects_delivery and ledger.problem and not any(ledger.problem in line for line in lines):
         lines.append(f"delivery: {ledger.problem}")
     elif expects_confirmation and ledger.table_due and not lines:
-        lines.append("delivery: the run's table may not show all of its points; it is sent again")
+        lines.append("delivery: the run's table may not show all of its points; it will be sent again")
     return lines
 
 
 def waiting(ledger: Ledger) -> list[str]:
-    """What has not failed and has no result yet, each with what it waits for, one line each."""
+    """Return what has not failed and has no result yet, each with what it waits for, one line each."""
     lines = []
     for entry in ledger.steps():
         if why_denied(entry):
             continue  # `unfinished` says so: waiting alone does not help
         is_abandoned = entry.verdict == Completeness.ABANDONED and not entry.processed
         if entry.running:
-            lines.append(f"{entry.name}: is under way: {entry.running.state or 'not ended yet'}")
+            lines.append(f"{entry.name}: is being evaluated: {entry.running.state or 'running'}")
         elif is_abandoned or entry.is_pending:
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
             why = "evaluation is paused" if ledger.shared_failure.pauses else ledger.busy

@@ -1,7 +1,4 @@
-"""A model's ledger in its file: load, carry over from older versions, change, save.
-
-`eval_sidecar.ledger.codec` says what is in it.
-"""
+"""Loads, changes and saves a model's ledger. The format of its file is in `eval_sidecar.ledger.codec`."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ class LedgerStore:
     def note(self, transition: Callable[[Ledger], Ledger]) -> Ledger:
         """Apply a transition that the next `update` or `save` saves.
 
-        For what can be found out again if this process is killed before that.
+        For facts that can be found again if this process is killed before that.
         """
         with self._mutex:
             self._ledger = transition(self._ledger)
@@ -103,7 +100,7 @@ def _busy_message(path: Path) -> str:
         ledger = None
     writer = ledger.writer if ledger else None
     who = f" (pid {writer.get('pid')} on {writer.get('host')}, {writer.get('command')})" if writer else ""
-    return f"{path}: another process works on this model{who}; stop that one first, or leave it to it"
+    return f"{path}: another process works on this model{who}; stop that one first, or let it do this"
 
 
 def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
@@ -123,7 +120,7 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        # The first scripts wrote what Python's json does: NaN and Infinity, which are no JSON.
+        # The first scripts wrote what Python's json does: NaN and Infinity, which are not JSON.
         value = json.loads(content, parse_constant=lambda _name: None)
         if not isinstance(value, dict):
             raise TypeError(f"a JSON {type(value).__name__}, not an object")
@@ -134,10 +131,10 @@ def load(path: Path, *, keep_corrupt: bool = False) -> Optional[Ledger]:
         kept = path if keep_corrupt else set_aside(path, "corrupt")
         raise StateError(
             f"{path}: the state file is corrupt ({error}); it is kept as {kept.name}."
-            " Start again: what is in results and on the server is found again, nothing is sent twice"
+            " Start again: results on disk and points on the server are found again, nothing is sent twice"
         ) from error
     raise StateError(
-        f"{path}: is of version {version}, this program knows up to {VERSION};"
+        f"{path}: is of version {version}, this program supports up to {VERSION};"
         " update eval-sidecar, or use another folder for ledgers",
         setting="state_dir",
     )

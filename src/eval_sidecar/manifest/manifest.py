@@ -41,14 +41,14 @@ _KEYS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a manifest says of a model that nothing else is known of.
+    """What a manifest says of a new model.
 
     Attributes:
-        chosen: Which of these a person asked for: they hold for models too that the manifest has already.
+        chosen: Which of these the user asked for: they also apply to models that the manifest already has.
         project: W&B project.
         entity: W&B entity, or None for the key's default.
         eval_split: Split that was evaluated.
-        run_id_prefix: What precedes the hash in a run id.
+        run_id_prefix: What comes before the hash in a run id.
     """
 
     project: str = "MIMIGenRec-Eval"
@@ -67,9 +67,9 @@ def write_manifest(
 ) -> Path:
     """Write the manifest of every model dir below a results root; return its path.
 
-    What a manifest that is there already says of a model stays, keys that this version does not know too,
-    unless a person asks for something else: making it again never moves a model to another run. If
-    nothing but the time would change, the file stays as it is.
+    What an existing manifest says of a model is kept, also unknown keys, unless the user asks for something
+    else: writing it again never moves a model to another run. If only the time would change, the file stays
+    as it is.
 
     Raises:
         UsageError: if there are no results, or the overrides do not fit them.
@@ -83,7 +83,7 @@ def write_manifest(
     for name, model in models.items():
         model.update(_chosen(defaults))
         if prefixes[name] is not None:
-            model["wandb_run_id"] = None  # followed from the other keys, and does so again
+            model["wandb_run_id"] = None  # derived from the other keys; derive it again
     if overrides is not None:
         apply_overrides(models, read_overrides(overrides), str(overrides))
     asked = "run_id_prefix" in defaults.chosen
@@ -95,7 +95,7 @@ def write_manifest(
     manifest = {**before, "version": VERSION, "results_root": root, "models": rows}
     if manifest != before:
         manifest = {"version": VERSION, "generated_at": now_text(), **_without_time(manifest)}
-        # Indented to the last key, since people read and change it.
+        # Fully indented, since people read and edit it.
         write_text(output, json.dumps(manifest, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return output
 
@@ -116,7 +116,7 @@ def _without_time(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(defaults: Defaults) -> dict[str, Any]:
-    """Return the keys of every model that a person asked for."""
+    """Return the values that the user asked for, for every model."""
     keys = {"project": "wandb_project", "entity": "wandb_entity", "eval_split": "eval_split"}
     return {key: getattr(defaults, field) for field, key in keys.items() if field in defaults.chosen}
 
@@ -144,7 +144,7 @@ def _inferred(name: str, defaults: Defaults) -> dict[str, Any]:
 
 
 def _with_run(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Fill in the run's id and name if nobody has chosen them."""
+    """Return the model with its run's id and name filled in if they are not given."""
     key = run_key(model["model_dir"], model["dataset"], model["cb_setting"], model["eval_split"])
     return {
         **model,
@@ -173,7 +173,7 @@ def read_overrides(path: Path) -> dict[str, dict[str, Any]]:
         }
     if not isinstance(models, dict) or not all(isinstance(item, dict) for item in models.values()):
         raise UsageError(
-            f'{path}: holds no overrides: give {{"models": {{"<model dir>": {{"<key>": value}}}}}}'
+            f'{path}: has no overrides: give {{"models": {{"<model dir>": {{"<key>": value}}}}}}'
         )
     return {name: item for name, item in models.items() if not name.startswith("_")}
 
@@ -203,7 +203,7 @@ def apply_overrides(
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" (do you mean {' or '.join(close)}?)" if close else ""
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 # -- load -------------------------------------------------------------------------------------------
@@ -217,14 +217,14 @@ def load_manifest(path: Path, overrides: Optional[Path] = None) -> list[ModelSpe
         overrides: Overrides on top of it, as if it had been prepared with them.
 
     Raises:
-        UsageError: if it is missing, corrupt, from a newer version, or names a model dir outside the
+        UsageError: if it is missing, corrupt, from a newer version, or lists a model dir outside the
             results root or twice, or one run for two models.
     """
     manifest = _read_object(path)
     version = manifest.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise UsageError(
-            f"{path}: is of version {version}, this program knows {VERSION}; update eval-sidecar"
+            f"{path}: is of version {version}, this program supports {VERSION}; update eval-sidecar"
         )
     found = manifest.get("models")
     if not isinstance(found, list):
@@ -233,7 +233,7 @@ def load_manifest(path: Path, overrides: Optional[Path] = None) -> list[ModelSpe
     for number, model in enumerate(found):
         name = _checked_name(model, f"{path}: models[{number}]")
         if name in models:
-            raise UsageError(f"{path}: names {name} twice")
+            raise UsageError(f"{path}: lists {name} twice")
         models[name] = dict(model)
     if overrides is not None:
         _apply_to_prepared(models, read_overrides(overrides), str(overrides))
@@ -245,7 +245,7 @@ def load_manifest(path: Path, overrides: Optional[Path] = None) -> list[ModelSpe
 def _apply_to_prepared(
     models: dict[str, dict[str, Any]], overrides: Mapping[str, Mapping[str, Any]], source: str
 ) -> None:
-    """Override; a run id that followed from the old values follows from the new ones."""
+    """Apply overrides; a run id that was derived from the old values is derived from the new ones."""
     derived = {
         name: prefix for name, model in models.items() if (prefix := _derived_prefix(model)) is not None
     }
@@ -316,7 +316,7 @@ def _refuse_shared_runs(models: Iterable[ModelSpec], path: Path) -> None:
     for spec in models:
         other = owners.setdefault((spec.entity, spec.project, spec.run_id), spec.model_dir)
         if other != spec.model_dir:
-            raise UsageError(f"{path}: {other} and {spec.model_dir} have the same run {spec.run_id}")
+            raise UsageError(f"{path}: {other} and {spec.model_dir} have the same run id, {spec.run_id}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

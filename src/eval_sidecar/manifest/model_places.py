@@ -1,4 +1,4 @@
-"""One model or two of one name: a model is its name and where it lives, or was before it was moved."""
+"""Tells one model from two with the same name: a model is its name and the places where it lives or lived."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from eval_sidecar.types import Place
 
 log = logging.getLogger(__name__)
 
-#: This many checkpoints are compared, the newest ones, where a model is found in another place.
+#: How many checkpoints, the newest ones, are compared if a model is found in another place.
 _COMPARED = 50
 
 
 def place_of(model_dir: Path) -> Place:
-    """Where a model dir is, links resolved; its parent gets a mark, if possible, for other hosts."""
+    """Return the place of a model dir, links resolved; mark its parent, if possible, for other hosts."""
     path = os.path.realpath(model_dir)
     return Place(socket.gethostname(), path, _mark(PinPaths.beside(Path(path)).mark))
 
 
 def _mark(path: Path) -> Optional[str]:
     try:
-        path.parent.mkdir(exist_ok=True)  # not its parents: a training that is not there yet is not made
+        path.parent.mkdir(exist_ok=True)  # not its parents: a training may not have begun
         with contextlib.suppress(FileExistsError), path.open("x") as file:
             file.write(secrets.token_hex(8))
         return path.read_text().strip() or None
     except (OSError, UnicodeDecodeError):
-        return None  # read-only, say: the host's name has to do
+        return None  # read-only, say: then the host's name is all there is
 
 
 def settle_place(store: LedgerStore, model_dir: Path, results_root: Path, *, moved: bool) -> None:
-    """Write down where a model lives, or refuse a second model of its name.
+    """Record where a model lives, or refuse a second model with its name.
 
-    A training that was moved, or is mounted elsewhere, is known by a checkpoint that both places have with
-    the same content.
+    A training that was moved, or is mounted elsewhere, is recognized by a checkpoint that has the same
+    content in both places.
 
     Args:
         store: The model's ledger.
         model_dir: Where its checkpoints are.
-        results_root: Where its results are, which may tell what the ledger does not.
-        moved: Whether a person says that it is the same training.
+        results_root: Where its results are; their provenance may tell what the ledger does not.
+        moved: Whether the user says that it is the same training.
 
     Raises:
         UsageError: naming both places, and what to do.
@@ -70,7 +70,7 @@ def settle_place(store: LedgerStore, model_dir: Path, results_root: Path, *, mov
         if moved:
             why = "as --moved says"
         elif not ledger.entries and not weights:
-            why = "nothing was found there"  # where a link leads shows only when the training has made it
+            why = "nothing was found there"  # a link's target is known only once it exists
         elif _is_renamed(known[0], place):
             why = "the folder that holds it has another path"
         elif share_weights(weights, _weights_there(model_dir, weights)):
@@ -84,11 +84,11 @@ def settle_place(store: LedgerStore, model_dir: Path, results_root: Path, *, mov
 
 @dataclass(frozen=True)
 class Admission:
-    """Which results that came from elsewhere are a model's own.
+    """Which results from other machines are a model's own.
 
     Attributes:
-        ledger: The ledger with what was learnt of where the model lives.
-        foreign: Steps whose result is another model's of the same name.
+        ledger: The ledger with what is now known of the model's places.
+        foreign: Steps whose result is of another model with the same name.
         reason: Why they are not taken, in one line; None if all are.
     """
 
@@ -98,12 +98,12 @@ class Admission:
 
 
 def admit(ledger: Ledger, found: Mapping[int, Provenance], *, moved: bool = False) -> Admission:
-    """Tell a model's own results from those of another one that was given the same name elsewhere.
+    """Tell a model's own results from those of another model with the same name.
 
     Args:
         ledger: What is known of the model.
-        found: What is written down of results that are to be taken, by step.
-        moved: Whether a person says that all of them are of one training.
+        found: Provenance of the results that are to be taken, by step.
+        moved: Whether the user says that all of them are of one training.
     """
     foreign, others = set(), []
     for step, written in found.items():
@@ -121,7 +121,7 @@ def admit(ledger: Ledger, found: Mapping[int, Provenance], *, moved: bool = Fals
     names = ", ".join(f"checkpoint-{step}" for step in sorted(foreign)[:5])
     more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
     reason = (
-        f"{names}{more} not taken: of another model of this name, {others[0]}; the others are of"
+        f"{names}{more} not taken: of another model with this name, {others[0]}; the others are of"
         f" {ledger.places[0]}. Evaluate one of them under a name of its own (--model-name), or, if it is the"
         " same training, say so with --moved"
     )
@@ -129,11 +129,11 @@ def admit(ledger: Ledger, found: Mapping[int, Provenance], *, moved: bool = Fals
 
 
 def require_same_models(root: Path, found: Mapping[str, Mapping[int, Provenance]]) -> None:
-    """Refuse results of models that have other results under the same name.
+    """Refuse results if a model with the same name already has results here.
 
     Args:
         root: Where the results are.
-        found: What is written down of those that are to be brought there, by model and step.
+        found: Provenance of the results to be unpacked, by model and step.
 
     Raises:
         UsageError: naming both places, and what to do.
@@ -148,13 +148,13 @@ def require_same_models(root: Path, found: Mapping[str, Mapping[int, Provenance]
 
 
 def _is_renamed(known: Place, place: Place) -> bool:
-    """Whether the folder with our mark is the one of before under another path: not a copy beside it."""
+    """Return whether a folder was renamed: it has our mark, and there is no copy at the old path."""
     same_name = os.path.basename(known.path) == os.path.basename(place.path)  # noqa: PTH119 - text of any host
     return None is not known.mark == place.mark and same_name and not os.path.exists(known.path)  # noqa: PTH110
 
 
 def second_model(model: str, known: Place, place: Place) -> str:
-    """What to say of a second model that has the name of a known one."""
+    """Return the error about a second model that has the name of a known one."""
     return (
         f"{place}: {model} is the name of another model, {known}, whose results, ledger and run it would"
         " share; give this one a name of its own with --model-name, or, if it is the same training,"
@@ -174,12 +174,12 @@ def _weights_there(model_dir: Path, wanted: Mapping[int, Optional[str]]) -> dict
         try:
             found[checkpoint.step] = read_identity(checkpoint.path)
         except OSError:
-            continue  # not to be read, or deleted meanwhile: it proves nothing
+            continue  # not readable, or deleted meanwhile: it does not prove anything
     return found
 
 
 def _provenances(results_root: Path, model: str) -> dict[int, Provenance]:
-    """What is written down of each of a model's results, by step."""
+    """Return the provenance of each of a model's results, by step."""
     found = {}
     for step in list_steps(results_root / model):
         written = read_provenance(ResultPaths(results_root).metrics(model, step))

@@ -1,4 +1,4 @@
-"""The receipt: what the uploading machine has confirmed, carried back so that the rest can be packed."""
+"""The receipt: what the uploading machine has confirmed, copied back so that only the rest is packed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_parts(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_parts(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a receipt; if nothing but the time would change, leave the file as it is.
+    """Write a receipt; if only the time would change, leave the file as it is.
 
     Raises:
         StateError: if it cannot be written.
@@ -63,7 +63,7 @@ class Confirmed(NamedTuple):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is known to have arrived.
+    """What is confirmed.
 
     Attributes:
         identity: Names this receipt.
@@ -85,8 +85,8 @@ def read_receipt(path: Path) -> Receipt:
         value = json.loads(data)
         if value["version"] > VERSION:
             raise UsageError(
-                f"{path}: is of version {value['version']}, this eval-sidecar knows {VERSION};"
-                " install a newer one"
+                f"{path}: is of version {value['version']}, this program supports {VERSION};"
+                " update eval-sidecar"
             )
         models = {
             name: Confirmed(
@@ -105,12 +105,12 @@ def read_receipt(path: Path) -> Receipt:
 
 
 def without_moved(receipt: Receipt, manifest: Path) -> Receipt:
-    """Return the receipt without models that the manifest now gives another run: that run has nothing yet."""
+    """Return the receipt without models to which the manifest now gives another run, which is still empty."""
     try:
         listed = json.loads(manifest.read_bytes())["models"]
         runs = {model["model_dir"]: model["wandb_run_id"] for model in listed}
     except (OSError, ValueError, KeyError, TypeError):
-        return receipt  # the upload says what is wrong with it
+        return receipt  # the upload reports what is wrong with it
     models = {
         name: model
         for name, model in receipt.models.items()

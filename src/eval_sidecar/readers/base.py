@@ -1,7 +1,7 @@
 """The contract between the sidecar and what evaluations write: find your output, read its numbers.
 
-A reader neither chooses a metric nor judges whether an evaluation succeeded. What counts as a number is said
-by `eval_sidecar.ledger.metrics`, for every format.
+A reader neither chooses a metric nor judges whether an evaluation succeeded. What counts as a number is
+decided by `eval_sidecar.ledger.metrics`, for every format.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Measurement:
     Attributes:
         value: The number; finite.
         direction: Which way it is better.
-        stderr: Its standard error, if the evaluation says it.
-        samples: Number of samples it was measured on, if the evaluation says it.
-        task_version: Version of its task, if the evaluation says it.
+        stderr: Its standard error, if known.
+        samples: Number of samples it was measured on, if known.
+        task_version: Version of its task, if known.
     """
 
     value: float
@@ -48,7 +48,7 @@ class Measurements:
         by_name: Measurements by metric name (``task/metric``), in the output's order.
         files: The files that the numbers come from, oldest first.
         left_out: What is not a metric, each as ``name (reason)``.
-        sample_files: Files beside them that list single samples; they were not read.
+        sample_files: Files beside them with the single samples; not read.
     """
 
     by_name: Mapping[str, Measurement]
@@ -75,7 +75,7 @@ class Reader(Protocol):
         ...
 
     def read(self, files: Sequence[Path]) -> Measurements:
-        """Return the numbers in these files; if two files give one name, the newer file counts.
+        """Return the numbers in these files; if two files have the same name, the newer file counts.
 
         Args:
             files: What `find` returned: at least one, oldest first.
@@ -105,7 +105,7 @@ class Collector:
         samples: Any = None,  # noqa: ANN401 - any value of JSON
         task_version: Any = None,  # noqa: ANN401 - any value of JSON
     ) -> None:
-        """Take a value, number or not; if the name is there already, the new value counts.
+        """Add a value, number or not; if the name exists already, the new value counts.
 
         Args:
             name: Of the metric.
@@ -132,7 +132,7 @@ class Collector:
         }
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note a value that is not a metric."""
+        """Record a value that is not a metric."""
         self._left_out[name] = reason
 
     def measurements(self, files: Sequence[Path], sample_files: Sequence[Path] = ()) -> Measurements:

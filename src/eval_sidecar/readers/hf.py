@@ -28,7 +28,7 @@ class HfReader:
     name = "hf"
 
     def find(self, folder: Path, files: Sequence[Path]) -> list[Path]:
-        """Return the files of these names."""
+        """Return the files with these names."""
         return [path for path in files if _NAME.fullmatch(path.name)]
 
     def read(self, files: Sequence[Path]) -> Measurements:

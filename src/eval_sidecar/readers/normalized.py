@@ -30,7 +30,7 @@ def write_output(folder: Path, output: Output) -> None:
     metrics = folder / METRICS
     details = {
         "version": VERSION,
-        # Details belong to these numbers: whoever finds others in metrics.json must not use them.
+        # Details belong to these numbers: if metrics.json has others, they must not be used.
         "digest": digest(numbers),
         "reader": output.reader,
         "files": [os.path.relpath(path, folder) for path in measurements.files],

@@ -16,7 +16,7 @@ from eval_sidecar.readers.base import Collector, Measurements, require_one_model
 
 _NAME = re.compile(r"summary_.*\.csv")
 _HEADER = ["dataset", "version", "metric", "mode"]
-#: In the place of what is not there.
+#: Stands for a missing value.
 _NOTHING = "-"
 
 
@@ -57,7 +57,7 @@ def _rows(path: Path) -> list[list[str]]:
         raise ResultError(f"{path}: is not valid CSV ({error})") from error
     if not rows or rows[0][: len(_HEADER)] != _HEADER:
         raise ResultError(f"{path}: does not begin with {','.join(_HEADER)}")
-    if not text.endswith("\n"):  # a number may be cut off, and still be one
+    if not text.endswith("\n"):  # a truncated number may still be valid
         raise ResultError(f"{path}: ends within a line; was its writer interrupted?")
     return rows
 

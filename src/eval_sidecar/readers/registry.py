@@ -1,4 +1,4 @@
-"""Which readers there are, built in and installed, and which of them knows an evaluation's output."""
+"""The readers, built in and installed, and which of them recognizes an evaluation's output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from eval_sidecar.readers.opencompass import OpenCompassReader
 
 #: Entry points through which an installed package adds its own readers.
 GROUP = "eval_sidecar.readers"
-#: Files that a message names.
+#: How many files a message names.
 _MOST_NAMED = 5
 
 
@@ -44,7 +44,7 @@ class Readers:
 
     Args:
         installed: Readers of other packages.
-        broken: Names of readers that could not be loaded, each with why.
+        broken: Names of readers that could not be loaded, each with the reason.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class Readers:
     def read(self, folder: Path, since: float, name: Optional[str] = None) -> Output:
         """Read what an evaluation wrote into a folder.
 
-        Without a name, the reader that knows files there reads them. A ``metrics.json`` goes before all
+        Without a name, the reader that recognizes files there reads them. A ``metrics.json`` comes before all
         others: a script that writes one has chosen what counts.
 
         Args:
             folder: Where the evaluation wrote its output.
             since: When it began, seconds since the epoch by the clock of the file system; older files do not
                 count.
-            name: Of the reader; None to find it out.
+            name: Of the reader; None to detect it.
 
         Raises:
             UsageError: if there is no reader of this name.
-            ResultError: if the files of no reader, or of several, are there, or if they cannot be read.
+            ResultError: if no reader, or several, recognize files there, or if these cannot be read.
         """
         if name is not None:
             self.require(name)
@@ -118,8 +118,8 @@ class Readers:
     ) -> str:
         if not files:
             before = f"; older files do not count: {_named(folder, older)}" if older else ""
-            return f"{folder}: the evaluation wrote no file there{before}"
-        who = f"reader {name} finds nothing to read" if name else "no reader knows a file"
+            return f"{folder}: the evaluation wrote no file{before}"
+        who = f"reader {name} finds nothing to read" if name else "no reader recognizes a file"
         others = "" if name else f"; readers: {', '.join(self.names())}, or write metrics.json"
         broken = "".join(f"; reader {key}: {why}" for key, why in self.broken.items())
         return f"{folder}: {who} among what the evaluation wrote ({_named(folder, files)}){others}{broken}"
@@ -136,7 +136,7 @@ def load_readers() -> Readers:
         try:
             loaded = point.load()
             reader = loaded() if isinstance(loaded, type) else loaded
-        except Exception as error:  # noqa: BLE001 - a package of somebody else may raise anything
+        except Exception as error:  # noqa: BLE001 - another package may raise anything
             broken[point.name] = (
                 f"{point.value} cannot be loaded ({_one_line(error)}); fix or uninstall its package"
             )

@@ -1,4 +1,4 @@
-"""Facts as plain JSON and as rows: one form each, whatever the model."""
+"""Facts as plain JSON and as rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from eval_sidecar.report.facts import CheckpointFacts, ModelFacts
+from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.report.facts import CheckpointFacts, ModelFacts, Problem
 from eval_sidecar.types import Completeness
 
 #: What a model of which nothing can be read has instead of a list or a count.
@@ -18,6 +19,8 @@ _UNREADABLE: dict[str, Any] = {
     **{"best": {}, "settings": {}, "running": [], "waiting": [], "superseded": [], "other_settings": []},
     **{"checkpoints": [], "warnings": []},
 }
+#: Columns of a table as CSV after those of its metrics.
+_AFTER_METRICS = ("delivery", "mark", "evaluated_at", "settings", "weights", "problem")
 
 
 def model_json(facts: ModelFacts) -> dict[str, Any]:
@@ -63,11 +66,9 @@ def model_json(facts: ModelFacts) -> dict[str, Any]:
 
 def unreadable_json(state_file: Path, problem: str) -> dict[str, Any]:
     """Return, in the form of `model_json`, a model whose ledger cannot be read."""
-    found: dict[str, Any] = {"kind": "ledger", "text": problem, "checkpoints": [], "log": None}
-    return {
-        **{"model": state_file.stem, "state_file": str(state_file), "total": 0, **_UNREADABLE},
-        **{"problem": problem, "problems": [found], "last_error": problem},
-    }
+    nothing = Ledger(state_file.stem, "", "")
+    facts = ModelFacts(nothing, state_file, (), {}, (Problem("ledger", problem),), None)
+    return {**model_json(facts), "problem": problem, "last_error": problem}
 
 
 def checkpoint_json(one: CheckpointFacts) -> dict[str, Any]:
@@ -96,19 +97,14 @@ def checkpoint_json(one: CheckpointFacts) -> dict[str, Any]:
 
 
 def csv_rows(models: Sequence[ModelFacts], metrics: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a heading, then a row a checkpoint; numbers are written so that reading them loses nothing."""
-    yield [
-        *("model", "step", "stage", *metrics, "delivery", "mark", "evaluated_at", "settings"),
-        *("weights", "problem"),
-    ]
+    """Yield a heading, then a row for each checkpoint, with numbers in full precision."""
+    yield ["model", "step", "stage", *metrics, *_AFTER_METRICS]
     for model in models:
         for one in model.checkpoints:
-            yield [
-                *(model.name, str(one.entry.step), one.stage),
-                *(repr(one.metrics[name]) if name in one.metrics else "" for name in metrics),
-                *(one.delivery or "", one.mark, one.entry.origin.at or "", one.entry.origin.settings or ""),
-                *(one.entry.origin.identity or "", one.problem or ""),
-            ]
+            origin = one.entry.origin
+            numbers = (repr(one.metrics[name]) if name in one.metrics else "" for name in metrics)
+            after = (one.delivery, one.mark, origin.at, origin.settings, origin.identity, one.problem)
+            yield [model.name, str(one.entry.step), one.stage, *numbers, *(text or "" for text in after)]
 
 
 def _running_json(one: CheckpointFacts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Facts about a model and its checkpoints, worked out once for every screen. No I/O, nothing is printed."""
+"""Facts about a model and its checkpoints, computed once for every screen. No I/O, nothing is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eval_sidecar.ledger.settings import differences
 from eval_sidecar.ledger.status import other_settings, settings_line, why_denied
 from eval_sidecar.types import Completeness, DeliveryStatus
 
-#: Evaluations whose duration the estimate is taken from: the newest ones.
+#: How many evaluations, the newest ones, the estimated duration is taken from.
 _RECENT = 5
 
 
@@ -47,13 +47,13 @@ class CheckpointFacts:
         entry: What the ledger says.
         stage: ``evaluated``, ``running``, ``failed``, ``waiting``, ``deleted`` or ``abandoned``.
         mark: ``!`` if the result is of weights that were replaced, ``*`` if it was made with other settings
-            than the current ones, ``?`` if with unknown settings; else empty.
+            than the current ones, ``?`` if the settings are unknown; else empty.
         delivery: How far its point has come; None without a result.
         settings: What the result was made with; None if unknown.
         changes: How these differ from the current settings, in words.
         elapsed: Seconds since its evaluation began; None if none is running.
         estimated: Seconds that an evaluation of this model usually takes, if one is running.
-        problem: Why there is no result, or why it is not the one that was asked for.
+        problem: Why there is no result, or not the requested one.
     """
 
     entry: Entry
@@ -77,7 +77,7 @@ class ModelFacts:
     """One model.
 
     Attributes:
-        ledger: The ledger that all of this is from.
+        ledger: The ledger that the facts are from.
         state_file: Its file; None if the facts are from results alone.
         checkpoints: By step.
         best: Of each headline metric, the step with the highest value. Results of replaced weights do not
@@ -121,7 +121,7 @@ class ModelFacts:
 
     @property
     def failed(self) -> int:
-        """Number of checkpoints that are not tried again until a user asks for it."""
+        """Number of checkpoints that are not retried until a user asks for it."""
         return sum(one.entry.has_failed for one in self.checkpoints)
 
     def lost(self, verdict: str) -> int:
@@ -226,7 +226,7 @@ def _usual_seconds(entries: Sequence[Entry]) -> Optional[float]:
     """Return the median of the newest evaluations' durations; None if none is known."""
     took = []
     for entry in reversed(entries):
-        # Results that were brought from elsewhere have the time of their arrival, and no first look.
+        # The file of an unpacked result has the time of its arrival; such a result has no `first_seen`.
         began = seconds_of(entry.origin.at) if entry.first_seen and entry.result else None
         if began is not None and entry.result is not None and (end := entry.result.stamp[1] / 1e9) >= began:
             took.append(end - began)
@@ -244,7 +244,7 @@ def seconds_of(moment: Optional[str]) -> Optional[float]:
 
 
 def _problems(ledger: Ledger) -> list[Problem]:
-    """Everything that is wrong now; checkpoints that fail for the same reason are one problem."""
+    """Return everything that is wrong now; checkpoints that fail for the same reason are one problem."""
     found = [Problem("delivery", ledger.problem)] if ledger.problem else []
     failures = [(entry.failure, entry) for entry in ledger.steps() if entry.failure]
     failures.sort(key=lambda pair: (pair[0].time, pair[1].step), reverse=True)

@@ -43,7 +43,7 @@ def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now:
         now: Seconds since the epoch.
 
     Raises:
-        UsageError: if there is nothing, or not what is wanted.
+        UsageError: if there is nothing to report, or not what is wanted.
     """
     unreadable: list[str] = []
     ledgers: dict[Path, Ledger] = {}
@@ -60,7 +60,7 @@ def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now:
     models = []
     for name in chosen:
         known = [(path, ledger) for path, ledger in ledgers.items() if ledger.model_dir == name]
-        if len(known) < 2:  # of several runs of one model, nothing tells which one new results are for
+        if len(known) < 2:  # with several runs of one model, it is not known which one new results are for
             ledger = known[0][1] if known else Ledger(name, "", "")
             ledger = _with_results(ledger, results_root / name, unreadable)
             models.append(model_facts(ledger, known[0][0] if known else None, now))

@@ -25,7 +25,7 @@ class Folder(NamedTuple):
         kind: ``folder`` for the trainer's, ``pinned`` for ours.
         path: Where it is.
         verdict: Whether it is completely written.
-        evidence: What that rests on.
+        evidence: The facts behind the verdict.
     """
 
     kind: str
@@ -41,8 +41,8 @@ class Story:
     Attributes:
         step: Its training step.
         model_dir: The folder that was asked about.
-        folders: Those that are there.
-        known: What each ledger that knows it says.
+        folders: Those that exist.
+        known: What each ledger that lists it says.
         weights: Identity of the weights that the folder holds now; None if they cannot be read.
     """
 
@@ -62,7 +62,7 @@ def tell(
     quiet_seconds: float,
     now: float,
 ) -> Story:
-    """Judge the folder and its pin as they are now, and look the checkpoint up in ledgers."""
+    """Judge the folder and its pin as they are now, and look up the checkpoint in ledgers."""
     is_provable = any(ledger.provable for _, ledger in ledgers)
     folders = list(_folders(model_dir, model, state_dir, step, quiet_seconds, is_provable, now))
     known = []
@@ -72,7 +72,7 @@ def tell(
     try:
         weights = read_identity(checkpoint_in(model_dir, step).path) if known else None
     except OSError:
-        weights = None  # deleted, or permission denied, which the verdict says
+        weights = None  # deleted, or permission denied: the verdict says so
     return Story(step, model_dir, folders, known, weights)
 
 
@@ -142,6 +142,6 @@ def story_json(story: Story) -> dict[str, Any]:
 
 
 def is_this_folder(story: Story, facts: ModelFacts) -> bool:
-    """Whether a ledger is about the model dir that was asked about, as far as it says."""
+    """Return whether a ledger is about the model dir that was asked about, as far as it says."""
     known = facts.ledger.places
     return not known or os.path.realpath(story.model_dir) == known[0].path

@@ -14,7 +14,7 @@ from typing import Optional
 
 #: Names of the cloud's server in a netrc file: clients of different versions write different ones.
 _CLOUD_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
-#: What is said of the server if nothing names one.
+#: The server's name in messages if none is configured.
 CLOUD = "W&B's cloud"
 
 
@@ -60,7 +60,7 @@ def folder_settings(
             parser.read_string(path.read_text(encoding="utf-8"))
             yield path, parser["default"]
         except (OSError, ValueError, KeyError, RuntimeError, configparser.Error):
-            continue  # no file, or none that the client would read
+            continue  # missing, or not readable for the client either
 
 
 def netrc_entries(environment: Mapping[str, str] = os.environ) -> list[tuple[str, str, str]]:

@@ -39,7 +39,7 @@ def digest_file(path: Path, whole: int = SMALL) -> bytes:
 
 
 def _pieces(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of what is read of a large file, in order."""
+    """Yield begin and end of what is read of a large file, in order."""
     header, ends = _tensor_ends(file, size)
     yield 0, max(header, _ENDS)
     evenly = [size * number // _SPREAD for number in range(1, _SPREAD)]
@@ -49,7 +49,7 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _tensor_ends(file: BinaryIO, size: int) -> tuple[int, list[int]]:
-    """Of a safetensors file, where its header and its largest tensors end; nothing of any other."""
+    """Return where the header and the largest tensors of a safetensors file end; nothing for another file."""
     file.seek(0)
     (length,) = struct.unpack("<Q", file.read(8))
     if length > min(_LONGEST_HEADER, size):

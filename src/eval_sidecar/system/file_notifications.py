@@ -14,7 +14,7 @@ from typing import Callable, Optional
 
 log = logging.getLogger(__name__)
 
-#: Seconds that the thread may take to see that it is over.
+#: Seconds that the thread may take to end.
 _LAST_LOOK = 5.0
 #: Seconds between two looks without a change.
 _TICK = 1.0
@@ -32,11 +32,11 @@ def watch_folders(
 
     Args:
         folders: They may be made, and replaced, later.
-        on_change: Gets the paths that have changed; none at the beginning, and if that is not known.
-        collect_seconds: How long changes are collected at most before they are told.
+        on_change: Gets the paths that have changed; none at the beginning, or if they are not known.
+        collect_seconds: How long changes are collected at most before the call.
         is_regular: Whether it is called once a second without a change too.
 
-    A folder that cannot be watched (too many watches, a file system without notifications) is said
+    A folder that cannot be watched (too many watches, a file system without notifications) is reported
     once in the log.
     """
     over = threading.Event()
@@ -70,12 +70,12 @@ def _watch(
         try:
             for changed in _changes([folder for folder in folders if there[folder]], collect_seconds, over):
                 if is_first:
-                    on_change(())  # what came while the watch was being set up
+                    on_change(())  # changes made while the watch was set up
                 if changed or is_regular:
                     on_change(changed)
                 is_first = False
                 if _identities(folders) != there or any(folder in changed for folder in folders):
-                    break  # a watch on a folder that was deleted hears nothing of the next one
+                    break  # the watch of a deleted folder does not see its successor
         except Exception as error:  # noqa: BLE001 - whatever it was, the poll goes on
             if str(error) != problem:
                 problem = str(error)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic JSON and text, locks, and putting aside what cannot be read."""
+"""Atomic JSON and text, locks, and setting aside what cannot be read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from eval_sidecar.errors import StateError
 
-#: A line for each value. Indenting them too would be done in Python, and six times as slow.
+#: A line for each value. Indentation would be done in Python, six times as slow.
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",\n ", ": ")).encode
 
 
@@ -32,14 +32,12 @@ def write_text(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:  # a signal too must leave nothing behind
+        except BaseException:  # after a signal too, no temporary file is left
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise StateError(
-            f"{path}: cannot be written ({error.strerror}); nothing of it was changed"
-        ) from error
+        raise StateError(f"{path}: cannot be written ({error.strerror}); it is unchanged") from error
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
@@ -57,7 +55,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Rename a file that cannot be used, so that it is kept and no longer in the way.
+    """Rename a file that cannot be used, so that it is kept under another name.
 
     Returns:
         The new path, ``<name>.<reason>`` or, if that is taken, ``<name>.<reason>-2`` and so on.
@@ -71,6 +69,6 @@ def set_aside(path: Path, reason: str) -> Path:
             try:
                 path.rename(kept)
             except OSError as error:
-                raise StateError(f"{path}: cannot be put aside as {kept.name} ({error.strerror})") from error
+                raise StateError(f"{path}: cannot be renamed to {kept.name} ({error.strerror})") from error
             return kept
     raise StateError(f"{path}: too many copies were put aside as {path.name}.{reason}-*; remove some")

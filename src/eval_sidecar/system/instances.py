@@ -33,9 +33,9 @@ from eval_sidecar.system.process import (
 
 #: How often to look while waiting for a process, in seconds.
 _LOOK_EVERY = 0.05
-#: What of an instance's name cannot be in a file's name as it is: it is percent-encoded there.
+#: Characters of an instance's name that are percent-encoded in file names.
 _UNSAFE = re.compile(r"^[.-]|[^\w .+=@,:-]")
-#: Longest name of a file in bytes is 255 nearly everywhere; some of it is for the endings.
+#: Longest name of a file in bytes is 255 nearly everywhere; some of it is reserved for the endings.
 _LONGEST_STEM = 200
 #: Seconds by which the clock of a file system may be behind that of the processes.
 _CLOCK_SLACK = 2.0
@@ -70,12 +70,12 @@ class Instance:
 
     @property
     def _stem(self) -> str:
-        # Not with quote(), which leaves a dash and a dot as they are.
+        # Not with quote(), which does not encode a dash or a dot.
         return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), self.name)
 
     @property
     def pid_file(self) -> Path:
-        """Holds the pid alone, for whoever reads it from a shell."""
+        """Holds only the pid, for scripts that read it."""
         return ManagerPaths(self.folder).pid(self._stem)
 
     @property
@@ -98,7 +98,7 @@ def list_instances(folder: Path) -> list[Instance]:
 
 
 def read_record(instance: Instance) -> dict[str, Any]:
-    """Return what the instance's process wrote of itself; empty if there is nothing readable."""
+    """Return the record of the instance's process; empty if there is none that can be read."""
     try:
         value = json.loads(instance.record_file.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -109,7 +109,7 @@ def read_record(instance: Instance) -> dict[str, Any]:
 def find_process(instance: Instance) -> Optional[ProcessIdentity]:
     """Return the instance's running process, or None.
 
-    A pid alone proves nothing, since pids are reused: the start time must be the recorded one. A pid
+    A pid alone is not enough, since pids are reused: the start time must be the recorded one. A pid
     file without a record (an older script's) counts if the process is a sidecar by its command line.
     """
     record = read_record(instance)
@@ -129,7 +129,7 @@ def find_process(instance: Instance) -> Optional[ProcessIdentity]:
 
 
 def _is_sidecar(command: Sequence[str]) -> bool:
-    """Return whether a command line is a sidecar's own, and not an editor's with a sidecar's file in it."""
+    """Return whether a command line is a sidecar's own, not an editor's that has one of its files open."""
     if len(command) < 2 or not Path(command[0]).name.startswith(("python", "pypy")):
         return False
     return any(Path(word).name == "eval_wandb_sidecar.py" for word in command[1:]) or (
@@ -146,7 +146,7 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
     running = find_process(instance)
     if running is not None and running.pid != os.getpid():
         raise DaemonError(
-            f"instance {instance.name}: runs already (pid {running.pid});"
+            f"instance {instance.name}: is already running (pid {running.pid});"
             " stop it first, or give this one another name"
         )
     identity = ProcessIdentity.of(os.getpid())
@@ -170,17 +170,19 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
         timeout: How long to wait for the first pass; one that takes longer counts as started.
 
     Raises:
-        DaemonError: if it runs already, or ended before that; with the last lines of its log.
+        DaemonError: if it is already running, or ended before that; with the last lines of its log.
     """
     running = find_process(instance)
     if running is not None:
-        raise DaemonError(f"instance {instance.name}: runs already (pid {running.pid}); nothing was started")
+        raise DaemonError(
+            f"instance {instance.name}: is already running (pid {running.pid}); nothing was started"
+        )
     instance.folder.mkdir(parents=True, exist_ok=True)
     package_root = str(Path(eval_sidecar.__file__).parent.parent)
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
     with instance.log_file.open("ab") as log:
         reader = LogReader(instance.log_file)
-        reader.read()  # what earlier runs have said
+        reader.read()  # skip the output of earlier runs
         child = subprocess.Popen(
             [sys.executable, "-m", "eval_sidecar", *arguments],
             env={**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
@@ -210,10 +212,10 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
     """End an instance; return its pid when it has ended, or None if it was not running.
 
     It gets SIGTERM, ends its evaluations and finishes what it is sending. After the timeout it is
-    killed with everything it has started.
+    killed with all its children.
 
     Raises:
-        DaemonError: if it was started on another machine and has not said that it ended.
+        DaemonError: if it was started on another machine, and may still run there.
     """
     identity = find_process(instance)
     host = machine_elsewhere(read_record(instance))
@@ -224,7 +226,7 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
         return None
     process = identity.find()
     if process is not None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself in this moment
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended on its own
             process.send_signal(signal.SIGTERM)
         if not wait_for_end([process], timeout):
             end_family(identity, grace_seconds=5.0)
@@ -238,7 +240,7 @@ def follow_log(
     """Yield the end of the log, then what is added to it for as long as the instance runs.
 
     Raises:
-        DaemonError: if there is none.
+        DaemonError: if there is no log.
     """
     try:
         reader = LogReader(instance.log_file)

@@ -40,7 +40,7 @@ def is_full(path: Path) -> bool:
 def shift(path: Path) -> None:
     """Rename a log to ``.1``, the ``.1`` before it to ``.2``, and so on; afterwards there is no such log.
 
-    A process that holds it open goes on writing to the same file, under its new name.
+    A process that holds it open keeps writing to the same file, under its new name.
 
     Raises:
         OSError: if a file cannot be renamed.
@@ -63,14 +63,12 @@ class SmallLog(RotatingFileHandler):
         self.handle(logging.makeLogRecord({"msg": without_secrets(line.rstrip("\n"))}))
 
     def doRollover(self) -> None:
-        """Set the log aside; if that fails, it goes on growing."""
+        """Set the log aside; if that fails, it keeps growing."""
         try:
             super().doRollover()
         except OSError as error:
             self.maxBytes = 0
-            log.warning(
-                "%s: cannot be set aside (%s), so it goes on growing", self.baseFilename, error.strerror
-            )
+            log.warning("%s: cannot be renamed (%s), so it keeps growing", self.baseFilename, error.strerror)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop a line that a full disk does not take; the other program must not wait for space."""
@@ -82,17 +80,17 @@ class SmallLog(RotatingFileHandler):
 
 
 def rotate_output(path: Path) -> bool:
-    """Go on in a new file if this process's standard output and error have filled a log.
+    """Continue in a new file if this process's standard output and error have filled a log.
 
     Not with a handler of logging: tracebacks, libraries and children write to the same two descriptors.
-    Nothing is lost: until the new file takes over, output goes to the one that is set aside, which
-    children that inherited it go on writing to.
+    Nothing is lost: until the new file takes over, output goes to the one that is set aside; children that
+    inherited it keep writing to it.
 
     Returns:
         Whether a new file was begun; False if the log is not full or is not where output goes.
 
     Raises:
-        OSError: if that cannot be done; output goes on to the old file.
+        OSError: if that cannot be done; output then still goes to the old file.
     """
     if not is_full(path):
         return False
@@ -150,13 +148,13 @@ class LogReader:
     def _next(self) -> Optional[TextIO]:
         """Return the file that was begun after the one that is being read; None if that is the newest.
 
-        Where ours is gone, and any number after it: the newest.
+        If the current one is gone, return the newest.
         """
         own = _identity(self._file.fileno())
         while True:
             newer, own_is_there = self._newer(own)
             if (newer, own_is_there) != self._newer(own):
-                continue  # in the middle of a rotation: names and files did not belong together
+                continue  # in the middle of a rotation: names and files did not match
             if not newer:
                 return None
             path, wanted = newer[-1] if own_is_there else newer[0]
@@ -196,7 +194,7 @@ def _open(path: Path) -> TextIO:
 
 
 class WarnOnce:
-    """Says each thing once in its life, however often it is noticed."""
+    """Logs each warning once, however often it is noticed."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -208,7 +206,7 @@ class WarnOnce:
             log.warning("%s", text)
 
     def forget(self) -> None:
-        """Say everything again if it returns: what was said has passed."""
+        """Log everything again if it returns: the earlier problems are over."""
         self._said.clear()
 
 

@@ -1,4 +1,4 @@
-"""Passes, one after the other, until one was the last or the program is asked to stop."""
+"""Runs passes, one after the other, until one was the last or the program is asked to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run_passes(
     Args:
         do_pass: Does what can be done now, and returns the longest time until the next pass, in seconds;
             None if it was the last.
-        wake: Set by whoever knows of something new, or has set `stop`.
+        wake: Set when there is something new, or when `stop` was set.
         stop: Set to end.
 
     Returns:
@@ -22,7 +22,7 @@ def run_passes(
     """
     while True:
         wake.clear()
-        if stop.is_set():  # only now: a stop that came before would have woken nobody
+        if stop.is_set():  # only after `clear`, which may have erased the wake-up of an earlier stop
             return True
         seconds = do_pass()
         if seconds is None:

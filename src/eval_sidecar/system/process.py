@@ -28,7 +28,7 @@ class ProcessIdentity:
         pid: Process id.
         started: Start time, seconds since the epoch, as the system reports it. Linux computes it from
             the clock, so that it moves when the clock is set.
-        since_boot: Where the system tells it, the boot and the start time within it, which never move.
+        since_boot: The boot and the start time within it, which never move; None if the system does not tell.
     """
 
     pid: int
@@ -36,7 +36,7 @@ class ProcessIdentity:
     since_boot: Optional[str] = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, for `from_json`."""
+        """Return plain JSON for `from_json`."""
         return {"pid": self.pid, "started": self.started, "since_boot": self.since_boot}
 
     @classmethod
@@ -66,12 +66,12 @@ class ProcessIdentity:
             return None
 
     def is_running(self) -> bool:
-        """Return whether this very process still runs."""
+        """Return whether this process still runs."""
         return self.find() is not None
 
 
 def describe_signal(number: int) -> str:
-    """Return what a signal that ended a process is called, and what the kernel's own mostly means."""
+    """Return a signal's name, and the usual cause of the kernel's SIGKILL."""
     if number == signal.SIGKILL:
         return f"killed by signal {number} (out of memory?)"
     try:
@@ -98,7 +98,7 @@ def machine_elsewhere(value: Mapping[str, Any]) -> Optional[str]:
     """Return the name of the machine that wrote a record, or None if it is this one or is not known.
 
     A machine whose name has changed is still this one if it has not been booted since: a container that is
-    made anew gets another host name on the same boot.
+    created again gets another host name on the same boot.
 
     Args:
         value: A record that holds what `this_machine` returned. One of an earlier version has no boot of its
@@ -142,7 +142,7 @@ def family(
     ancestor = identity.find() if identity else None
     if ancestor is not None:
         found[ancestor.pid] = ancestor
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # the marker finds what it can
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # see the marker
             found.update((child.pid, child) for child in ancestor.children(recursive=True))
     if marker is not None:
         for process in psutil.process_iter():
@@ -150,7 +150,7 @@ def family(
                 if process.pid != os.getpid() and process.environ().get(marker[0]) == marker[1]:
                     found[process.pid] = process
             except (psutil.Error, OSError):
-                continue  # ended meanwhile, or another user's: then it is none of ours
+                continue  # it has ended, or belongs to another user
     return list(found.values())
 
 
@@ -164,7 +164,7 @@ def end_family(
     Children that appear while it works are ended too, and those whose parent has ended first.
 
     Returns:
-        What the kernel or another owner still keeps alive after another 20 s.
+        Processes that are still alive after another 20 s (kept by the kernel, or another user's).
     """
     members = set(family(identity, marker))
     _signal(members, signal.SIGTERM)
@@ -193,7 +193,7 @@ def wait_for_end(members: Collection[psutil.Process], seconds: float) -> bool:
 
 def _signal(members: Collection[psutil.Process], number: signal.Signals) -> None:
     for member in members:
-        # Another user's (of sudo, say) is not ours to signal: the wait shows that it goes on.
+        # Another user's process (of sudo, say) cannot be signalled: the wait shows that it still runs.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             member.send_signal(number)
 

@@ -1,6 +1,6 @@
-"""Texts from elsewhere as they may be shown and kept: without secrets, on one line, harmless to a terminal.
+"""Makes texts from elsewhere safe to show and log: without secrets, on one line, harmless to a terminal.
 
-Names of files, and what scripts and servers say, may hold anything. As data they stay as they are.
+Names of files, and what scripts and servers say, may hold anything. As data they stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SHORTEST_SECRET = 8
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return a text with all that is not visible as an escape (``\n``, ``\x1b``, ``\u202e``).
+    r"""Return a text with every invisible character as an escape (``\n``, ``\x1b``, ``\u202e``).
 
     Args:
-        text: Any text, with lone surrogates too (bytes of a name that are no UTF-8).
+        text: Any text, with lone surrogates too (bytes of a name that are not UTF-8).
         keep: Characters to leave as they are.
     """
     return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
@@ -35,7 +35,7 @@ def without_secrets(text: str, more: Iterable[Optional[str]] = ()) -> str:
     """Return a text with ``***`` for the W&B key, passwords of server and proxy, and users in addresses.
 
     Args:
-        text: Whatever a server, a client or a script has said.
+        text: Output of a server, a client or a script.
         more: Secrets beside those that are configured.
     """
     secrets = {secret.strip() for secret in (*_secrets(), *more) if secret}

@@ -8,12 +8,12 @@ from typing import Optional
 
 _READ = 1 << 16
 _SHELLS = re.compile(rb"(?:ba|da|z|k|a|)sh(?:\.exe)?$")
-#: How Python begins that no shell would take: the first line with something in it but comments.
+#: The first line with code of a Python file; not valid in a shell script.
 _PYTHON = re.compile(rb"(?:from\s+[\w.]+\s+import\b|import\s+\w|def\s+\w+\(|class\s+\w|\"\"\"|'''|@\w)")
 
 
 def why_no_shell_script(path: Path) -> Optional[str]:
-    """Return why bash cannot run a file, and what to do; None if nothing speaks against it.
+    """Return why bash cannot run a file, and what to do; None if it looks runnable.
 
     Raises:
         OSError: if it cannot be read.
@@ -42,7 +42,7 @@ def why_no_shell_script(path: Path) -> Optional[str]:
 
 
 def _program(first: bytes) -> bytes:
-    """Return the program that a first line names, without its folder; nothing if it names none."""
+    """Return the program in a ``#!`` line, without its folder; empty if there is none."""
     if not first.startswith(b"#!"):
         return b""
     words = [word for word in first[2:].split() if not word.startswith(b"-")]
