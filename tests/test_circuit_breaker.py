@@ -47,11 +47,22 @@ def test_a_second_checkpoint_that_fails_in_the_same_way_pauses_evaluation(paused
     assert paused.sidecar.is_idle
 
 
-def test_steps_paths_and_numbers_make_no_other_cause(world):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            "error: /m/checkpoint-10/model: 12 of 9 at 10:05",
+            "error: /m/checkpoint-20/model: 345 of 9 at 11:15",
+        ),
+        ("KeyError: <A at 0x7f3ab0>", "KeyError: <A at 0x7f94cd>"),
+        ("checkpoint-10: line 7", "checkpoint-20: line 7"),
+    ],
+)
+def test_steps_paths_numbers_and_addresses_make_no_other_cause(world, first, second):
     for step in (10, 20, 30):
         world.write(step)
-    fail(world, 10, "error: /saves/a/checkpoint-10/model.safetensors: 12 of 9 at 10:05\n")
-    fail(world, 20, "error: /saves/a/checkpoint-20/model.safetensors: 345 of 9 at 11:15\n")
+    fail(world, 10, f"{first}\n")
+    fail(world, 20, f"{second}\n")
     assert world.launcher.steps == [10, 20]
 
 

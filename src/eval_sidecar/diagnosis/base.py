@@ -57,7 +57,7 @@ def unmet(library: str, version: str) -> str:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without zeros at the end: 2.13.0+cpu is (2, 13)."""
+    """Return the numbers of a version, without zeros at the end: 2.13.0+cpu is (2, 13)."""
     found = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(number) for number in found.group().split(".")] if found else []
     while numbers and numbers[-1] == 0:

@@ -47,7 +47,7 @@ def probe_python(python: str, devices: str, scratch: Path) -> tuple[dict[str, An
 
 
 def can_evaluate(probe: Mapping[str, Any]) -> bool:
-    """Whether all that an evaluation needs is installed, of whatever version."""
+    """Return whether all that an evaluation needs is installed, of whatever version."""
     return bool(probe) and all(probe["libraries"][name] for name in _NEEDED)
 
 
@@ -88,7 +88,7 @@ def check_libraries(probe: Mapping[str, Any], *, is_needed: bool, has_adapters: 
             what = what if name not in _NEEDED else "not installed"
             findings.append(Finding(name, mark if is_missed else Mark.ABSENT, what, advice))
         elif "error" in library:
-            advice = f"install it anew: {advice} --force-reinstall"
+            advice = f"install it again: {advice} --force-reinstall"
             findings.append(Finding(name, mark, f"{version} cannot be imported: {library['error']}", advice))
         elif wrong:
             findings.append(
@@ -150,7 +150,7 @@ def try_evaluation(python: str, script: Path, devices: str, scratch: Path) -> Fi
     if problem:
         return Finding("evaluation", Mark.BROKEN, f"a small model cannot be evaluated: {problem}")
     if not metrics.is_file():
-        return Finding("evaluation", Mark.BROKEN, "it ended well, and left no metrics.json")
+        return Finding("evaluation", Mark.BROKEN, "it ended with exit code 0, but wrote no metrics.json")
     return Finding("evaluation", Mark.WORKS, f"a small model was made and evaluated in {took}")
 
 
@@ -163,7 +163,7 @@ def _run(
 ) -> str:
     """Run a command in a folder; return why it failed, or nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "EVAL_SIDECAR_WARM"}
-    # A checkpoint that is made here is none to look for on a server.
+    # A checkpoint that is made here is not to be looked for on a server.
     environment.update(variables or {}, PYTHONSAFEPATH="1", HF_HUB_OFFLINE="1")
     try:
         with log.open("ab") as output:

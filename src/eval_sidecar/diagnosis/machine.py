@@ -81,7 +81,7 @@ def check_folder(
 
 
 def _try_in(scratch: Path, link_from: Optional[Path]) -> list[tuple[str, str]]:
-    """What does not work in a folder, each with what follows from it."""
+    """Return what does not work in a folder, each with what follows from it."""
     problems = []
     own = scratch / "file"
     own.write_bytes(b"x")
@@ -120,7 +120,7 @@ def _do_locks_hold(path: Path) -> bool:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the file system that a folder is on, such as ext4."""
+    """Return the type of the file system that a folder is on, such as ext4."""
     place = str(folder.resolve())
     mounts = [part for part in psutil.disk_partitions(all=True) if _is_below(place, part.mountpoint)]
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown file system"

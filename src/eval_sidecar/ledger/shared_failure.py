@@ -9,8 +9,8 @@ from typing import Optional
 #: Checkpoints that must fail in the same way.
 _ENOUGH = 2
 _PATH = re.compile(r"[^\s'\"]*/[^\s'\":,;)]*")
-#: Steps, times, sizes, line numbers; an exit code says what happened.
-_NUMBER = re.compile(r"(?<!exit code )(?<!\d)\d+")
+#: Steps, times, sizes, line numbers, addresses; an exit code says what happened.
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<!exit code )(?<!\d)\d+")
 
 
 def normalize(error: str) -> str:
