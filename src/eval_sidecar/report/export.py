@@ -10,15 +10,6 @@ from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts, Problem
 from eval_sidecar.types import Completeness
 
-#: What a model of which nothing can be read has instead of a list or a count.
-_UNREADABLE: dict[str, Any] = {
-    **dict.fromkeys(
-        ("run_id", "run_name", "where", "busy", "paused", "settings_changed", "place", "updated")
-    ),
-    **dict.fromkeys(("evaluated", "pending", "failed", "gone", "abandoned", "undelivered", "unconfirmed"), 0),
-    **{"best": {}, "settings": {}, "running": [], "waiting": [], "superseded": [], "other_settings": []},
-    **{"checkpoints": [], "warnings": []},
-}
 #: Columns of a table as CSV after those of its metrics.
 _AFTER_METRICS = ("delivery", "mark", "evaluated_at", "settings", "weights", "problem")
 
