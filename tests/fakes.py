@@ -77,7 +77,6 @@ class FakeTracker:
         read_back: False where the pretended service cannot show its rows.
         read_faults: Errors for the next look-ups, one each.
         faults: Fates of the next sends, one each; see `fail_before` and `fail_after`.
-        where: The address of every run; None if nobody can know.
         on_send: Called with each session before anything is stored, outside the lock.
         closed: Whether `close` was called.
     """
@@ -92,7 +91,6 @@ class FakeTracker:
         self.faults: deque[Fault] = deque()
         self.on_send: Callable[[Session], None] = lambda session: None
         self.closed = False
-        self.where: Optional[str] = None
         self._lock = threading.Lock()
 
     def run(self, run_id: str) -> FakeRun:
@@ -120,8 +118,8 @@ class FakeTracker:
         row = None if step is None else ServerRow(index, step, 0, {})
         self.run(run_id).lines.append((index, row))
 
-    def address(self, spec: ModelSpec) -> Optional[str]:
-        return self.where
+    def address(self, spec: ModelSpec) -> str:
+        return f"memory://{spec.project}/{spec.run_id}"
 
     def read(self, spec: ModelSpec) -> ServerView:
         with self._lock:
@@ -165,8 +163,7 @@ class FakeTracker:
                 run.late, run.late_reads = len(rows), self.late_reads
             if fault.error is not None:
                 raise fault.error
-            where = f"memory://{session.spec.project}/{session.spec.run_id}"
-            return Sent(where, fault.table_problem)
+            return Sent(self.address(session.spec), fault.table_problem)
 
     def close(self) -> None:
         self.closed = True

@@ -132,14 +132,13 @@ def test_a_server_that_is_down_for_a_day_is_told_of_once_and_asked_less_and_less
     assert sum(pauses.waits) / 3600 > 23, "a day"
     said = [record.message for record in caplog.records]
     assert len([line for line in said if "no connection" in line]) == 1
-    assert len(said) == 2 and "1 confirmed" in said[1]
+    assert len(said) == 3 and "points go to" in said[0] and "1 confirmed" in said[2]
     assert tracker.closed_once.is_set(), "nothing is kept running between two tries that are far apart"
 
 
 def test_where_points_will_be_found_is_in_the_ledger_before_there_is_a_point(store, tracker):
-    tracker.where = "https://server/p/runs/eval-1"
     with running(store, tracker):
-        wait_until(lambda: store.ledger.where == tracker.where, "the address")
+        wait_until(lambda: store.ledger.where == tracker.address(SPEC), "the address")
     assert not tracker.reads
 
 
@@ -151,7 +150,6 @@ def test_a_refused_account_is_a_problem_before_there_is_a_point_and_a_new_one_is
     def address(spec):
         if account[0] == "wrong key":
             raise TrackerError("does not accept the API key", permanent=True)
-        return "https://server/p/runs/eval-1"
 
     monkeypatch.setattr(tracker, "address", address)
     with running(store, tracker, account=lambda: account[0]) as delivery:

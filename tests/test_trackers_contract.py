@@ -248,6 +248,15 @@ def test_many_models_are_written_at_the_same_time(bench: Bench) -> None:
     assert shown == [[100, 200]] * len(specs)
 
 
+def test_the_address_of_a_run_is_known_before_it_is_written_and_is_the_one_it_gets(
+    bench: Bench, spec: ModelSpec
+) -> None:
+    where = bench.tracker.address(spec)
+    assert where is not None and not bench.tracker.read(spec).exists
+    sent = bench.tracker.send(session_of(spec, bench.tracker.read(spec), points_of(100)))
+    assert sent.where == where
+
+
 def test_closing_twice_is_no_error() -> None:
     tracker = FakeTracker()
     tracker.close()

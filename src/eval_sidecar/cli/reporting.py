@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 from eval_sidecar.cli.flags import TrackerFlags
 from eval_sidecar.errors import UsageError
 from eval_sidecar.installation import install_command
+from eval_sidecar.ledger.ledger import ASKING
 from eval_sidecar.system.accounts import configured_key
 from eval_sidecar.trackers.base import Tracker
 from eval_sidecar.trackers.wandb_checks import check_server, folder_mode
@@ -30,7 +31,9 @@ class Reporting(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """``online``, or why not."""
+        """`ASKING`, or why nothing goes to the server."""
+        if self.mode == "online":
+            return ASKING
         return self.reason or self.mode or "off (--disable-wandb)"
 
 

@@ -22,6 +22,7 @@ from eval_sidecar.cli.formats import (
 )
 from eval_sidecar.cli.terminal import clean, say
 from eval_sidecar.errors import StateError
+from eval_sidecar.ledger.ledger import ASKING, ONLINE, Ledger
 from eval_sidecar.ledger.store import load
 from eval_sidecar.report.export import model_json, unreadable_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts, Problem, model_facts
@@ -119,7 +120,7 @@ def print_instance(facts: InstanceFacts, now: float) -> None:
         about = "" if is_alone else f"{short(model.name)}: "
         for text, fg in _details(model, is_running=facts.process is not None):
             say(f"  {about}{text}", indent=4, fg=fg)
-    for text in _places(facts.models):
+    for text in _places(facts.models, facts.process):
         say(f"  W&B {text}", indent=4)
     files = [str(model.state_file) for model in facts.models if model.state_file]
     if files:
@@ -178,17 +179,23 @@ def _problem_lines(facts: InstanceFacts) -> Iterator[str]:
         yield f"{about}{problem}{log}"
 
 
-def _places(models: Sequence[ModelFacts]) -> Iterator[str]:
+def _places(models: Sequence[ModelFacts], process: Optional[ProcessIdentity]) -> Iterator[str]:
     """Yield where points go: the run of a single model, else the number of runs in each project or folder."""
     if len(models) == 1:
         ledger = models[0].ledger
-        reporting = str((ledger.writer or {}).get("reporting", "online"))
-        why = "" if reporting == "online" else f" ({reporting})"
+        reporting = reporting_of(ledger, process)
+        why = "" if reporting in (None, ASKING, ONLINE) else f" ({reporting})"
         yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}{why}"
         return
     for line in runs_by_project(model.ledger.where for model in models):
         count, _, where = line.partition(": ")
         yield f"{count}: {_place(where)}"
+
+
+def reporting_of(ledger: Ledger, process: Optional[ProcessIdentity]) -> Optional[str]:
+    """Return how a process reports; None if it is not the one that wrote the ledger's last start."""
+    writer = ledger.writer or {}
+    return writer.get("reporting") if process is not None and writer.get("pid") == process.pid else None
 
 
 def _place(where: str) -> str:

@@ -33,7 +33,7 @@ from eval_sidecar.evaluation.loop import Waker, run_loop
 from eval_sidecar.evaluation.sidecar import Sidecar
 from eval_sidecar.installation import own_evaluation_script
 from eval_sidecar.ledger import lookalikes
-from eval_sidecar.ledger.ledger import Ledger
+from eval_sidecar.ledger.ledger import ASKING, Ledger
 from eval_sidecar.ledger.settings import key_of
 from eval_sidecar.ledger.status import settings_line, unfinished, waiting
 from eval_sidecar.ledger.store import LedgerStore, load, open_store
@@ -99,7 +99,7 @@ def watch(flags: WatchFlags) -> int:
             )
         )
         if isinstance(tracker, KeyAwaitingTracker):
-            tracker.on_online = lambda: store.update(lambda ledger: ledger.with_reporting("online"))
+            tracker.on_online = lambda: store.update(lambda ledger: ledger.with_reporting(ASKING))
         log.info("%s", _greeting(plan.config.model_dir))
         for line in _ours_in_model_dir(plan):
             log.warning("%s", line)

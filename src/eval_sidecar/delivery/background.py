@@ -173,7 +173,7 @@ class DeliveryThread:
         self._has_address = True
         if where is not None:
             log.info("delivery: points go to %s", where)
-            self._store.update(lambda ledger: ledger.with_where(where))
+        self._store.update(lambda ledger: ledger.with_address(where))
         return None
 
     def _pending(self) -> set[tuple[int, int, str]]:

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+#: How a process reports, as `Ledger.writer` says: it has not reached the tracker yet, or has.
+ASKING, ONLINE = "asking", "online"
+
+
 @dataclass(frozen=True)
 class Ledger:
     """One model's checkpoints.
@@ -120,7 +124,7 @@ class Ledger:
         return replace(self, moved=moved)
 
     def with_reporting(self, reporting: str) -> Ledger:
-        """The process that works on this reports like this: ``online``, or why it does not."""
+        """The process that works on this reports like this: `ASKING`, `ONLINE`, or why it does not."""
         return replace(self, writer={**(self.writer or {}), "reporting": reporting})
 
     def written_by(self, writer: Mapping[str, Any]) -> Ledger:
@@ -316,9 +320,10 @@ class Ledger:
         """Record whether the run's table and summary must be sent."""
         return replace(self, table_due=due)
 
-    def with_where(self, where: str) -> Ledger:
-        """Points are found there, or will be."""
-        return replace(self, where=where)
+    def with_address(self, where: Optional[str]) -> Ledger:
+        """The tracker was reached; points are found there, or will be, if it can say where."""
+        is_asking = (self.writer or {}).get("reporting") == ASKING
+        return replace(self.with_reporting(ONLINE) if is_asking else self, where=where or self.where)
 
     def with_problem(self, problem: Optional[str]) -> Ledger:
         """Record why a delivery is incomplete; None if it is complete."""
