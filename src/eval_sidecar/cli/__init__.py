@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 import eval_sidecar
 from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
-from eval_sidecar.errors import DaemonError, SidecarError, UsageError
+from eval_sidecar.errors import SidecarError, UsageError
 
 #: Commands of the first scripts, which do one of two jobs depending on their flags.
 _EITHER = {
@@ -31,10 +31,12 @@ _COMMANDS = {
     "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("checkpoints", "explain", "Say where a checkpoint stands, and how that is known."),
+    "forget": ("manage", "forget", "Remove what is remembered of an instance that does not run"),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
     "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
     "retry": ("checkpoints", "retry", "Clear the failures of these checkpoints"),
+    "restart": ("manage", "restart", "Stop an instance and start it again"),
     "show": ("results", "show", "Show the results of models"),
     "start": ("manage", "start", "Run in the background, with the flags of `run`"),
     "status": ("manage", "status", "Say what an instance does."),
@@ -93,7 +95,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # No file that is written from here on is writable for everybody, even if the umask allows it.
     os.umask(os.umask(0o077) | 0o002)
     try:
-        code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
+        code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False, obj=list(words))
     except click.ClickException as error:
         if words:
             say(f"eval-sidecar: {_in_one_line(error)}", err=True)
@@ -106,8 +108,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         from eval_sidecar.cli.flags import message_of  # it takes longer to import than --help takes
 
         say(f"eval-sidecar: {message_of(error)}", err=True)
-        if isinstance(error, DaemonError) and error.said:
-            say_lines(f"{error.said}\n", err=True)
+        if error.lines:
+            say_lines(f"{error.lines}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads our output any more

@@ -93,14 +93,14 @@ def upload(flags: _UploadFlags) -> int:
     source.load()
     if reason:
         log.warning("%s", reason)
-    wake, stop = threading.Event(), threading.Event()
+    wake, stop, finish = threading.Event(), threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
         tracker = stack.enter_context(_tracker(flags, mode))
         uploader = _uploader(flags, tracker, mode, moved=flags.moved)
         receipt = ReceiptWriter(ResultPaths(flags.results).receipt)
         passes = _Passes(source, uploader, receipt, stop, once=flags.once)
-        instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
-        stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
+        stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here", finish))
+        instance = stack.enter_context(registered(instance_of(flags), [], "upload", finish))
 
         def on_change(changed: Collection[Path]) -> None:
             foreign = [path for path in changed if RECEIPT not in path.name]
@@ -115,7 +115,7 @@ def upload(flags: _UploadFlags) -> int:
         def do_pass() -> Optional[float]:
             passes.upload()
             instance.after_pass([str(uploader.state_file(done.spec)) for done in passes.uploads])
-            if flags.once or stop.is_set():
+            if flags.once or stop.is_set() or finish.is_set():
                 return None
             if tracker is not None and passes.is_idle:
                 tracker.close()  # its client takes more memory than all else
