@@ -53,7 +53,11 @@ def command_of(name: str) -> click.Command:
 
 
 def flags_of(command: click.Command) -> set[str]:
-    return {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+    return {
+        flag
+        for option in command.get_params(click.Context(command))
+        for flag in (*option.opts, *option.secondary_opts)
+    } | {"--help"}
 
 
 def all_flags() -> set[str]:

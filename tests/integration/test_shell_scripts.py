@@ -44,7 +44,7 @@ def test_an_instance_is_managed_with_awkward_names_all_over(awkward: Repository)
     script = ("bash", "scripts/run it.sh")
     started = awkward.execute(*script, "start", *flags)
     assert started.returncode == 0, started.stderr
-    status = json.loads(awkward.execute(*script, "status", "--json").stdout)
+    (status,) = json.loads(awkward.execute(*script, "status", "--json").stdout)
     assert (status["instance"], status["running"]) == (AWKWARD, True)
     assert Path(status["log"]).parent == manager
     wait_until(awkward.metrics(100).exists, "the result")

@@ -1,16 +1,16 @@
-"""``start``, ``stop``, ``restart``, ``forget``, ``status`` and ``tail`` of named background instances."""
+"""``stop``, ``restart``, ``forget``, ``status`` and ``tail`` of named background instances."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
 import click
 
-from eval_sidecar.cli.choosing import DEFAULT, choose, is_alive, name_of, takes_name
+from eval_sidecar.cli.choosing import choose, is_alive, name_of, takes_name
+from eval_sidecar.cli.either import say_started
 from eval_sidecar.cli.formats import local_time
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.restarting import remembered_start
@@ -22,22 +22,6 @@ from eval_sidecar.evaluation.jobs import detach_jobs
 from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.system import instances
 from eval_sidecar.system.instances import Instance
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option("--instance", envvar="INSTANCE", default=DEFAULT, show_default=True)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def start(instance: str, arguments: Sequence[str]) -> None:
-    """Run in the background, with the flags of `run`; returns after the first pass."""
-    chosen = Instance(instance, manager_folder())
-    _say_started(chosen, instances.start(chosen, ["run", "--instance", instance, *arguments]))
-
-
-def _say_started(chosen: Instance, pid: int) -> None:
-    say(f"started {chosen.name} (pid {pid}), log: {chosen.log_file}")
-    for model in instance_facts(chosen, time.time()).models:
-        if model.ledger.busy:
-            say(f"not started: {model.ledger.busy}", fg="yellow")
 
 
 @click.command()
@@ -52,7 +36,7 @@ def restart(name: Optional[str], instance: Optional[str]) -> None:
     again = remembered_start(chosen)
     _stop(chosen)
     pid = instances.start(chosen, again.arguments, cwd=again.cwd, environment=again.environment)
-    _say_started(chosen, pid)
+    say_started(chosen, pid)
 
 
 @click.command()

@@ -15,6 +15,7 @@ import click
 
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, takes
+from eval_sidecar.cli.groups import GroupedCommand
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
@@ -40,12 +41,16 @@ _MANY = 20
 class _SourceFlags:
     """Which results of which models, and where their ledgers are."""
 
-    results_root: str = flag("./results")
-    manifest_path: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{MANIFEST}]")
+    GROUP = "What to upload"
+
+    results_root: str = flag("./results", "Folder that holds a folder of results for each model.")
+    manifest_path: Optional[str] = flag(
+        help=f"Which models there are, as `prepare-manifest` writes it.  [default: RESULTS_ROOT/{MANIFEST}]"
+    )
     manifest_overrides: Optional[str] = flag(
         help="Overrides on top of the manifest, as for prepare-manifest."
     )
-    state_dir: str = flag("state/wandb_eval_uploader", "Where the ledgers are.")
+    state_dir: str = flag("state/wandb_eval_uploader", "Where the ledgers are.", group="Files")
     model_filter: tuple[str, ...] = flag(
         (), "Only these models; repeat it, or separate names by commas.", multiple=True
     )
@@ -61,7 +66,7 @@ class _SourceFlags:
 
 @dataclass(frozen=True)
 class _ReceiptFlags(_SourceFlags):
-    output: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{RECEIPT}]")
+    output: Optional[str] = flag(help=f"Where to write it.  [default: RESULTS_ROOT/{RECEIPT}]")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class _VerifyFlags(_DeliveryFlags):
     repair: bool = flag(False, "Send what the server lacks, or has with other numbers.", is_flag=True)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @takes(_UploadFlags)
 def upload(flags: _UploadFlags) -> int:
     """Upload the results of a manifest's models: what is new or has changed, each point once.
@@ -246,10 +251,16 @@ def receipt(flags: _ReceiptFlags) -> int:
 
 
 def _source(flags: _SourceFlags, *, checks_runs: bool = False) -> Source:
+    watching = "to watch a training instead, give its folder as --sft-root"
     if not flags.results.is_dir():
         raise UsageError(
-            f"--results-root {flags.results}: there is no such folder"
-            " (to watch a training instead, give its folder as --sft-root)"
+            f"--results-root {flags.results}: there is no such folder; uploading needs results and their"
+            f" manifest ({watching})"
+        )
+    if flags.manifest_path is None and not ResultPaths(flags.results).manifest.exists():
+        raise UsageError(
+            f"{ResultPaths(flags.results).manifest}: there is no such file; to upload these results, run"
+            f" `eval-sidecar prepare-manifest` first ({watching})"
         )
     return Source(
         Path(flags.manifest_path) if flags.manifest_path else ResultPaths(flags.results).manifest,

@@ -18,6 +18,7 @@ import click
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import WatchFlags, takes
+from eval_sidecar.cli.groups import GroupedCommand
 from eval_sidecar.cli.launching import STOPPING, keeps_evaluator
 from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
@@ -51,7 +52,7 @@ _LAST_SESSION_SECONDS = 20.0
 _COLLECT_SECONDS = 0.03
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @takes(WatchFlags)
 def watch(flags: WatchFlags) -> int:
     """Evaluate the checkpoints of a training as they appear, and report them to W&B.
