@@ -100,7 +100,7 @@ def test_the_commands_for_ones_own_training_work_as_shown(readme, repository):
     shown = repository.type(status)
     assert shown.returncode == 0
     assert repository.model in shown.stdout
-    assert "1 evaluated" in shown.stdout
+    assert "1/1" in shown.stdout
     following = repository.spawn("bash", "-c", tail)
     wait_until(lambda: "checkpoint-100: HR@10" in following.output, "the log")
     assert not_in_table(repository.root, readme) == set()

@@ -158,7 +158,7 @@ def test_a_script_that_writes_nothing_has_failed(two_checkpoints: Repository) ->
 
 BAD_METRICS = {
     "empty": ("", "is empty"),
-    "truncated": ('{"HR@10": 0.1, "NDCG', "no valid JSON"),
+    "truncated": ('{"HR@10": 0.1, "NDCG', "not valid JSON"),
     "a list": ("[0.1]", "JSON list"),
     "without a number": ('{"model": "x", "ok": true}', "has no number"),
     "with NaN": ('{"HR@10": NaN}', "HR@10 (nan, not finite)"),
