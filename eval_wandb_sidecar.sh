@@ -32,13 +32,13 @@ fi
 
 command=${1:-}
 case "$command" in
-  run | once | start | stop | status | tail | show | explain | retry | doctor | prepare-manifest) shift ;;
+  run | once | start | stop | restart | status | tail | forget | show | explain | retry | doctor | prepare-manifest) shift ;;
   -h | --help | help | "")
     sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     [[ -n "$command" ]] && exit 0 || exit 2
     ;;
   *)
-    fail 2 "unknown command $command (run, once, start, stop, status, tail, show, explain, retry, doctor, prepare-manifest)"
+    fail 2 "unknown command $command (run, once, start, stop, restart, status, tail, forget, show, explain, retry, doctor, prepare-manifest)"
     ;;
 esac
 export MANAGER_DIR=${MANAGER_DIR:-./log/eval_sidecar}

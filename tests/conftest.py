@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -38,9 +39,13 @@ def temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 @pytest.fixture(autouse=True)
 def temporary_folder_of_its_own(temporary_folders: str) -> Iterator[None]:
-    """The lock of a run lies in the system's temporary folder; many tests have a run of the same id."""
+    """The lock of a run lies in the system's temporary folder; many tests have a run of the same id.
+
+    Instances of this process are noted there too, not in the home of the person who runs the tests.
+    """
     before = tempfile.tempdir
     tempfile.tempdir = tempfile.mkdtemp(dir=temporary_folders, prefix="")
+    os.environ["XDG_STATE_HOME"] = f"{tempfile.tempdir}/state"
     yield
     tempfile.tempdir = before
 

@@ -39,7 +39,9 @@ def named_in(readme: str) -> set[str]:
         folder = ""
         first = re.sub(r"<[^>]*sft-root[^>]*>", "<parent>", row.split(" | ")[0])
         for name in re.findall(r"`([^`]+?)/?`", first):
-            is_whole = name.startswith(("results", "state/", "log/", "<parent>", "$TMPDIR", "wandb/", "…"))
+            is_whole = name.startswith(
+                ("results", "state/", "log/", "<parent>", "$TMPDIR", "~", "wandb/", "…")
+            )
             if is_whole or name == ".3":
                 folder = name.rpartition("/")[0] if is_whole else folder
                 found.add(name)

@@ -29,6 +29,7 @@ PLACES = {
     paths.JobPaths: ["log/eval_sidecar/evaluations/<model>/checkpoint-<step>.log"],
     paths.PinPaths: ["<parent>/.eval-sidecar"],
     paths.TemporaryPaths: ["$TMPDIR"],
+    paths.UserPaths: ["~/.local/state/eval-sidecar"],
 }
 #: Whatever a path is made of, as README writes it.
 VALUES = {
@@ -76,7 +77,7 @@ def paths_of(kind: type, place: str) -> set[str]:
     made = kind(Path(place))
     found = set()
     for name, member in inspect.getmembers(kind):
-        if name.startswith("_") or name == "beside":
+        if name.startswith("_") or name in ("beside", "of_environment"):
             continue
         if isinstance(member, property):
             found.add(shown(getattr(made, name)))
@@ -84,6 +85,7 @@ def paths_of(kind: type, place: str) -> set[str]:
             wanted = list(inspect.signature(member).parameters)[1:]
             values = {
                 **VALUES,
+                "folder": Path("<folder>"),
                 "model_dir": Path("<model>") if "lock" in name else "<model>",
                 "step": "<step>",
             }

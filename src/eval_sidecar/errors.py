@@ -11,11 +11,13 @@ class SidecarError(Exception):
     Attributes:
         setting: The setting that is wrong (of a `UsageError`) or that would help, by its name in a
             configuration; empty if there is none. The command line says which flag that is.
+        lines: What belongs below the message, such as the end of a log or a list to choose from.
     """
 
-    def __init__(self, message: str = "", *, setting: str = "") -> None:
+    def __init__(self, message: str = "", *, setting: str = "", lines: str = "") -> None:
         super().__init__(message)
         self.setting = setting
+        self.lines = lines
 
 
 class UsageError(SidecarError):
@@ -54,15 +56,7 @@ class BusyError(LaunchError):
 
 
 class DaemonError(SidecarError):
-    """A background instance could not be started, found or stopped.
-
-    Attributes:
-        said: The end of its log, if that tells why; any number of lines.
-    """
-
-    def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(message)
-        self.said = said
+    """A background instance could not be started, found or stopped."""
 
 
 class BundleError(SidecarError):

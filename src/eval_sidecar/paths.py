@@ -12,6 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from eval_sidecar.types import stable_hash
 
@@ -250,6 +251,26 @@ class TemporaryPaths:
     def watch_lock(self, model_dir: Path) -> Path:
         """Replaces `PinPaths.lock` if that cannot be created."""
         return self.private / f"{short_key(model_dir)}.lock"
+
+
+@dataclass(frozen=True)
+class UserPaths:
+    """What is below ``$XDG_STATE_HOME/eval-sidecar``, of one user on every machine with that home."""
+
+    root: Path
+
+    @classmethod
+    def of_environment(cls) -> Optional[UserPaths]:
+        """Return the paths of this user; None if there is no home folder."""
+        given = Path(os.environ.get("XDG_STATE_HOME", ""))
+        # The specification: a path that is not absolute is ignored. Not Path.home(), which raises an error.
+        state = given if given.is_absolute() else Path(os.path.expanduser("~/.local/state"))  # noqa: PTH111
+        return cls(state / "eval-sidecar") if state.is_absolute() else None
+
+    def instance(self, folder: Path, instance: str) -> Path:
+        """Where the files of an instance are."""
+        key = {"manager_dir": os.path.realpath(folder), "instance": instance}
+        return self.root / "instances" / f"{stable_hash(key)[:12]}.json"
 
 
 def short_key(model_dir: Path) -> str:

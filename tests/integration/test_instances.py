@@ -297,7 +297,8 @@ def test_an_instance_of_any_name_is_started_found_and_stopped(repository: Reposi
 @pytest.mark.parametrize("name", ["", "x" * 300])
 def test_a_name_that_cannot_be_a_file_is_refused(repository: Repository, name: str) -> None:
     for command in ("start", "stop"):
-        assert_refused(repository.sidecar(command, "--instance", name, *repository.flags), "--instance")
+        flags = repository.flags if command == "start" else []
+        assert_refused(repository.sidecar(command, "--instance", name, *flags), "--instance")
 
 
 # -- stop ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ still waits, as the last lines say. 130: interrupted.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -18,25 +19,23 @@ from click.core import ParameterSource
 
 import eval_sidecar
 from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
-from eval_sidecar.errors import DaemonError, SidecarError, UsageError
-
-#: Commands of the first scripts, which do one of two jobs depending on their flags.
-_EITHER = {
-    "once": "`run` what can be done now, then end",
-    "run": "`watch` with --sft-root, `upload` without",
-}
+from eval_sidecar.errors import SidecarError, UsageError
 
 #: Each command: its module here, its name there, and what it does.
 _COMMANDS = {
     "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
     "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
     "explain": ("explain_retry", "explain", "Say where a checkpoint stands, and how that is known."),
+    "forget": ("manage", "forget", "Remove what is remembered of an instance that does not run"),
+    "once": ("either", "once", "Do what `run` can do now, then end"),
     "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
     "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
     "receipt": ("upload", "receipt", "Write what is confirmed"),
     "retry": ("explain_retry", "retry", "Clear the failures of these checkpoints"),
+    "restart": ("manage", "restart", "Stop an instance and start it again"),
+    "run": ("either", "run", "Watch a training, or upload results"),
     "show": ("results", "show", "Show the results of models"),
-    "start": ("manage", "start", "Run in the background, with the flags of `run`"),
+    "start": ("either", "start", "Run in the background, with the flags of `run`"),
     "status": ("manage", "status", "Say what an instance does."),
     "stop": ("manage", "stop", "End an instance with its local evaluations"),
     "tail": ("manage", "tail", "Follow an instance's log for as long as it runs."),
@@ -44,6 +43,16 @@ _COMMANDS = {
     "upload": ("upload", "upload", "Upload the results of a manifest's models"),
     "verify": ("upload", "verify", "Compare ledgers and server, point by point."),
     "watch": ("watch", "watch", "Evaluate the checkpoints of a training as they appear"),
+}
+
+
+#: The commands as the help shows them, the everyday ones first.
+_SECTIONS = {
+    "Watch a training, or upload results": ("run", "once", "start"),
+    "Background instances": ("status", "tail", "stop", "restart", "forget"),
+    "Results and checkpoints": ("show", "explain", "retry"),
+    "Two machines": ("prepare-manifest", "pack", "unpack", "receipt", "verify"),
+    "More": ("doctor", "evaluate", "watch", "upload"),
 }
 
 
@@ -60,30 +69,40 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
+        if args[0] not in _COMMANDS:
+            near = difflib.get_close_matches(args[0], [*_COMMANDS, "help"], 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        listed = {name: text.rstrip(".") for name, (_, _, text) in _COMMANDS.items()}
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted({**listed, **_EITHER}.items()))
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _COMMANDS[name][2].rstrip(".")) for name in names])
 
 
 @click.group(
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(eval_sidecar.__version__, prog_name="eval-sidecar")
+@click.version_option(eval_sidecar.__version__, "-V", "--version", prog_name="eval-sidecar")
 def cli() -> None:
-    """Evaluate every checkpoint of a training once, on one W&B curve per model."""
+    """Evaluate every checkpoint of a training once, on one W&B curve per model.
+
+    `run --sft-root FOLDER` watches a training; `help COMMAND` shows how a command is used.
+    """
 
 
 def resolve(arguments: Sequence[str]) -> list[str]:
-    """Turn ``run``, ``once`` and a bare list of flags into the command that they stand for."""
+    """Turn ``help`` and a bare list of flags into the command that they stand for."""
     words = list(arguments)
-    if not words or words[0] in ("-h", "--help", "--version"):
-        return words
-    name = words.pop(0) if not words[0].startswith("-") else "run"
-    if name not in _EITHER:
-        return [name, *words]
-    watches = any(word == "--sft-root" or word.startswith("--sft-root=") for word in words)
-    return ["watch" if watches else "upload", *(["--once"] if name == "once" else []), *words]
+    if words[:1] == ["help"]:
+        return [*words[1:2], "--help"]
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "-V", "--version"):
+        return ["run", *words]
+    return words
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -93,7 +112,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # No file that is written from here on is writable for everybody, even if the umask allows it.
     os.umask(os.umask(0o077) | 0o002)
     try:
-        code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False)
+        code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False, obj=list(words))
     except click.ClickException as error:
         if words:
             say(f"eval-sidecar: {_in_one_line(error)}", err=True)
@@ -106,8 +125,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         from eval_sidecar.cli.flags import message_of  # it takes longer to import than --help takes
 
         say(f"eval-sidecar: {message_of(error)}", err=True)
-        if isinstance(error, DaemonError) and error.said:
-            say_lines(f"{error.said}\n", err=True)
+        if error.lines:
+            say_lines(f"{error.lines}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads our output any more

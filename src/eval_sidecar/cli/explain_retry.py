@@ -7,12 +7,14 @@ import glob
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import click
 
+from eval_sidecar.cli.choosing import choose, name_of
 from eval_sidecar.cli.explaining import print_story
 from eval_sidecar.cli.flags import PlaceFlags, flag, takes
 from eval_sidecar.cli.launching import launcher_of_old_jobs
@@ -20,37 +22,38 @@ from eval_sidecar.cli.planning import find_path, state_folder
 from eval_sidecar.cli.terminal import say, say_json
 from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
+from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.requests import leave_request
 from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.paths import LedgerPaths, name_in_files
 from eval_sidecar.report.story import story_json, tell
+from eval_sidecar.system.instances import read_record
 from eval_sidecar.types import step_of
 
 
 @dataclass(frozen=True)
 class _LedgerFlags(PlaceFlags):
-    sft_root: str = flag("", "Folder that holds the checkpoint-* folders.", required=True)
-
-    @property
-    def root(self) -> Path:
-        return Path(os.path.abspath(self.repo_root))
-
-    @property
-    def model_dir(self) -> Path:
-        return find_path(self.sft_root, self.root)
-
-    @property
-    def model(self) -> str:
-        return self.model_name or self.model_dir.name
-
-    @property
-    def state_folder(self) -> Path:
-        return state_folder(self.state_dir, self.root)
+    sft_root: Optional[str] = flag(help="Folder that holds the checkpoint-* folders; instead of NAME.")
 
 
 @dataclass(frozen=True)
 class _ExplainFlags(_LedgerFlags):
-    checkpoint_ready_seconds: float = flag(120.0)
+    checkpoint_ready_seconds: float = flag(
+        120.0, "Quiet period of a checkpoint that cannot be proved complete."
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that is asked about: its folder, its name, where its ledgers are, and those that are there."""
+
+    folder: Path
+    name: str
+    state_dir: Path
+    ledgers: tuple[tuple[Path, Ledger], ...]
+
+
+_instance_option = click.option("--instance", envvar="INSTANCE", help="The same as NAME.")
 
 
 def _step(text: str) -> int:
@@ -60,77 +63,125 @@ def _step(text: str) -> int:
     return step
 
 
-def _find_ledgers(flags: _LedgerFlags) -> list[Path]:
-    pattern = f"{glob.escape(name_in_files(flags.model))}_{'[0-9a-f]' * 12}.json"
-    return sorted(flags.state_folder.glob(pattern))
+def _split(words: Sequence[str], flags: _LedgerFlags) -> tuple[Optional[str], list[int]]:
+    """Return an instance's name and steps: the first word is a name if it cannot be a step."""
+    if flags.sft_root is None and words and not (words[0].isdecimal() or step_of(words[0]) is not None):
+        return words[0], list(map(_step, words[1:]))
+    return None, list(map(_step, words))
+
+
+def _find_models(flags: _LedgerFlags, name: Optional[str], instance: Optional[str]) -> list[_Model]:
+    """Return the models of a folder, or of an instance."""
+    if flags.sft_root is not None:
+        root = Path(os.path.abspath(flags.repo_root))
+        folder, state_dir = find_path(flags.sft_root, root), state_folder(flags.state_dir, root)
+        model = flags.model_name or folder.name
+        pattern = f"{glob.escape(name_in_files(model))}_{'[0-9a-f]' * 12}.json"
+        return [_Model(folder, model, state_dir, _load(sorted(state_dir.glob(pattern))))]
+    chosen = choose(name_of(name, instance))
+    found = _load(map(Path, read_record(chosen).get("state_files", [])))
+    models = [
+        _Model(
+            Path(ledger.places[0].path if ledger.places else ledger.model_dir),
+            ledger.model_dir,
+            path.parent,
+            ((path, ledger),),
+        )
+        for path, ledger in found
+        if flags.model_name in (None, ledger.model_dir)
+    ]
+    if not models:
+        of_name = f" of the model {flags.model_name}" if found and flags.model_name else ""
+        raise UsageError(
+            f"instance {chosen.name}: has no ledger{of_name}; name another, or give the training's folder as"
+            " --sft-root"
+        )
+    return models
+
+
+def _load(paths: Iterable[Path]) -> tuple[tuple[Path, Ledger], ...]:
+    return tuple((path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None)
 
 
 @click.command()
 @takes(_ExplainFlags)
+@_instance_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("step")
-def explain(flags: _ExplainFlags, as_json: bool, step: str) -> int:
-    """Say where a checkpoint stands, and how that is known."""
-    paths, number = _find_ledgers(flags), _step(step)
-    story = tell(
-        flags.model_dir,
-        flags.model,
-        flags.state_folder,
-        number,
-        [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None],
-        flags.checkpoint_ready_seconds,
-        time.time(),
-    )
-    if not story.folders and not story.known:
+@click.argument("words", nargs=-1, required=True, metavar="[NAME] STEP")
+def explain(flags: _ExplainFlags, instance: Optional[str], as_json: bool, words: Sequence[str]) -> int:
+    """Say where a checkpoint stands, and how that is known.
+
+    Which training: that of the instance NAME, or of --sft-root; else of the only instance that runs.
+    """
+    name, steps = _split(words, flags)
+    if len(steps) != 1:
+        raise UsageError(f"{' '.join(words)}: give one step, such as 500 or checkpoint-500")
+    (step,) = steps
+    models = _find_models(flags, name, instance)
+    quiet, now = flags.checkpoint_ready_seconds, time.time()
+    stories = [tell(one.folder, one.name, one.state_dir, step, one.ledgers, quiet, now) for one in models]
+    known = [(one, story) for one, story in zip(models, stories) if story.folders or story.known]
+    if not known:
+        looked = [str(path) for one in models for path, _ in one.ledgers]
         raise UsageError(
-            f"checkpoint-{number}: there is no such folder in {flags.model_dir}, and no ledger knows it"
-            f" (looked at {', '.join(map(str, paths)) or 'none'})"
+            f"checkpoint-{step}: there is no such folder in {models[0].folder}, and no ledger knows it"
+            f" (looked at {', '.join(looked) or 'none'})"
         )
+    if len(known) > 1:
+        names = ", ".join(one.name for one, _ in known)
+        raise UsageError(f"checkpoint-{step}: {len(known)} models have it; give --model-name ({names})")
     if as_json:
-        say_json(story_json(story))
+        say_json(story_json(known[0][1]))
     else:
-        print_story(story)
+        print_story(known[0][1])
     return 0
 
 
 @click.command()
 @takes(_LedgerFlags)
-@click.argument("steps", nargs=-1)
-def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
+@_instance_option
+@click.argument("words", nargs=-1, metavar="[NAME] [STEP]...")
+def retry(flags: _LedgerFlags, instance: Optional[str], words: Sequence[str]) -> int:
     """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
 
-    A checkpoint that is named is also given up if its evaluation runs, or did, on another machine.
+    Which training: that of the instance NAME, or of --sft-root; else of the only instance that runs. A
+    checkpoint that is named is also given up if its evaluation runs, or did, on another machine.
     """
-    paths = _find_ledgers(flags)
-    numbers = [_step(step) for step in steps]
-    if not paths:
-        raise UsageError(f"{flags.model_dir}: there is no ledger of it in {flags.state_folder}")
-    ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
+    name, numbers = _split(words, flags)
+    models = _find_models(flags, name, instance)
+    ledgers = [known for one in models for known in one.ledgers]
+    if not ledgers:
+        raise UsageError(f"{models[0].folder}: there is no ledger of it in {models[0].state_dir}")
     unknown = [number for number in numbers if not any(number in ledger.entries for _, ledger in ledgers)]
     if unknown:
         raise UsageError(
             f"step {', '.join(map(str, unknown))}: no ledger knows it"
-            f" (looked at {', '.join(map(str, paths))}); nothing was cleared"
+            f" (looked at {', '.join(str(path) for path, _ in ledgers)}); nothing was cleared"
         )
-    launcher = launcher_of_old_jobs()
     for path, ledger in ledgers:
-        given_up = {
-            entry.step for entry in ledger.steps() if entry.step in numbers and is_elsewhere(entry, launcher)
-        }
-        cleared = [
-            entry.name
-            for entry in ledger.steps()
-            if entry.step in given_up or (entry.failure and (not numbers or entry.step in numbers))
-        ]
-        try:
-            with open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store:
-                give_up_elsewhere(store, launcher, given_up)
-                store.update(lambda now: now.cleared(numbers or None))
-        except LockedError:
-            _ask_holder(LedgerPaths(path).retry_request, numbers)
-            say("the running sidecar takes it from here")
-        say(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
+        about = f"{ledger.model_dir}: " if len(models) > 1 else ""
+        say(f"{about}cleared: {', '.join(_clear(path, ledger, numbers)) or 'nothing had failed'}")
     return 0
+
+
+def _clear(path: Path, ledger: Ledger, numbers: Sequence[int]) -> list[str]:
+    """Clear failures of a ledger, or ask the sidecar that holds it to; return the checkpoints' names."""
+    launcher = launcher_of_old_jobs()
+    given_up = {
+        entry.step for entry in ledger.steps() if entry.step in numbers and is_elsewhere(entry, launcher)
+    }
+    try:
+        with open_store(path, ledger.model_dir, ledger.run_id, ledger.run_name) as store:
+            give_up_elsewhere(store, launcher, given_up)
+            store.update(lambda now: now.cleared(numbers or None))
+    except LockedError:
+        _ask_holder(LedgerPaths(path).retry_request, list(numbers))
+        say("the running sidecar takes it from here")
+    return [
+        entry.name
+        for entry in ledger.steps()
+        if entry.step in given_up or (entry.failure and (not numbers or entry.step in numbers))
+    ]
 
 
 def _ask_holder(request: Path, numbers: list[int]) -> None:

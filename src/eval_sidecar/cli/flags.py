@@ -14,12 +14,15 @@ from typing import Any, Callable, Optional, TypeVar
 import click
 
 from eval_sidecar.checkpoints.space import Amount, parse_amount
+from eval_sidecar.cli.groups import GroupedOption
 from eval_sidecar.errors import SidecarError, UsageError
 
 _T = TypeVar("_T")
 
 #: Key of a field's metadata under which its keywords for `click.option` are.
 _OPTION = "option"
+#: Key of a field's metadata under which its group in the help is.
+_GROUP = "group"
 #: What ``--wandb-mode`` takes; its variable is W&B's own, which has other words for the same.
 _MODES = {
     **{mode: mode for mode in ("online", "offline", "disabled")},
@@ -32,6 +35,7 @@ def flag(
     help: Optional[str] = None,
     *,
     env: Optional[str] = None,
+    group: Optional[str] = None,
     **keywords: Any,  # noqa: ANN401 - as click takes them
 ) -> Any:  # noqa: ANN401 - the type checker takes the field's own type
     """Declare a field to be a flag.
@@ -40,13 +44,14 @@ def flag(
         default: Its value if it is not given.
         help: What ``--help`` says.
         env: The environment variable that it falls back to.
+        group: Where the help shows it; default: the `GROUP` of its class.
         **keywords: More of `click.option`, such as `type`.
     """
     is_shown = default is not None and default != () and not keywords.get("is_flag")
     if not keywords.get("required"):
         keywords["default"] = default
     keywords = {"help": help, "envvar": env, "show_default": is_shown, **keywords}
-    return dataclasses.field(default=default, metadata={_OPTION: keywords})
+    return dataclasses.field(default=default, metadata={_OPTION: keywords, _GROUP: group})
 
 
 def takes(kind: type[_T]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -61,11 +66,20 @@ def takes(kind: type[_T]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
         for field in reversed(fields):
             name = f"--{field.name.replace('_', '-')}"
-            keywords = {**field.metadata[_OPTION]}
+            keywords = {"cls": GroupedOption, "group": _group(kind, field), **field.metadata[_OPTION]}
             with_flags = click.option(keywords.pop("names", name), field.name, **keywords)(with_flags)
         return with_flags
 
     return decorate
+
+
+def _group(kind: type[_T], field: dataclasses.Field[Any]) -> Optional[str]:
+    """Return the group of a flag: its own, or that of the class which declares it first."""
+    declaring = next(
+        one for one in reversed(kind.__mro__) if field.name in vars(one).get("__annotations__", {})
+    )
+    group: Optional[str] = field.metadata[_GROUP] or getattr(declaring, "GROUP", None)
+    return group
 
 
 def message_of(error: SidecarError) -> str:
@@ -124,10 +138,12 @@ class _Mode(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
 class PlaceFlags:
     """Which model, and where its ledger is."""
 
-    repo_root: str = flag(".", "Where the evaluation script runs; results/ is below it.")
+    GROUP = "What to watch"
+
+    repo_root: str = flag(".", "Where the evaluation script runs; results/ is below it.", group="Files")
     sft_root: Optional[str] = flag(help="Folder that holds the checkpoint-* folders.  [required]")
     model_name: Optional[str] = flag(help="What the model is called: in results, run, ledger and logs.  [default: the folder's name]")
-    state_dir: Optional[str] = flag(help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]")
+    state_dir: Optional[str] = flag(help="Where the ledgers are.  [default: state/wandb_eval_sidecar in REPO_ROOT]", group="Files")
 
 
 @dataclass(frozen=True)
@@ -135,25 +151,29 @@ class RunFlags:
     """How a command runs that watches or uploads."""
 
     once: bool = flag(False, "Do what can be done now, then end.", is_flag=True)
-    poll_interval_seconds: float = flag(60.0, type=click.FloatRange(min=0.05))
-    instance: Optional[str] = flag(help="Name for `status`, `tail` and `stop`.", env="INSTANCE")
+    poll_interval_seconds: float = flag(60.0, "Longest time between two looks at the folder.", type=click.FloatRange(min=0.05))
+    instance: Optional[str] = flag(help="Name for `status`, `tail`, `stop` and `restart`.", env="INSTANCE")
     moved: bool = flag(False, "What had this name in another place before is the same training.", is_flag=True)
-    disable_wandb: bool = flag(False, "Deliver nothing; a later pass without this delivers.", is_flag=True)
+    disable_wandb: bool = flag(False, "Deliver nothing; a later pass without this delivers.", is_flag=True, group="W&B")
 
 
 @dataclass(frozen=True)
 class TrackerFlags:
     """How points are delivered."""
 
-    wandb_mode: Optional[str] = flag(help="[default: online]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
-    wandb_resume: str = flag("allow", type=click.Choice(["allow", "must", "never", "auto"]))
-    wandb_job_type: str = flag("eval")
+    GROUP = "W&B"
+
+    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
+    wandb_resume: str = flag("allow", "What W&B does if the run is there already.", type=click.Choice(["allow", "must", "never", "auto"]))
+    wandb_job_type: str = flag("eval", "Job type that a new run gets.")
     confirm_seconds: float = flag(60.0, "How long a server may take to show a point before it counts as not delivered.", type=click.FloatRange(min=0))
 
 
 @dataclass(frozen=True)
 class LauncherFlags:
     """Where evaluations run, and how many at a time."""
+
+    GROUP = "GPUs and cluster"
 
     cuda_list: str = flag("0", 'GPUs: "0 1 2 3", 0-3, all, or UUIDs (GPU-…, MIG-…).', env="CUDA_LIST")
     launcher: str = flag("local", "Where evaluations run: on this machine's GPUs, or as Slurm jobs.", type=click.Choice(["local", "slurm"]))
@@ -170,21 +190,25 @@ class LauncherFlags:
 class ScriptFlags:
     """What the evaluation script is given, as variables of the same names."""
 
-    category: str = flag("Industrial_and_Scientific", env="CATEGORY")
+    GROUP = "Evaluation"
+
+    category: str = flag("Industrial_and_Scientific", "Category of the items; names the folder in data/.", env="CATEGORY")
     python_bin: Optional[str] = flag(help="Python of the evaluation script.  [default: this one]", env="PYTHON_BIN")
-    batch_size: int = flag(8, env="BATCH_SIZE", type=int)
-    max_new_tokens: int = flag(256, env="MAX_NEW_TOKENS", type=int)
-    num_beams: int = flag(50, env="NUM_BEAMS", type=int)
-    temperature: float = flag(1.0, env="TEMPERATURE", type=float)
-    do_sample: bool = flag(False, env="DO_SAMPLE", type=bool, metavar="True|False")
-    length_penalty: float = flag(0.0, env="LENGTH_PENALTY", type=float)
+    batch_size: int = flag(8, "Prompts at a time.", env="BATCH_SIZE", type=int)
+    max_new_tokens: int = flag(256, "Longest answer, in tokens.", env="MAX_NEW_TOKENS", type=int)
+    num_beams: int = flag(50, "Beams of the search; as many items are ranked.", env="NUM_BEAMS", type=int)
+    temperature: float = flag(1.0, "Temperature, if DO_SAMPLE.", env="TEMPERATURE", type=float)
+    do_sample: bool = flag(False, "Sample instead of searching for the most likely.", env="DO_SAMPLE", type=bool, metavar="True|False")
+    length_penalty: float = flag(0.0, "Exponent of the length by which a beam's score is divided.", env="LENGTH_PENALTY", type=float)
     sid_levels: int = flag(-1, "Levels of a semantic ID to use; <= 0 means all.", env="SID_LEVELS", type=int)
-    seed: int = flag(42, env="SEED", type=int)
+    seed: int = flag(42, "Seed of the random numbers.", env="SEED", type=int)
 
 
 @dataclass(frozen=True)
 class EvaluationFlags:
     """What is evaluated, in which order, and what it may cost."""
+
+    GROUP = "Evaluation"
 
     eval_script: Optional[str] = flag(help="Run as `bash SCRIPT SFT_ROOT`.  [default: evaluate_sft_3b.sh in REPO_ROOT; if there is none, the one that comes with eval-sidecar]")
     test_data_path: Optional[str] = flag(help="Test set.  [default: data/CATEGORY/sft/test.json]", env="TEST_DATA_PATH")
@@ -203,14 +227,16 @@ class EvaluationFlags:
 class WandbRunFlags:
     """The run that a watched model belongs to."""
 
+    GROUP = "W&B"
+
     dataset: Optional[str] = flag(help="Data set of the run.  [default: from .../DATASET/sft/test.json]")
     cb_setting: Optional[str] = flag(help="Codebook setting of the run.  [default: from the model's name]")
     eval_split: Optional[str] = flag(help="Split of the run.  [default: the test file's name]")
-    wandb_project: str = flag("MIMIGenRec-Eval", env="WANDB_PROJECT")
-    wandb_entity: Optional[str] = flag(env="WANDB_ENTITY")
+    wandb_project: str = flag("MIMIGenRec-Eval", "Project of the run.", env="WANDB_PROJECT")
+    wandb_entity: Optional[str] = flag(help="Team or user of the project.  [default: W&B's own]", env="WANDB_ENTITY")
     # Not from WANDB_RUN_ID, WANDB_NAME, WANDB_RESUME, WANDB_JOB_TYPE: a training in the same shell has those
     # set for its own run.
-    wandb_run_id: Optional[str] = flag(help="[default: eval-<hash of model, data set, codebook, split>]")
+    wandb_run_id: Optional[str] = flag(help="Id of the run.  [default: eval-<hash of model, data set, codebook, split>]")
     wandb_run_name: Optional[str] = flag(help="Name that a new run gets.  [default: <model>-eval]")
 
 
@@ -220,4 +246,4 @@ class WatchFlags(
 ):
     """Every flag of watching."""
 
-    wandb_mode: Optional[str] = flag(help="[default: online if a key is configured, else offline]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
+    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online if a key is configured, else offline]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")

@@ -1,67 +1,99 @@
-"""``start``, ``stop``, ``status`` and ``tail`` of named background instances."""
+"""``stop``, ``restart``, ``forget``, ``status`` and ``tail`` of named background instances."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import click
 
-from eval_sidecar.cli.destination import say_destination
+from eval_sidecar.cli.choosing import choose, is_alive, name_of, takes_name
+from eval_sidecar.cli.either import say_started
 from eval_sidecar.cli.formats import local_time
 from eval_sidecar.cli.launching import launcher_of_old_jobs
+from eval_sidecar.cli.restarting import remembered_start
 from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.status import instance_facts, instance_json, print_instance
 from eval_sidecar.cli.terminal import say, say_json, say_lines
-from eval_sidecar.errors import LockedError
+from eval_sidecar.errors import LockedError, SidecarError, UsageError
 from eval_sidecar.evaluation.jobs import detach_jobs
 from eval_sidecar.ledger.store import load, open_store
 from eval_sidecar.system import instances
 from eval_sidecar.system.instances import Instance
 
-_instance_option = click.option("--instance", envvar="INSTANCE", default="default", show_default=True)
-#: Flags that commands of the first scripts were given and that mean nothing to these. Without -h: the value
-#: of such a flag may begin with a dash, and any "h" in it would ask for help.
-_LENIENT: dict[str, Any] = {
-    "ignore_unknown_options": True,
-    "allow_extra_args": True,
-    "help_option_names": ["--help"],
-}
+
+@click.command()
+@takes_name
+def restart(name: Optional[str], instance: Optional[str]) -> None:
+    """Stop an instance and start it again, in its folder and with its flags.
+
+    Variables that flags fall back to are as they were at its start; secrets, such as the W&B key, are never
+    written down: they are those of this shell.
+    """
+    chosen = choose(name_of(name, instance))
+    again = remembered_start(chosen)
+    _stop(chosen)
+    pid = instances.start(chosen, again.arguments, cwd=again.cwd, environment=again.environment)
+    say_started(chosen, pid)
 
 
-class _Lenient(click.Command):
-    """A command that ignores flags it does not know."""
+@click.command()
+@takes_name
+@click.option("--all", "every", is_flag=True, help="Stop every instance that runs on this machine.")
+@click.option(
+    "--after-current",
+    is_flag=True,
+    help="Let running evaluations end first; start no others. Returns at once.",
+)
+def stop(name: Optional[str], instance: Optional[str], every: bool, after_current: bool) -> int:
+    """End an instance with its local evaluations, whose checkpoints stay pending; Slurm jobs go on.
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ["--help"] if "-h" in args else args)
+    Without NAME, the only one that runs is meant, in whatever folder it was started.
+    """
+    end = _finish if after_current else _stop
+    if not every:
+        end(choose(name_of(name, instance)))
+        return 0
+    if name is not None:
+        raise UsageError(f"--all and {name}: give one of them")
+    alive = [one for one in instances.find_instances(manager_folder()) if is_alive(one)]
+    if not alive:
+        say("no instance runs")
+    failed = 0
+    for one in alive:
+        try:
+            end(one)
+        except SidecarError as error:
+            say(f"eval-sidecar: {error}", err=True)
+            failed = 1
+    return failed
 
 
-@click.command(cls=_Lenient, context_settings=_LENIENT)
-@_instance_option
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def start(instance: str, arguments: Sequence[str]) -> None:
-    """Run in the background, with the flags of `run`; returns after the first pass."""
-    chosen = Instance(instance, manager_folder())
-    pid = instances.start(chosen, ["run", "--instance", instance, *arguments])
-    say(f"started {instance} (pid {pid}), log: {chosen.log_file}")
-    for model in instance_facts(chosen, time.time()).models:
-        if model.ledger.busy:
-            say(f"not started: {model.ledger.busy}", fg="yellow")
-        for warning in model.warnings:
-            say(f"warning: {warning}", fg="yellow")
-    say_destination(chosen)
+def _finish(chosen: Instance) -> None:
+    pid = instances.finish(chosen)
+    if pid is None:
+        say(_not_running(chosen))
+        return
+    running = [
+        one.entry.name for model in instance_facts(chosen, time.time()).models for one in model.running
+    ]
+    after = f"after {', '.join(running)}" if running else "now, as nothing is being evaluated"
+    say(f"{_called(chosen)} (pid {pid}) ends {after}")
 
 
-@click.command(cls=_Lenient, context_settings=_LENIENT)
-@_instance_option
-def stop(instance: str) -> None:
-    """End an instance with its local evaluations, whose checkpoints stay pending; Slurm jobs go on."""
-    chosen = Instance(instance, manager_folder())
+def _called(instance: Instance) -> str:
+    return instance.name if instance.folder == manager_folder() else f"{instance.name} of {instance.folder}"
+
+
+def _not_running(instance: Instance) -> str:
+    return f"{_called(instance)} is not running"
+
+
+def _stop(chosen: Instance) -> None:
     pid = instances.stop(chosen)
-    say(f"{instance} is not running" if pid is None else f"stopped {instance} (pid {pid})")
+    say(_not_running(chosen) if pid is None else f"stopped {_called(chosen)} (pid {pid})")
     launcher = launcher_of_old_jobs()
     for path in _state_files(chosen):
         ledger = load(path, keep_corrupt=True)
@@ -80,13 +112,34 @@ def _state_files(instance: Instance) -> list[Path]:
     return [Path(path) for path in instances.read_record(instance).get("state_files", [])]
 
 
-@click.command(cls=_Lenient, context_settings=_LENIENT)
-@click.option("--instance", envvar="INSTANCE", help="[default: all of them]")
+@click.command()
+@takes_name
+def forget(name: Optional[str], instance: Optional[str]) -> None:
+    """Remove what is remembered of an instance that does not run; its logs and all results stay."""
+    wanted = name_of(name, instance)
+    if wanted is None:
+        raise UsageError("forget: give the name of an instance")
+    chosen = choose(wanted)
+    if not instances.read_record(chosen) and not chosen.pid_file.exists():
+        raise UsageError(f"{chosen.name}: was never started from {chosen.folder}, or is forgotten already")
+    instances.forget(chosen)
+    say(f"forgot {_called(chosen)}; its log stays: {chosen.log_file}")
+
+
+@click.command()
+@takes_name
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of instances.")
-def status(instance: Optional[str], as_json: bool) -> int:
-    """Say what an instance does. Exit code 0 if one runs, 3 if none does."""
+def status(name: Optional[str], instance: Optional[str], as_json: bool) -> int:
+    """Say what an instance does. Exit code 0 if one runs, 3 if none does.
+
+    Without NAME, those of this folder, and those that run and were started from other folders.
+    """
     folder, now = manager_folder(), time.time()
-    found = [Instance(instance, folder)] if instance else instances.list_instances(folder)
+    wanted = name_of(name, instance)
+    if wanted is not None:
+        found = [choose(wanted)]
+    else:
+        found = [one for one in instances.find_instances(folder) if one.folder == folder or is_alive(one)]
     states = [instance_facts(chosen, now) for chosen in found]
     if as_json:
         say_json([instance_json(state) for state in states])
@@ -94,18 +147,21 @@ def status(instance: Optional[str], as_json: bool) -> int:
         for state in states:
             print_instance(state, now)
         if not states:
-            say(f"no instance has been started from here ({folder})")
+            say(f"no instance runs, and none has been started from here ({folder})")
     return 0 if any(state.process for state in states) else 3
 
 
-@click.command(cls=_Lenient, context_settings=_LENIENT)
-@_instance_option
+@click.command()
+@takes_name
 @click.option(
     "-n", "--lines", default=50, show_default=True, help="How many of the last lines to begin with."
 )
-def tail(instance: str, lines: int) -> None:
-    """Follow an instance's log for as long as it runs."""
-    chosen = Instance(instance, manager_folder())
+def tail(name: Optional[str], instance: Optional[str], lines: int) -> None:
+    """Follow an instance's log for as long as it runs.
+
+    Without NAME, the only one that runs is meant, in whatever folder it was started.
+    """
+    chosen = choose(name_of(name, instance))
     with contextlib.suppress(OSError):
         found = chosen.log_file.stat()
         if not found.st_size:

@@ -129,7 +129,10 @@ def _environment(flags: ScriptFlags, test_data: Path, index: Path) -> dict[str, 
 
 def _find_model_dir(given: Optional[str], repo_root: Path) -> Path:
     if not given:
-        raise UsageError("--sft-root is missing: name the folder that holds the checkpoint-* folders")
+        raise UsageError(
+            "--sft-root is missing: give the folder that holds the checkpoint-* folders of the training to"
+            " watch (to upload results of another machine instead, use `upload`)"
+        )
     model_dir = find_path(given, repo_root)
     if model_dir.exists():  # else it is waited for
         _require_folder(model_dir, "--sft-root")

@@ -10,10 +10,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
+
+import click
 
 from eval_sidecar.cli.flags import RunFlags
-from eval_sidecar.system.instances import Instance, register, unregister
+from eval_sidecar.cli.restarting import start_of
+from eval_sidecar.system.instances import FINISH, Instance, register, unregister
 from eval_sidecar.system.logs import WarnOnce, rotate_output
 
 log = logging.getLogger(__name__)
@@ -32,19 +35,27 @@ def instance_of(flags: RunFlags) -> Optional[Instance]:
 class RunningInstance:
     """This process as an instance; without a name for it, nothing is written."""
 
-    def __init__(self, instance: Optional[Instance], job: str) -> None:
+    def __init__(self, instance: Optional[Instance], job: str, finish: threading.Event) -> None:
         self._instance = instance
-        self._job = job
-        self._recorded: Optional[list[str]] = None
+        self._known = {"job": job, "can_finish": True, **start_of(click.get_current_context())}
+        self._finish = finish
+        self._recorded: Optional[dict[str, Any]] = None
         self._warn_once = WarnOnce()
+
+    def record(self, state_files: list[str], *, ready: bool) -> None:
+        """Write down what it works on, if that has changed."""
+        if self._instance is None:
+            return
+        record = {"state_files": state_files, "ready": ready, "finishing": self._finish.is_set()}
+        if record != self._recorded:
+            register(self._instance, **self._known, **record)
+            self._recorded = record
 
     def after_pass(self, state_files: list[str]) -> None:
         """Record that a pass is done and which ledgers it was about, and rotate the log if it is full."""
         if self._instance is None:
             return
-        if state_files != self._recorded:
-            register(self._instance, state_files=state_files, job=self._job, ready=True)
-            self._recorded = state_files
+        self.record(state_files, ready=True)
         try:
             rotate_output(self._instance.log_file)
         except OSError as error:
@@ -52,41 +63,49 @@ class RunningInstance:
 
 
 @contextlib.contextmanager
-def registered(instance: Optional[Instance], state_files: list[str], job: str) -> Iterator[RunningInstance]:
+def registered(
+    instance: Optional[Instance], state_files: list[str], job: str, finish: threading.Event
+) -> Iterator[RunningInstance]:
     """Be the instance for the length of a ``with`` block, not ready yet."""
-    if instance is None:
-        yield RunningInstance(None, job)
-        return
-    register(instance, state_files=state_files, job=job, ready=False)
+    running = RunningInstance(instance, job, finish)
+    running.record(state_files, ready=False)
     try:
-        yield RunningInstance(instance, job)
+        yield running
     finally:
-        unregister(instance)
+        if instance is not None:
+            unregister(instance)
 
 
 @contextlib.contextmanager
-def stopping(stop: threading.Event, wake: threading.Event, saying: str) -> Iterator[None]:
-    """Turn the first signal into a request to stop, and say so; a second one interrupts at once."""
+def stopping(
+    stop: threading.Event, wake: threading.Event, saying: str, finish: threading.Event
+) -> Iterator[None]:
+    """Turn the first signal into a request to stop, and say so; a second one interrupts at once.
+
+    The signal of ``stop --after-current`` sets `finish` instead, and is not counted.
+    """
     received: queue.SimpleQueue[Optional[int]] = queue.SimpleQueue()
 
     def ask(number: int, _frame: object) -> None:
         # A handler runs in the middle of anything: events and logs may be locked, this queue never is.
         received.put(number)
-        for other in previous:
-            signal.signal(other, signal.default_int_handler)
+        for other in previous if number != FINISH else ():
+            if other != FINISH:
+                signal.signal(other, signal.default_int_handler)
 
     def pass_on() -> None:
-        number = received.get()
-        if number is not None:
-            log.info("%s: %s", signal.Signals(number).name, saying)
-            stop.set()
+        while (number := received.get()) is not None:
+            is_end = number != FINISH
+            words = saying if is_end else "ending when the running evaluations have; nothing new is started"
+            log.info("%s: %s", signal.Signals(number).name, words)
+            (stop if is_end else finish).set()
             wake.set()
 
     # A hang-up or Ctrl-C that was turned off (nohup, a script's background job) stays so.
     previous = {
         number: signal.signal(number, ask)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+        for number in (signal.SIGTERM, FINISH, signal.SIGINT, signal.SIGHUP)
+        if number in (signal.SIGTERM, FINISH) or signal.getsignal(number) is not signal.SIG_IGN
     }
     threading.Thread(target=pass_on, name="signals", daemon=True).start()
     try:

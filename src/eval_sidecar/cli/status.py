@@ -103,7 +103,8 @@ def print_instance(facts: InstanceFacts, now: float) -> None:
     name, log = facts.instance.name, facts.instance.log_file
     if facts.process:
         since = f"{local_time(facts.process.started)} ({duration(now - facts.process.started)})"
-        say(f"{name}: running (pid {facts.process.pid}) since {since}", indent=4, fg="green")
+        ending = ", ends when the running evaluations have" if facts.record.get("finishing") else ""
+        say(f"{name}: running (pid {facts.process.pid}) since {since}{ending}", indent=4, fg="green")
     elif not facts.is_known:
         say(f"{name}: not running, and was never started from here ({log.parent})", indent=4, fg="yellow")
         return

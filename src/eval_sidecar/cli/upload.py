@@ -15,6 +15,7 @@ import click
 
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, takes
+from eval_sidecar.cli.groups import GroupedCommand
 from eval_sidecar.cli.reporting import Reporting, choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
 from eval_sidecar.cli.terminal import say
@@ -39,12 +40,16 @@ log = logging.getLogger(__name__)
 class _SourceFlags:
     """Which results of which models, and where their ledgers are."""
 
-    results_root: str = flag("./results")
-    manifest_path: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{MANIFEST}]")
+    GROUP = "What to upload"
+
+    results_root: str = flag("./results", "Folder that holds a folder of results for each model.")
+    manifest_path: Optional[str] = flag(
+        help=f"Which models there are, as `prepare-manifest` writes it.  [default: RESULTS_ROOT/{MANIFEST}]"
+    )
     manifest_overrides: Optional[str] = flag(
         help="Overrides on top of the manifest, as for prepare-manifest."
     )
-    state_dir: str = flag("state/wandb_eval_uploader", "Where the ledgers are.")
+    state_dir: str = flag("state/wandb_eval_uploader", "Where the ledgers are.", group="Files")
     model_filter: tuple[str, ...] = flag(
         (), "Only these models; repeat it, or separate names by commas.", multiple=True
     )
@@ -60,7 +65,7 @@ class _SourceFlags:
 
 @dataclass(frozen=True)
 class _ReceiptFlags(_SourceFlags):
-    output: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{RECEIPT}]")
+    output: Optional[str] = flag(help=f"Where to write it.  [default: RESULTS_ROOT/{RECEIPT}]")
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class _VerifyFlags(_DeliveryFlags):
     repair: bool = flag(False, "Send what the server lacks, or has with other numbers.", is_flag=True)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @takes(_UploadFlags)
 def upload(flags: _UploadFlags) -> int:
     """Upload the results of a manifest's models: what is new or has changed, each point once.
@@ -92,14 +97,14 @@ def upload(flags: _UploadFlags) -> int:
     source.load()
     if reporting.reason:
         log.warning("%s", reporting.reason)
-    wake, stop = threading.Event(), threading.Event()
+    wake, stop, finish = threading.Event(), threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
         tracker = stack.enter_context(_tracker(flags, reporting))
         uploader = _uploader(flags, tracker, reporting.mode, moved=flags.moved)
         receipt = ReceiptWriter(ResultPaths(flags.results).receipt)
         passes = _Passes(source, uploader, receipt, stop, once=flags.once)
-        instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
-        stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
+        stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here", finish))
+        instance = stack.enter_context(registered(instance_of(flags), [], "upload", finish))
 
         def on_change(changed: Collection[Path]) -> None:
             foreign = [path for path in changed if RECEIPT not in path.name]
@@ -119,7 +124,7 @@ def upload(flags: _UploadFlags) -> int:
                 tracker.close()  # its client has the key from its start
             passes.upload()
             instance.after_pass([str(uploader.state_file(done.spec)) for done in passes.uploads])
-            if flags.once or stop.is_set():
+            if flags.once or stop.is_set() or finish.is_set():
                 return None
             if tracker is not None and passes.is_idle:
                 tracker.close()  # its client takes more memory than all else
@@ -240,10 +245,16 @@ def receipt(flags: _ReceiptFlags) -> int:
 
 
 def _source(flags: _SourceFlags, *, checks_runs: bool = False) -> Source:
+    watching = "to watch a training instead, give its folder as --sft-root"
     if not flags.results.is_dir():
         raise UsageError(
-            f"--results-root {flags.results}: there is no such folder"
-            " (to watch a training instead, give its folder as --sft-root)"
+            f"--results-root {flags.results}: there is no such folder; uploading needs results and their"
+            f" manifest ({watching})"
+        )
+    if flags.manifest_path is None and not ResultPaths(flags.results).manifest.exists():
+        raise UsageError(
+            f"{ResultPaths(flags.results).manifest}: there is no such file; to upload these results, run"
+            f" `eval-sidecar prepare-manifest` first ({watching})"
         )
     return Source(
         Path(flags.manifest_path) if flags.manifest_path else ResultPaths(flags.results).manifest,

@@ -18,6 +18,7 @@ import click
 from eval_sidecar.checkpoints.listing import list_checkpoints
 from eval_sidecar.cli import show
 from eval_sidecar.cli.flags import WatchFlags, takes
+from eval_sidecar.cli.groups import GroupedCommand
 from eval_sidecar.cli.launching import LOCAL, STOPPING, keeps_evaluator
 from eval_sidecar.cli.planning import WatchPlan, plan_watch
 from eval_sidecar.cli.reporting import choose_mode, open_tracker
@@ -56,7 +57,7 @@ _CHECK_SECONDS = 2.0
 _COLLECT_SECONDS = 0.03
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @takes(WatchFlags)
 def watch(flags: WatchFlags) -> int:
     """Evaluate the checkpoints of a training as they appear, and report them to W&B.
@@ -73,9 +74,9 @@ def watch(flags: WatchFlags) -> int:
     for line in check_runs([plan.spec]) if reporting.mode is not None else ():
         log.warning("%s", line)
     path = StatePaths(plan.state_dir).ledger(plan.spec.model_dir, plan.spec.run_id)
-    wake, stop = threading.Event(), threading.Event()
+    wake, stop, finish = threading.Event(), threading.Event(), threading.Event()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stopping(stop, wake, STOPPING[flags.launcher]))
+        stack.enter_context(stopping(stop, wake, STOPPING[flags.launcher], finish))
         store = stack.enter_context(_opened(path, plan))
         stack.enter_context(_only_one(plan.config))
         settle_place(store, plan.config.model_dir, plan.config.results_root, moved=flags.moved)
@@ -87,7 +88,7 @@ def watch(flags: WatchFlags) -> int:
             if tracker
             else None
         )
-        instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch"))
+        instance = stack.enter_context(registered(instance_of(flags), [str(path)], "watch", finish))
         settings = plan.config.settings.now()
         key = key_of(settings)
         store.update(
@@ -111,7 +112,7 @@ def watch(flags: WatchFlags) -> int:
             plan = replace(plan, config=stack.enter_context(warm_processes(plan.config)))
         for line in () if flags.once else lookalikes.like_checkpoints(plan.config.model_dir):
             log.warning("%s", line)
-        interrupted = _run(plan, store, delivery, instance, wake, stop)
+        interrupted = _run(plan, store, delivery, instance, wake, stop, finish)
     mode = "online" if isinstance(tracker, KeyAwaitingTracker) and tracker.is_online else reporting.mode
     return _report(plan, store, mode, interrupted)
 
@@ -169,6 +170,7 @@ def _run(
     instance: RunningInstance,
     wake: threading.Event,
     stop: threading.Event,
+    finish: threading.Event,
 ) -> bool:
     """Do the work; return whether a signal ended it."""
     once = plan.flags.once
@@ -201,8 +203,9 @@ def _run(
                 retry_request=request,
                 wake=wake,
                 stop=stop,
+                finish=finish,
             )
-            if delivery is not None and once:
+            if delivery is not None and (once or finish.is_set()):
                 delivery.deliver_rest(stop)
         except BaseException:
             # A second signal, or a ledger that cannot be saved: no process is left behind.

@@ -79,6 +79,7 @@ def run_loop(
     retry_request: Path,
     wake: threading.Event,
     stop: threading.Event,
+    finish: Optional[threading.Event] = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run passes of a sidecar; after a stop, end the jobs that cannot go on alone.
@@ -91,20 +92,22 @@ def run_loop(
         retry_request: File by which `eval-sidecar retry` asks for failures to be cleared.
         wake: As for `run_passes`.
         stop: As for `run_passes`.
+        finish: Set to start no more evaluations, and to end when those that run have ended.
         monotonic: Seconds since some moment.
 
     Raises:
         UsageError: if `once`, and no job will ever be accepted, as the settings are. A watch waits instead:
             new checkpoints must be pinned, and the cluster may be fixed meanwhile.
     """
-    passes = _Passes(sidecar, once, poll_seconds, retry_request, monotonic)
+    finish = finish or threading.Event()
+    passes = _Passes(sidecar, once, poll_seconds, retry_request, finish, monotonic)
 
     def do_pass() -> Optional[float]:
         begun = passes.tick()
         after_pass()
         return passes.seconds_to_next(begun)
 
-    if run_passes(do_pass, wake=wake, stop=stop):
+    if run_passes(do_pass, wake=wake, stop=stop) or finish.is_set():
         sidecar.leave()
 
 
@@ -117,12 +120,14 @@ class _Passes:
         once: bool,
         poll_seconds: float,
         retry_request: Path,
+        finish: threading.Event,
         monotonic: Callable[[], float],
     ) -> None:
         self._sidecar = sidecar
         self._once = once
         self._poll_seconds = poll_seconds
         self._retry_request = retry_request
+        self._finish = finish
         self._monotonic = monotonic
         self._limit = sidecar.config.max_pending
         self._cycle_began, self._started = monotonic(), 0
@@ -136,7 +141,7 @@ class _Passes:
             self._cycle_began, self._started = self._monotonic(), 0
         begun = 0
         try:
-            begun = self._sidecar.tick(self._limit - self._started if self._limit else None)
+            begun = self._sidecar.tick(self._budget())
             self._warn_once.forget()
         except UsageError as error:
             if self._once:
@@ -150,10 +155,17 @@ class _Passes:
         self._started += begun
         return begun
 
+    def _budget(self) -> Optional[int]:
+        if self._finish.is_set():
+            return 0
+        return self._limit - self._started if self._limit else None
+
     def seconds_to_next(self, begun: int) -> Optional[float]:
         """Return how long to wait for the next pass; None if there is nothing left to do."""
         is_idle = self._sidecar.is_idle and not begun
         is_spent = bool(self._limit) and self._started >= self._limit and not self._sidecar.is_running
         if self._once and (is_idle or is_spent):
+            return None
+        if self._finish.is_set() and not self._sidecar.is_running:
             return None
         return self._sidecar.seconds_to_wait(self._poll_seconds)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -19,8 +19,8 @@ from typing import Any, Callable, Optional
 import psutil
 
 import eval_sidecar
-from eval_sidecar.errors import DaemonError, UsageError
-from eval_sidecar.paths import ManagerPaths
+from eval_sidecar.errors import DaemonError, StateError, UsageError
+from eval_sidecar.paths import ManagerPaths, UserPaths
 from eval_sidecar.system.files import write_json, write_text
 from eval_sidecar.system.logs import LogReader
 from eval_sidecar.system.process import (
@@ -31,6 +31,8 @@ from eval_sidecar.system.process import (
     wait_for_end,
 )
 
+#: Asks an instance to end when its running evaluations have.
+FINISH = signal.SIGUSR1
 #: How often to look while waiting for a process, in seconds.
 _LOOK_EVERY = 0.05
 #: Characters of an instance's name that are percent-encoded in file names.
@@ -97,6 +99,33 @@ def list_instances(folder: Path) -> list[Instance]:
     return [Instance(urllib.parse.unquote(stem), folder) for stem in sorted(stems)]
 
 
+def find_instances(folder: Path) -> list[Instance]:
+    """Return the instances of a folder, then those that this user has started from other folders.
+
+    What is known of one that has no files any more is removed, if it was started on this machine.
+    """
+    found = list_instances(folder)
+    user = UserPaths.of_environment()
+    entries = sorted(user.instance(folder, "").parent.glob("*.json")) if user else []
+    elsewhere = []
+    for path in entries:
+        try:
+            entry = json.loads(path.read_bytes())
+            known = Instance(entry["instance"], Path(entry["manager_dir"]))
+        except (OSError, ValueError, TypeError, KeyError, UsageError):
+            continue
+        if os.path.realpath(known.folder) == os.path.realpath(folder):
+            known = Instance(known.name, folder)
+        if known in found:
+            continue
+        if known.record_file.exists() or known.pid_file.exists() or machine_elsewhere(entry):
+            elsewhere.append(known)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return [*found, *sorted(elsewhere, key=lambda one: (one.name, str(one.folder)))]
+
+
 def read_record(instance: Instance) -> dict[str, Any]:
     """Return the record of the instance's process; empty if there is none that can be read."""
     try:
@@ -104,6 +133,11 @@ def read_record(instance: Instance) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def other_machine(instance: Instance) -> Optional[str]:
+    """Return the other machine that it was started on and has not said that it ended; else None."""
+    return machine_elsewhere(read_record(instance)) if instance.pid_file.exists() else None
 
 
 def find_process(instance: Instance) -> Optional[ProcessIdentity]:
@@ -153,6 +187,12 @@ def register(instance: Instance, **record: Any) -> None:  # noqa: ANN401 - plain
     assert identity is not None
     write_json(instance.record_file, {**identity.to_json(), **this_machine(), **record})
     write_text(instance.pid_file, f"{os.getpid()}\n")
+    user = UserPaths.of_environment()
+    if user is not None:
+        entry = {"instance": instance.name, "manager_dir": str(instance.folder), **this_machine()}
+        # A home that cannot be written: it is found from its own folder only.
+        with contextlib.suppress(OSError, StateError):
+            write_json(user.instance(instance.folder, instance.name), entry)
 
 
 def unregister(instance: Instance) -> None:
@@ -161,12 +201,21 @@ def unregister(instance: Instance) -> None:
         instance.pid_file.unlink(missing_ok=True)
 
 
-def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0) -> int:
+def start(
+    instance: Instance,
+    arguments: Sequence[str],
+    *,
+    cwd: Optional[Path] = None,
+    environment: Optional[Mapping[str, str]] = None,
+    timeout: float = 60.0,
+) -> int:
     """Start an instance in the background; return its pid once it has done its first pass.
 
     Args:
         instance: Its name.
         arguments: What to run, as on the command line of ``eval-sidecar``.
+        cwd: Where to run it; default: here.
+        environment: Its variables; default: those of this process.
         timeout: How long to wait for the first pass; one that takes longer counts as started.
 
     Raises:
@@ -185,7 +234,12 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
         reader.read()  # skip the output of earlier runs
         child = subprocess.Popen(
             [sys.executable, "-m", "eval_sidecar", *arguments],
-            env={**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
+            cwd=cwd,
+            env={
+                **(os.environ if environment is None else environment),
+                "PYTHONPATH": python_path,
+                "PYTHONUNBUFFERED": "1",
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -199,7 +253,7 @@ def start(instance: Instance, arguments: Sequence[str], *, timeout: float = 60.0
                 raise DaemonError(
                     f"instance {instance.name}: ended at once with exit code {child.returncode};"
                     f" the end of its log {instance.log_file}:",
-                    last,
+                    lines=last,
                 )
             record = read_record(instance)
             if record.get("ready") and record.get("pid") == child.pid:
@@ -218,8 +272,7 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
         DaemonError: if it was started on another machine, and may still run there.
     """
     identity = find_process(instance)
-    host = machine_elsewhere(read_record(instance))
-    if host is not None and instance.pid_file.exists():
+    if (host := other_machine(instance)) is not None:
         raise DaemonError(f"instance {instance.name}: was started on {host}; stop it there")
     if identity is None:
         instance.pid_file.unlink(missing_ok=True)
@@ -232,6 +285,50 @@ def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
             end_family(identity, grace_seconds=5.0)
     instance.pid_file.unlink(missing_ok=True)
     return identity.pid
+
+
+def finish(instance: Instance) -> Optional[int]:
+    """Ask an instance to end when its running evaluations have; return its pid, or None if it does not run.
+
+    Raises:
+        DaemonError: if it runs on another machine, or a version of it that cannot be asked.
+    """
+    if (host := other_machine(instance)) is not None:
+        raise DaemonError(f"instance {instance.name}: was started on {host}; stop it there")
+    identity = find_process(instance)
+    process = identity.find() if identity else None
+    if process is None:
+        return None
+    if not read_record(instance).get("can_finish"):  # the signal would end it at once
+        raise DaemonError(
+            f"instance {instance.name}: runs a version that cannot end after the current evaluations;"
+            " stop it without --after-current"
+        )
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself in this moment
+        process.send_signal(FINISH)
+    return process.pid
+
+
+def forget(instance: Instance) -> None:
+    """Remove what is known of an instance that does not run; its logs stay.
+
+    Raises:
+        DaemonError: if it runs, or may run on another machine.
+    """
+    if (host := other_machine(instance)) is not None:
+        raise DaemonError(
+            f"instance {instance.name}: was started on {host} and has not said that it ended; forget it"
+            f" there, or, if that machine is gone, remove {instance.pid_file} first"
+        )
+    running = find_process(instance)
+    if running is not None:
+        raise DaemonError(f"instance {instance.name}: runs (pid {running.pid}); stop it first")
+    for path in (instance.pid_file, instance.record_file):
+        path.unlink(missing_ok=True)
+    user = UserPaths.of_environment()
+    if user is not None:
+        with contextlib.suppress(OSError):
+            user.instance(instance.folder, instance.name).unlink()
 
 
 def follow_log(
