@@ -161,7 +161,7 @@ def test_restart_goes_on_with_the_flags_and_variables_of_the_start(
     repository.extra["CATEGORY"] = "Instruments_grec"
     pid = repository.start("--batch-size", "3")
     repository.wait_for_result(100)
-    other.extra.update(CATEGORY="Another", BATCH_SIZE="9", WANDB_API_KEY="k" * 40)
+    other.extra.update(CATEGORY="Another", BATCH_SIZE="9", NUM_BEAMS="7", WANDB_API_KEY="k" * 40)
     done = other.sidecar("restart", "cb64")
     assert done.returncode == 0, done.stderr
     assert (
