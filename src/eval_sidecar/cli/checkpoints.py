@@ -1,4 +1,4 @@
-"""``explain`` and ``retry``: one checkpoint's story, and another chance for those that failed."""
+"""``explain`` and ``retry``: where a checkpoint stands and why, and new attempts for failed ones."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def explain(flags: _ExplainFlags, as_json: bool, step: str) -> int:
 def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
     """Clear the failures of these checkpoints, or of all, so that they are evaluated again.
 
-    A checkpoint that is named is also given up if its evaluation runs, or did, on another machine.
+    If the evaluation of a named checkpoint runs, or ran, on another machine, it is abandoned.
     """
     paths = _find_ledgers(flags)
     numbers = [_step(step) for step in steps]
     if not paths:
-        raise UsageError(f"{flags.model_dir}: there is no ledger of it in {flags.state_folder}")
+        raise UsageError(f"{flags.model_dir}: there is no ledger for it in {flags.state_folder}")
     ledgers = [(path, ledger) for path in paths if (ledger := load(path, keep_corrupt=True)) is not None]
     unknown = [number for number in numbers if not any(number in ledger.entries for _, ledger in ledgers)]
     if unknown:
@@ -128,13 +128,13 @@ def retry(flags: _LedgerFlags, steps: Sequence[str]) -> int:
                 store.update(lambda now: now.cleared(numbers or None))
         except LockedError:
             _ask_holder(LedgerPaths(path).retry_request, numbers)
-            say("the running sidecar takes it from here")
+            say("the running sidecar has been asked and will retry")
         say(f"cleared: {', '.join(cleared) or 'nothing had failed'}")
     return 0
 
 
 def _ask_holder(request: Path, numbers: list[int]) -> None:
-    """Leave a request, together with one that has not been taken yet. An empty one means every step."""
+    """Leave a request, merged with one that is still waiting. An empty request means every step."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         waiting = json.loads(request.read_bytes())
         numbers = sorted({*waiting, *numbers}) if waiting and numbers else []

@@ -1,4 +1,4 @@
-"""``upload``, ``verify`` and ``receipt``: results that were evaluated elsewhere, brought to the tracker."""
+"""``upload``, ``verify`` and ``receipt``: deliver results that were evaluated elsewhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from eval_sidecar.types import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: Models with nothing new that get a line each.
+#: Up to this many models with nothing new get a line each.
 _MANY = 20
 
 
@@ -100,7 +100,7 @@ def upload(flags: _UploadFlags) -> int:
         receipt = ReceiptWriter(ResultPaths(flags.results).receipt)
         passes = _Passes(source, uploader, receipt, stop, once=flags.once)
         instance = stack.enter_context(registered(instance_of(flags), [], "upload"))
-        stack.enter_context(stopping(stop, wake, "ending; the next upload goes on from here"))
+        stack.enter_context(stopping(stop, wake, "ending; the next upload continues"))
 
         def on_change(changed: Collection[Path]) -> None:
             foreign = [path for path in changed if RECEIPT not in path.name]
@@ -118,7 +118,7 @@ def upload(flags: _UploadFlags) -> int:
             if flags.once or stop.is_set():
                 return None
             if tracker is not None and passes.is_idle:
-                tracker.close()  # its client takes more memory than all else
+                tracker.close()  # its client takes most of the memory
             return flags.poll_interval_seconds
 
         run_passes(do_pass, wake=wake, stop=stop)
@@ -147,7 +147,7 @@ class _Passes:
         self._once = once
 
     def upload(self) -> None:
-        """Upload once, and print a line a model; after the first pass only if there is something new."""
+        """Upload once, and print a line for each model; after the first pass only for those with news."""
         models = self._source.load()
         before = {done.spec.model_dir: done.left for done in self.uploads}
         with show.counting("uploading", len(models)) as advance:
@@ -210,7 +210,7 @@ def verify(flags: _VerifyFlags) -> int:
 
 
 def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
-    """Print one model's comparison; return whether ledger and server agree."""
+    """Print the comparison of one model; return whether ledger and server agree."""
     try:
         found = uploader.verify(spec)
     except SidecarError as error:
@@ -236,7 +236,7 @@ def _in_words(found: Comparison) -> str:
 @click.command()
 @takes(_ReceiptFlags)
 def receipt(flags: _ReceiptFlags) -> int:
-    """Write what is confirmed, for `pack --incremental` on the training machine."""
+    """Write the receipt of what is confirmed, for `pack --incremental` on the training machine."""
     source = _source(flags)
     models = source.load()
     writer = ReceiptWriter(Path(flags.output) if flags.output else ResultPaths(flags.results).receipt)

@@ -22,7 +22,7 @@ class Presence:
     """
 
     def __init__(self, prompts: Prompts, vocabulary: int, device: torch.device) -> None:
-        """Mark the tokens of each prompt, and the end of sequence where the reference padded with it.
+        """Mark the tokens of each prompt, and the end of sequence if the reference padded with it.
 
         Args:
             prompts: The batch's prompts.
