@@ -163,7 +163,7 @@ def test_shards_that_precede_their_index_are_partial(tmp_path):
     files = {"config.json": CONFIG, "model-00001-of-00002.safetensors": safetensors(8)}
     verdict = look(write_checkpoint(tmp_path, STEP, files), LONG)
     assert verdict.name == PARTIAL
-    assert "model-00001-of-00002.safetensors is one of 2 shards, but their index is not there yet" in (
+    assert "model-00001-of-00002.safetensors is one of 2 shards, but their index does not exist yet" in (
         verdict.evidence
     )
 

@@ -333,7 +333,7 @@ def test_of_a_link_that_is_turned_to_another_training_nothing_is_pinned_or_evalu
 def test_a_model_dir_that_is_not_there_yet_is_waited_for_and_not_made(world):
     world.model_dir.rmdir()
     world.tick()
-    assert "is not there yet" in world.store.ledger.busy
+    assert "does not exist yet" in world.store.ledger.busy
     assert not world.model_dir.exists()
     world.write(10)
     assert world.tick() == 1

@@ -173,12 +173,12 @@ def test_sparse_files_of_the_newer_kind_are_refused(tmp_path, root):
 @pytest.mark.parametrize("top", ["results", "GenRec/results"])
 def test_a_member_that_is_there_twice_is_refused(tmp_path, root, top):
     path = write_tar(tmp_path / "x.tar.gz", [member(f"{top}/a"), member(f"{top}/a")])
-    assert f"member {top}/a is there twice" in refused(path, root)
+    assert f"member {top}/a appears twice" in refused(path, root)
 
 
 def test_a_listed_member_that_is_there_twice_is_refused(tmp_path, root, archive):
     members = members_of(archive)
-    assert "is there twice" in refused(write_tar(tmp_path / "x.tar.gz", [*members, members[-1]]), root)
+    assert "appears twice" in refused(write_tar(tmp_path / "x.tar.gz", [*members, members[-1]]), root)
 
 
 def test_a_file_below_a_file_is_refused(tmp_path, root):

@@ -211,7 +211,7 @@ class PinPaths:
 
     @classmethod
     def beside(cls, model_dir: Path) -> PinPaths:
-        """Return the paths beside a model dir; nothing of ours lies in the folder that a trainer writes."""
+        """Return the paths beside a model dir; nothing of ours is in the folder that a trainer writes."""
         return cls(model_dir.parent / OWN_FOLDER)
 
     def pins(self, model: str) -> Path:

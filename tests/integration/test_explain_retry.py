@@ -129,7 +129,7 @@ def test_retry_reaches_a_sidecar_that_runs(repository: Repository) -> None:
     repository.unhook(200)
     done = retry(repository, "100")
     assert done.returncode == 0
-    assert "the running sidecar takes it from here" in done.stdout
+    assert "the running sidecar has been asked and will retry" in done.stdout
     repository.wait_for_result(100)
     assert repository.processed == [100]
     retry(repository)

@@ -56,7 +56,7 @@ def test_what_a_start_from_inside_the_model_dir_puts_there_is_said(repository: R
     inside = repository.model_dir / "log"
     done = repository.once("--state-dir", str(inside), env={"MANAGER_DIR": str(inside / "eval_sidecar")})
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "lies in the training's output folder" in line]
+    said = [line for line in done.stderr.splitlines() if "is in the training's output folder" in line]
     assert len(said) == 2
     assert "--state-dir" in said[0] and "MANAGER_DIR" in said[1]
 
@@ -118,7 +118,7 @@ def test_start_waits_for_a_folder_says_so_and_does_not_make_it(repository: Repos
         shutil.rmtree(repository.model_dir.parent)
     done = repository.sidecar("start", "--instance", "cb64", *repository.flags)
     assert done.returncode == 0, done.stderr
-    assert f"{repository.model_dir} is not there yet; waiting for it" in done.stdout
+    assert f"{repository.model_dir} does not exist yet; waiting for it" in done.stdout
     assert not repository.model_dir.exists()
     assert repository.model_dir.parent.exists() == (parent == "is there")
     repository.checkpoint(100)

@@ -326,7 +326,7 @@ def _expected_weights(folder: Path, names: set[str], finding: _Finding) -> set[s
         if match and match[1] in ("model", "pytorch_model", "adapter_model") and not indices:
             expected.add(name)
             finding.broken.append(
-                f"{name} is one of {int(match[3])} shards, but their index is not there yet"
+                f"{name} is one of {int(match[3])} shards, but their index does not exist yet"
             )
     expected.update(name for name in names if weights.WEIGHTS_NAME.fullmatch(name) and "-of-" not in name)
     return expected

@@ -21,16 +21,16 @@ import eval_sidecar
 from eval_sidecar.cli.terminal import accept_any_text, say, say_lines
 from eval_sidecar.errors import SidecarError, UsageError
 
-#: Each command: its module here, its name there, and what it does.
+#: Each command: its module, its name in it, and what it does.
 _COMMANDS = {
     "doctor": ("doctor", "doctor", "Say what this machine has, try one small evaluation"),
-    "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model by hand"),
+    "evaluate": ("evaluate", "evaluate", "Evaluate the checkpoints of a model once, without a ledger"),
     "explain": ("explain_retry", "explain", "Say where a checkpoint stands, and how that is known."),
     "forget": ("manage", "forget", "Remove what is remembered of an instance that does not run"),
     "once": ("either", "once", "Do what `run` can do now, then end"),
-    "pack": ("transfer", "pack_command", "Make one file of the results and their manifest"),
-    "prepare-manifest": ("manifest", "prepare_manifest", "Write down which models there are in results"),
-    "receipt": ("upload", "receipt", "Write what is confirmed"),
+    "pack": ("transfer", "pack_command", "Pack the results and their manifest into one archive"),
+    "prepare-manifest": ("manifest", "prepare_manifest", "Write the manifest of the models in results"),
+    "receipt": ("upload", "receipt", "Write the receipt of what is confirmed"),
     "retry": ("explain_retry", "retry", "Clear the failures of these checkpoints"),
     "restart": ("manage", "restart", "Stop an instance and start it again"),
     "run": ("either", "run", "Watch a training, or upload results"),
@@ -39,7 +39,7 @@ _COMMANDS = {
     "status": ("manage", "status", "Say what an instance does."),
     "stop": ("manage", "stop", "End an instance with its local evaluations"),
     "tail": ("manage", "tail", "Follow an instance's log for as long as it runs."),
-    "unpack": ("transfer", "unpack_command", "Bring an archive of `pack` into the results"),
+    "unpack": ("transfer", "unpack_command", "Unpack an archive of `pack` into the results"),
     "upload": ("upload", "upload", "Upload the results of a manifest's models"),
     "verify": ("upload", "verify", "Compare ledgers and server, point by point."),
     "watch": ("watch", "watch", "Evaluate the checkpoints of a training as they appear"),
@@ -57,7 +57,7 @@ _SECTIONS = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for: importing all takes longer than most of them run."""
+    """Imports a command when it is used: importing all takes longer than most of them run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -109,7 +109,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and exit."""
     words = sys.argv[1:] if arguments is None else arguments
     accept_any_text()
-    # No file that is written from here on is writable for everybody, even if the umask allows it.
+    # No file that we write is writable for everybody, even if the umask allows it.
     os.umask(os.umask(0o077) | 0o002)
     try:
         code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False, obj=list(words))
@@ -117,7 +117,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         if words:
             say(f"eval-sidecar: {_in_one_line(error)}", err=True)
         else:
-            error.show()  # nothing was asked for: the help
+            error.show()  # no command was given: show the help
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
@@ -129,7 +129,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             say_lines(f"{error.lines}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
-        sys.stderr.close()  # nobody reads our output any more
+        sys.stderr.close()  # the reader of our output has closed it
         code = 1
     except OSError as error:  # a disk or a permission that no other error describes
         where = f"{error.filename}: " if error.filename else ""

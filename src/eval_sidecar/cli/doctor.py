@@ -1,4 +1,4 @@
-"""``eval-sidecar doctor``: says what a machine has, tries what a watch does, and names what will not work."""
+"""``eval-sidecar doctor``: checks what a machine has, tries what a watch does, and names what fails."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from eval_sidecar.system.gpus import parse_devices
 from eval_sidecar.trackers.base import Session
 from eval_sidecar.types import ModelSpec, Point
 
-#: What a check gives: one finding, or several.
+#: What a check returns: one finding, or several.
 _Found = Union[Finding, list[Finding]]
 _VERSION = 1
 
@@ -55,7 +55,7 @@ class _Report:
         self._is_shown = is_shown
 
     def add(self, what: str, check: Callable[[], _Found]) -> None:
-        """Do a check, which is called ``what`` while it takes its time."""
+        """Do a check; a screen shows ``what`` meanwhile."""
         with show.working(what):
             found = check()
         for finding in found if isinstance(found, list) else [found]:
@@ -75,11 +75,11 @@ class _Report:
 def doctor(flags: WatchFlags, as_json: bool) -> int:
     """Say what this machine has, try one small evaluation and one offline session, and name what fails.
 
-    Takes the flags of `run`, so that what a watch would find can be asked beforehand; none is needed. Exit
-    code 1 if something does not work that is needed. No GPU, no Slurm and no W&B key is said, and is no
-    failure.
+    Takes the flags of `run`, to check a watch beforehand; none is needed. Exit
+    code 1 if something does not work that is needed. A missing GPU, Slurm or W&B key is reported, but is not
+    a failure.
     """
-    # What the parts that are tried have to say is said here.
+    # The findings report what the tried parts would log.
     logger = logging.getLogger("eval_sidecar")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
@@ -129,7 +129,7 @@ def _examine(report: _Report, flags: WatchFlags, scratch: Path) -> None:
 def _examine_python(
     report: _Report, python: str, devices: str, scratch: Path, *, is_needed: bool, has_adapters: bool
 ) -> str:
-    """Look at what evaluates; return which Python that is: the evaluation script has another choice."""
+    """Check what evaluates; return its Python, which the evaluation script may choose itself."""
     chosen = python
     probe: dict[str, Any] = {}
 
@@ -141,7 +141,7 @@ def _examine_python(
             if can_evaluate(other):
                 chosen, probe = sys.executable, other
                 said = f"{python} has no torch and transformers ({problem or 'not installed'})"
-                advice = "set --python-bin to the Python that you mean"
+                advice = "set --python-bin to the right Python"
                 return Finding("Python (eval)", Mark.LIMITED, f"{said}: {chosen} is used", advice)
         return check_python(probe, problem, python)
 

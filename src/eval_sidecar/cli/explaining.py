@@ -28,7 +28,7 @@ def print_story(story: Story) -> None:
     judged = None
     for found in story.folders:
         _row(found.kind, str(found.path))
-        if judged != (found.verdict, found.evidence):  # a pin holds the same files
+        if judged != (found.verdict, found.evidence):  # a pin has the same files
             _row("verdict", found.verdict)
             for fact in found.evidence:
                 _row("", f"- {fact}")
@@ -64,7 +64,7 @@ def answer(one: CheckpointFacts, there: Optional[str] = None) -> str:
 
 
 def _rows(story: Story, facts: ModelFacts, one: CheckpointFacts, told: set[str]) -> Iterator[tuple[str, str]]:
-    """Return what a ledger says, as label and text; a fact that was told before is left out."""
+    """Yield what a ledger says, as label and text, without facts that were shown already."""
     ledger, entry = facts.ledger, one.entry
     yield "ledger", str(facts.state_file)
     if ledger.places:
@@ -87,7 +87,7 @@ def _rows(story: Story, facts: ModelFacts, one: CheckpointFacts, told: set[str])
     if ledger.busy and entry.is_pending and not entry.running:
         yield "not started", ledger.busy
     if entry.failure:
-        then = "final until `eval-sidecar retry`" if entry.failure.final else "will retry"
+        then = "failed until `eval-sidecar retry`" if entry.failure.final else "will retry"
         count = f"{entry.attempts} attempt{'s' if entry.attempts != 1 else ''}"
         yield "failure", f"{_local(entry.failure.time)}: {entry.failure.error} ({count}, {then})"
         if entry.failure.log:
@@ -129,7 +129,7 @@ def _weights_of_result(one: CheckpointFacts, there: Optional[str]) -> str:
     if origin.identity is None:
         return f"of weights that are unknown{when}"
     if one.entry.is_superseded:
-        of = "weights that were replaced: it is evaluated again"
+        of = "weights that were replaced: will evaluate it again"
     elif there not in (None, origin.identity):
         of = "other weights than the folder holds now"
     else:

@@ -1,4 +1,4 @@
-"""Texts that fit a screen: durations and times as people say them, and names shortened in the middle."""
+"""Text that fits a screen: durations and times in plain form, and names shortened in the middle."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _GAP = "  "
 def screen_width(stream: Optional[TextIO] = None) -> Optional[int]:
     """Return the columns of the terminal that a stream (default: standard output) leads to.
 
-    None if it is a file or a pipe: a line there has no end.
+    None if it is a file or a pipe, which has no width.
     """
     stream = stream or sys.stdout
     return max(20, shutil.get_terminal_size().columns) if stream.isatty() else None
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    """Return a duration for people: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
     whole = max(0, round(seconds))
     for size, unit, smaller, smaller_unit in _UNITS:
         if whole >= size:
@@ -58,7 +58,7 @@ def job_time(elapsed: Optional[float], estimated: Optional[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a metric's value with four digits that say something."""
+    """Return a metric's value with four significant digits."""
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.4g}"
 
 
@@ -73,7 +73,7 @@ def text_width(text: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut a text in the middle to a number of columns: how names begin and how they end tells them apart."""
+    """Cut a text in the middle to a number of columns: names differ at their beginning and their end."""
     if text_width(text) <= width:
         return text
     head = _prefix(text, width // 2)
@@ -99,7 +99,7 @@ def _prefix(text: str, width: int) -> str:
 def wrap(text: str, width: Optional[int], indent: int = 0) -> list[str]:
     """Break a text between words into lines of a width, the later ones indented; one line in a pipe.
 
-    A word that is longer than a line, such as a path, stays whole: it can be copied.
+    A word that is longer than a line, such as a path, stays whole, so that it can be copied.
     """
     if width is None or text_width(text) <= width:
         return [text]
@@ -170,11 +170,11 @@ def table(
     """Return the lines of a table that fits a width; numbers are never cut.
 
     Args:
-        headings: Of the columns.
+        headings: One per column.
         rows: Cells, one per column.
         kinds: A letter per column: ``n`` for names, which are shortened in the middle, ``r`` for numbers,
             which are aligned to the right, ``l`` for words, ``t`` for a text, which is cut at its end.
-        width: Columns of the screen; None for a pipe, where nothing is shortened.
+        width: Columns of the screen; None for a pipe: nothing is shortened.
     """
     widths = [max(map(text_width, cells)) for cells in zip(headings, *rows)]
     if width is not None:

@@ -1,4 +1,4 @@
-"""Which launcher new evaluations go to, by the flags; running ones stay with the launcher that has them."""
+"""Chooses the launcher of new evaluations by the flags; running ones stay with their launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOCAL = "local"
 _MAX_JOBS = 4
 _SLURM_FLAGS = ("slurm_partition", "slurm_gres", "slurm_time", "slurm_extra", "max_jobs")
 
-#: What the first signal does, in words.
+#: The message at the first signal.
 STOPPING = {
     LOCAL: "ending evaluations; their checkpoints stay pending",
     SLURM: "Slurm jobs go on, and the next start collects them",
@@ -28,9 +28,9 @@ STOPPING = {
 
 
 class Launchers:
-    """A launcher for new jobs, and every other for the jobs that it still has from before.
+    """A launcher for new jobs, and the others for jobs that still run from an earlier start.
 
-    Without this, a start with another ``--launcher`` would evaluate a second time what still runs.
+    Without this, a start with another ``--launcher`` would evaluate running checkpoints a second time.
     """
 
     def __init__(self, chosen: str, launchers: Mapping[str, Launcher]) -> None:
@@ -40,11 +40,11 @@ class Launchers:
 
     @property
     def pause(self) -> float:
-        """As the chosen one wants it."""
+        """See `Launcher`."""
         return self._chosen.pause
 
     def free_slots(self, running: Sequence[Handle]) -> int:
-        """Return how many more jobs the chosen one takes; those of others do not count."""
+        """Return how many more jobs the chosen launcher takes; those of others do not count."""
         return self._chosen.free_slots(self._own(running))
 
     def reserve(self, job: Job) -> Handle:
@@ -87,7 +87,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
         poll_seconds: How often Slurm may be asked.
 
     Raises:
-        UsageError: if flags do not go together, or the launcher needs what is not there.
+        UsageError: if flags do not go together, or something that the launcher needs is missing.
     """
     device_lists = split_devices(flags.cuda_list, flags.gpus_per_eval)
     extras = sbatch_parameters(
@@ -103,7 +103,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
         ask_every=poll_seconds,
     )
     if flags.launcher == SLURM:
-        if flags.warm:  # asked for: by default it is off here
+        if flags.warm:  # given explicitly: by default it is off here
             raise UsageError("--warm has no effect with --launcher slurm: no process outlives its job")
         require_slurm()
         slurm.check_parameters()
@@ -123,7 +123,7 @@ def choose_launcher(flags: LauncherFlags, poll_seconds: float) -> Launchers:
 def keeps_evaluator(flags: LauncherFlags, script: Path) -> bool:
     """Return whether an evaluation keeps its process for the next one, by ``--warm`` or by default.
 
-    By default, scripts of others run as they always did, although one that calls ours could make use of it.
+    By default only for our own script: others run as before, although one that calls ours could use it.
     """
     if flags.warm is not None:
         return flags.warm
@@ -131,5 +131,5 @@ def keeps_evaluator(flags: LauncherFlags, script: Path) -> bool:
 
 
 def launcher_of_old_jobs() -> Launchers:
-    """Return one that submits nothing, for jobs that a sidecar has left running."""
+    """Return a launcher that submits nothing, for jobs that a sidecar has left running."""
     return Launchers(LOCAL, {LOCAL: LocalLauncher(()), SLURM: SlurmLauncher(0, {}, "")})

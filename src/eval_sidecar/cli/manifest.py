@@ -19,7 +19,7 @@ from eval_sidecar.paths import MANIFEST, ResultPaths
 
 @dataclass(frozen=True)
 class ManifestFlags:
-    """Where a manifest goes, and what it says of models that are new in it."""
+    """Where a manifest is written, and its values for new models."""
 
     results_root: str = flag("./results")
     output_manifest: Optional[str] = flag(help=f"[default: RESULTS_ROOT/{MANIFEST}]")
@@ -51,7 +51,7 @@ def prepare(flags: ManifestFlags) -> Path:
 
 
 def _chosen_defaults() -> frozenset[str]:
-    """Return which defaults are given on the command line, not by the environment or built in."""
+    """Return which defaults are given on the command line, not by the environment or by default."""
     context = click.get_current_context()
     fields = {
         "default_project": "project",
@@ -69,7 +69,7 @@ def _chosen_defaults() -> frozenset[str]:
 @click.command("prepare-manifest")
 @takes(ManifestFlags)
 def prepare_manifest(flags: ManifestFlags) -> int:
-    """Write down which models there are in results, and which run each belongs to."""
+    """Write the manifest of the models in results: which there are, and which run each belongs to."""
     path = prepare(flags)
     say(f"{len(load_manifest(path))} models in {path}")
     show.problems(lookalikes.everywhere(Path(flags.results_root)))

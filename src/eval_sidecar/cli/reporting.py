@@ -1,4 +1,4 @@
-"""Which tracker a command reports to, by its flags and by what is configured."""
+"""Chooses the tracker that a command reports to, by its flags and by what is configured."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def choose_mode(given: Optional[str], disabled: bool, default: Optional[str] = N
     Args:
         given: The mode, by flag or variable.
         disabled: Whether W&B is not to be used.
-        default: The mode if neither that nor W&B's own command has chosen one; None to go by the key.
+        default: The mode if neither that nor W&B's own command has chosen one; None to decide by the key.
 
     Raises:
         UsageError: if W&B is wanted and not installed, or its server's address is not valid.
@@ -83,7 +83,7 @@ def choose_mode(given: Optional[str], disabled: bool, default: Optional[str] = N
 
 
 def _has_wandb() -> bool:
-    """Return whether the client can be imported. The folder ``./wandb`` that its runs leave is not it."""
+    """Return whether the client can be imported. The folder ``./wandb`` of its runs does not count."""
     found = importlib.util.find_spec("wandb")
     return found is not None and found.origin is not None
 

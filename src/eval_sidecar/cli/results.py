@@ -22,13 +22,13 @@ from eval_sidecar.report.export import csv_rows, model_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts
 from eval_sidecar.report.find import find_models
 
-#: Marks of results that are not what a reader would take them for, and what each means.
+#: Marks of results that need an explanation, and what each means.
 _LEGEND = {
     "!": "of weights that were replaced; the current ones are not evaluated yet",
     "*": "made with other settings than the current ones",
     "?": "settings unknown: found in results, or made by an earlier version",
 }
-#: Metrics that are shown if none is chosen and none is known.
+#: How many metrics are shown if none is chosen and none is a headline metric.
 _MOST_METRICS = 4
 #: Width of a curve in a pipe.
 _PIPE_WIDTH = 80

@@ -1,4 +1,4 @@
-"""What long-running commands share: the instance that they are, and how they are asked to stop."""
+"""What long-running commands share: their instance, and how they are asked to stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def manager_folder() -> Path:
 
 
 def instance_of(flags: RunFlags) -> Optional[Instance]:
-    """Return the instance that a command runs as; None for a command that ends by itself."""
+    """Return the instance that a command runs as; None for a command that ends on its own."""
     return Instance(flags.instance, manager_folder()) if flags.instance and not flags.once else None
 
 
@@ -87,7 +87,7 @@ def stopping(
     received: queue.SimpleQueue[Optional[int]] = queue.SimpleQueue()
 
     def ask(number: int, _frame: object) -> None:
-        # A handler runs in the middle of anything: events and logs may be locked, this queue never is.
+        # A handler interrupts any code: events and logs may be locked then, this queue never is.
         received.put(number)
         for other in previous if number != FINISH else ():
             if other != FINISH:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Columns that the head of the progress keeps for the model's name.
 _SHORTEST_HEAD = 16
-#: Columns that progress leaves free: a terminal writes ^C there, and a line that it breaks is not erased.
+#: Columns that progress leaves free: a terminal writes ^C there, and does not erase a line that it breaks.
 _INTERRUPT = 4
 #: From this width on, progress shows the estimated time beside the elapsed one.
 _WIDE = 100
@@ -56,7 +56,7 @@ def set_up_logging() -> None:
 
 
 class _ScreenHandler(logging.Handler):
-    """Log lines above the progress: news on one line, with names and paths shortened; warnings whole."""
+    """Logs lines above the progress: info on one line, with names and paths shortened; warnings in full."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
@@ -76,12 +76,12 @@ _shared_console: Optional[Console] = None
 
 
 def _console() -> Console:
-    """Return the one console for log lines and for progress, so that they do not write over each other."""
+    """Return the one console for log lines and progress, so that they do not overwrite each other."""
     global _shared_console  # noqa: PLW0603 - a screen there is only one of
     if _shared_console is None:
         from rich.console import Console
 
-        # Not stderr=True, which looks it up each time: a library's output may be caught for a moment.
+        # Not stderr=True, which looks it up each time: a library's output may be captured at that time.
         _shared_console = Console(file=sys.stderr)
     return _shared_console
 
@@ -128,7 +128,7 @@ def _progress(ledger: Ledger, path: Path, width: int) -> RenderableType:
 
 
 def _counts(facts: ModelFacts) -> list[str]:
-    """Return the numbers of a model, the most important first; those that are zero are left out."""
+    """Return the counts of a model, the most important first, without those that are zero."""
     ledger = facts.ledger
     parts = [f"{facts.evaluated}/{len(facts.checkpoints)} done"]
     for count, words in (
@@ -163,7 +163,7 @@ def waiting(lines: Sequence[str]) -> None:
 
 
 def problems(lines: Sequence[str]) -> None:
-    """Print what is not done, last, so that it is what remains on the screen."""
+    """Print what is not done, at the end, so that it stays on the screen."""
     for line in lines:
         _row("NOT DONE", line, fg="red", err=True)
 
@@ -185,7 +185,7 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-#: How a check came out, in a sign and a colour; the sign is a word if there is no screen.
+#: Sign and colour of a check's result; without a screen, a word replaces the sign.
 _MARKS = {
     Mark.WORKS: ("✓", "green"),
     Mark.ABSENT: ("-", "dim"),

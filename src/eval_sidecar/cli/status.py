@@ -61,7 +61,7 @@ class InstanceFacts:
 
     @property
     def elsewhere(self) -> Optional[str]:
-        """The other machine that it was started on and has not said that it ended; else None."""
+        """The other machine that it was started on, if it has not recorded its end there; else None."""
         return machine_elsewhere(self.record) if self.instance.pid_file.exists() else None
 
 
@@ -110,7 +110,7 @@ def print_instance(facts: InstanceFacts, now: float) -> None:
         return
     else:
         host = facts.elsewhere
-        there = f" here; it was started on {host}, ask there" if host else ""
+        there = f" here; it was started on {host}, run this there" if host else ""
         say(f"{name}: not running{there}", indent=4, fg="yellow")
     if facts.models:
         _print_table(facts.models)
@@ -162,7 +162,7 @@ def _running_cell(running: Sequence[CheckpointFacts], *, is_wide: bool) -> str:
 
 
 def _problem_lines(facts: InstanceFacts) -> Iterator[str]:
-    """Everything that is wrong now, delivery first; one line if several models have the same problem."""
+    """Yield all current problems, delivery first; one line if several models have the same problem."""
     yield from facts.unreadable.values()
     together: dict[tuple[str, str], list[tuple[ModelFacts, Problem]]] = {}
     for kind in ("delivery", "evaluation", "checkpoint"):
@@ -236,7 +236,7 @@ def _job_line(one: CheckpointFacts, *, is_alone: bool) -> str:
     assert running is not None
     took, log = job_time(one.elapsed, one.estimated), _here(running.log)
     if running.state is None:
-        left = " (left behind: start goes on with it, stop ends it)" if is_alone else ""
+        left = " (left behind: start continues it, stop ends it)" if is_alone else ""
         return f"evaluating {one.entry.name} for {took}, log: {log}{left}"
     left = " (as last seen; start collects it)" if is_alone else ""
     return f"{one.entry.name}: {running.state} for {took}, log: {log}{left}"

@@ -1,7 +1,7 @@
-"""The one place that prints and formats log lines: what it is given may hold names and texts from anywhere.
+"""The one place that prints and formats log lines, with names and texts from anywhere.
 
-A name or an error text can hold line breaks, terminal sequences, half characters, or the W&B key. What is
-printed as one line stays one line, and shows them as escapes; the key is masked.
+A name or an error text can have line breaks, terminal sequences, invalid characters, or the W&B key. A line
+stays one line and shows these as escapes; the key is masked.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def _may_colour() -> bool:
 
 
 def say_lines(text: str, *, err: bool = False) -> None:
-    """Print a part of a log, line breaks and all."""
+    """Print a part of a log, with its line breaks."""
     click.echo(clean(text, _LINES), nl=False, err=err)
 
 
 def say_json(value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
-    """Print JSON for programs: whatever is not printable is an escape, and the same once it is read."""
+    """Print JSON for programs: whatever is not printable is an escape, which a JSON reader undoes."""
     text = without_secrets(json.dumps(value, indent=1, ensure_ascii=False))
     click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 

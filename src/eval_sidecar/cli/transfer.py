@@ -1,4 +1,4 @@
-"""``pack`` and ``unpack``: results carried from a machine without internet to one with it."""
+"""``pack`` and ``unpack``: move results from a machine without internet to one with it."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class _PackFlags(ManifestFlags):
     )
     incremental: bool = flag(False, "Only what the receipt does not confirm.", is_flag=True)
     receipt: Optional[str] = flag(help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
-    no_manifest: bool = flag(False, "Take the manifest that is there, instead of making it.", is_flag=True)
+    no_manifest: bool = flag(False, "Use the existing manifest instead of writing it.", is_flag=True)
 
 
 @click.command("pack")
 @takes(_PackFlags)
 def pack_command(flags: _PackFlags) -> int:
-    """Make one file of the results and their manifest, to be carried to a machine with internet."""
+    """Pack the results and their manifest into one archive, for a machine with internet."""
     plan = PackPlan(
         results_root=Path(flags.results_root),
         manifest=flags.manifest,
@@ -94,7 +94,7 @@ def _receipt(flags: _PackFlags) -> Optional[Path]:
         return path
     if flags.receipt:
         raise UsageError(f"--receipt {path}: there is no such file")
-    say(f"no receipt   {path} is not there, so everything is packed")
+    say(f"no receipt   {path} does not exist, so everything is packed")
     return None
 
 
@@ -109,7 +109,7 @@ def _show_packed(plan: PackPlan, report: PackReport) -> int:
         what = f"{_count(report.results, 'result')} of {_count(report.models, 'model')}"
         say(f"files        {report.files} ({what}{', manifest' if report.has_manifest else ''})")
         if not report.has_manifest:
-            say(f"no manifest  {plan.manifest} is not there; the archive is without one")
+            say(f"no manifest  {plan.manifest} does not exist; the archive has none")
     for line in _left_out(plan, report):
         say(f"left out     {line}")
     for name, reason in sorted(report.skipped.items()):
@@ -146,17 +146,17 @@ def _left_out(plan: PackPlan, report: PackReport) -> Iterator[str]:
 @click.command("unpack")
 @click.argument("archive", nargs=-1)
 @click.option("--results-root", default="./results", show_default=True)
-@click.option("--mirror", is_flag=True, help="Remove results that the archive, a full one, does not have.")
+@click.option("--mirror", is_flag=True, help="Remove results that are not in the archive (a full one).")
 @click.option(
     "--force", is_flag=True, help="Take the archive's files even if a newer archive was unpacked before."
 )
 @click.option("--moved", is_flag=True, help="Take results of a training that had its name elsewhere before.")
 def unpack_command(archive: Sequence[str], results_root: str, mirror: bool, force: bool, moved: bool) -> int:
-    """Bring an archive of `pack` into the results; running it again changes nothing.
+    """Unpack an archive of `pack` into the results; running it again changes nothing.
 
-    ARCHIVE is a file, any of its parts, or how its name begins. Without it, the newest result*.tar.gz in
-    ~/Downloads or here is taken. Of an archive that is older than one that was unpacked before, nothing is
-    taken that this one had too. A file here that no archive brought gets another name, which is printed.
+    ARCHIVE is a file, any of its parts, or the beginning of its name; default: the newest result*.tar.gz in
+    ~/Downloads or here. If a newer archive was unpacked before, its files are not replaced. A file here that
+    came from no archive is renamed, and the new name is printed.
     """
     found = find_bundle(archive, [Path.home() / "Downloads", Path()])
     older = f" (the newest of {found.passed_over + 1})" if found.passed_over else ""
@@ -196,14 +196,14 @@ def _show_unpacked(report: UnpackReport, results_root: str) -> None:
 
 
 def _upload() -> str:
-    """Return the command of an upload, called as this program was."""
+    """Return the command of an upload, in the form in which this program was called."""
     script = Path(sys.argv[0]).name == "eval_wandb_sidecar.py"
     return "bash eval_wandb_sidecar.sh once" if script else "eval-sidecar upload --once"
 
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Optional[Notify]]:
-    """Show a bar at the bottom of a terminal for what takes longer than a moment; nothing in a log file."""
+    """Show a bar at the bottom of a terminal if something takes long; show nothing in a log file."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -211,7 +211,10 @@ def _progress(what: str) -> Iterator[Optional[Notify]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )

@@ -1,4 +1,4 @@
-"""``upload``, ``verify`` and ``receipt``: results that were evaluated elsewhere, brought to the tracker."""
+"""``upload``, ``verify`` and ``receipt``: deliver results that were evaluated elsewhere."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def upload(flags: _UploadFlags) -> int:
             if flags.once or stop.is_set() or finish.is_set():
                 return None
             if tracker is not None and passes.is_idle:
-                tracker.close()  # its client takes more memory than all else
+                tracker.close()  # its client takes most of the memory
             return flags.poll_interval_seconds
 
         run_passes(do_pass, wake=wake, stop=stop)
@@ -156,7 +156,7 @@ class _Passes:
         self._once = once
 
     def upload(self) -> None:
-        """Upload once, and print a line a model; after the first pass only if there is something new."""
+        """Upload once, and print a line for each model; after the first pass only for those with news."""
         models = self._source.load()
         before = set(problem_lines(self.uploads))
         with show.counting("uploading", len(models)) as advance:
@@ -209,7 +209,7 @@ def verify(flags: _VerifyFlags) -> int:
 
 
 def _verified(uploader: Uploader, spec: ModelSpec) -> bool:
-    """Print one model's comparison; return whether ledger and server agree."""
+    """Print the comparison of one model; return whether ledger and server agree."""
     try:
         found = uploader.verify(spec)
     except SidecarError as error:
@@ -235,7 +235,7 @@ def _in_words(found: Comparison) -> str:
 @click.command()
 @takes(_ReceiptFlags)
 def receipt(flags: _ReceiptFlags) -> int:
-    """Write what is confirmed, for `pack --incremental` on the training machine."""
+    """Write the receipt of what is confirmed, for `pack --incremental` on the training machine."""
     source = _source(flags)
     models = source.load()
     writer = ReceiptWriter(Path(flags.output) if flags.output else ResultPaths(flags.results).receipt)

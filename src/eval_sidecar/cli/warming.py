@@ -1,4 +1,4 @@
-"""The processes that evaluations leave to the next one (``--warm``): where they are found, and their end."""
+"""The processes that evaluations leave to the next one (``--warm``): their folder, and their end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from eval_sidecar.system.process import wait_for_end
 
 log = logging.getLogger(__name__)
 
-#: Longer paths are none for a socket: 104 bytes on macOS, 108 on Linux, less what is added to the folder.
+#: Limit for a socket's path: 104 bytes on macOS, 108 on Linux, minus what is added to the folder.
 _LONGEST_FOLDER = 60
-#: How long the processes have to see that they are no longer needed, in seconds; it takes them milliseconds.
+#: How long to wait for the processes to end, in seconds; they need milliseconds.
 _LAST_LOOK = 5.0
 
 
@@ -28,8 +28,8 @@ _LAST_LOOK = 5.0
 def warm_processes(config: WatchConfig) -> Iterator[WatchConfig]:
     """Let one evaluation leave its process to the next; the last one ends with the ``with`` block.
 
-    The evaluator finds its processes in a folder, and they see by a lock in it that this program lives. If
-    there can be no such folder, each evaluation has a process of its own.
+    The evaluator finds its processes in a folder; a lock in it tells them that this program is alive. If the
+    folder cannot be made, each evaluation has a process of its own.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -49,11 +49,11 @@ from eval_sidecar.trackers.wandb_key import KeyAwaitingTracker
 
 log = logging.getLogger(__name__)
 
-#: How long a running session may go on after the program was asked to stop, in seconds.
+#: How long a running session may continue after the program was asked to stop, in seconds.
 _LAST_SESSION_SECONDS = 20.0
 #: How long the first pass waits for what is found out about the machine, in seconds.
 _CHECK_SECONDS = 2.0
-#: Rotation may delete a checkpoint 150 ms after it was whole: until then it must have been heard of.
+#: Rotation may delete a checkpoint 150 ms after it was complete: it must be noticed before.
 _COLLECT_SECONDS = 0.03
 
 
@@ -141,7 +141,7 @@ def _load(path: Path) -> Optional[Ledger]:
 
 def _greeting(model_dir: Path) -> str:
     if not model_dir.is_dir():
-        return f"waiting for {model_dir}, which is not there yet (it is not made)"
+        return f"waiting for {model_dir}, which does not exist yet (the training must create it)"
     found = len(list_checkpoints(model_dir))
     names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
     return f"watching {model_dir}: {names}"
@@ -156,7 +156,7 @@ def _ours_in_model_dir(plan: WatchPlan) -> list[str]:
     )
     model_dir = os.path.realpath(plan.config.model_dir)
     return [
-        f"{path}: lies in the training's output folder, where a push to the Hub takes it along and the next"
+        f"{path}: is in the training's output folder, so a push to the Hub would include it, and the next"
         f" start of the training may find its folder not empty; {advice}"
         for path, advice in places
         if os.path.commonpath([model_dir, os.path.realpath(path)]) == model_dir
@@ -172,7 +172,7 @@ def _run(
     stop: threading.Event,
     finish: threading.Event,
 ) -> bool:
-    """Do the work; return whether a signal ended it."""
+    """Run the sidecar; return whether a signal ended it."""
     once = plan.flags.once
     sidecar = Sidecar(plan.config, store, plan.launcher)
     request = LedgerPaths(store.path).retry_request
@@ -208,7 +208,7 @@ def _run(
             if delivery is not None and (once or finish.is_set()):
                 delivery.deliver_rest(stop)
         except BaseException:
-            # A second signal, or a ledger that cannot be saved: no process is left behind.
+            # A second signal, or a ledger that cannot be saved: leave no process behind.
             with contextlib.suppress(StateError):
                 sidecar.leave()
             raise
@@ -278,7 +278,7 @@ def _writer(flags: WatchFlags) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_one(config: WatchConfig) -> Iterator[None]:
-    """Keep a second sidecar off this model dir, whatever link leads there, and off this model's results."""
+    """Keep a second sidecar off this model dir, by any path, and off this model's results."""
     model_dir, results = config.model_dir, config.results_root
     busy = (
         f"{model_dir}: another sidecar already watches this folder (with another --state-dir or run);"
@@ -292,21 +292,21 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
     beside = PinPaths.beside(Path(os.path.realpath(model_dir))).lock(model_dir)
     old = model_dir / OWN_FOLDER / "lock"
     with contextlib.ExitStack() as stack:
-        if old.parent.is_dir():  # a sidecar of an earlier version may be at work
+        if old.parent.is_dir():  # a sidecar of an earlier version may be running
             try:
                 stack.enter_context(held_lock(old, busy))
             except LockedError:
                 raise
             except StateError as error:
-                log.warning("%s: nothing keeps a sidecar of an earlier version off", error)
+                log.warning("%s: a sidecar of an earlier version is not kept off", error)
         try:
             if not beside.parent.parent.is_dir():
-                raise StateError(f"{beside.parent.parent}: is not there yet")
+                raise StateError(f"{beside.parent.parent}: does not exist yet")
             stack.enter_context(held_lock(beside, busy))
         except LockedError:
             raise
         except StateError as error:
-            log.warning("%s: a second sidecar is kept off by this user on this machine only", error)
+            log.warning("%s: a second sidecar of another user or machine is not kept off", error)
             private_folder(TemporaryPaths().private)
             stack.enter_context(held_lock(TemporaryPaths().watch_lock(model_dir), busy))
         try:
@@ -314,5 +314,5 @@ def _only_one(config: WatchConfig) -> Iterator[None]:
         except LockedError:
             raise
         except StateError as error:
-            log.warning("%s: nothing keeps a second sidecar off these results", error)
+            log.warning("%s: a second sidecar is not kept off these results", error)
         yield

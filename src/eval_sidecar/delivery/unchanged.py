@@ -58,7 +58,7 @@ class InOrder:
         look: What its results looked like, before they were read.
         ledger: Its state file; None if there is none.
         undelivered: Points that were not sent, because delivery was off.
-        unconfirmed: Points that were sent to where nothing can be read back.
+        unconfirmed: Points that were sent and cannot be read back.
         table_due: As in `Ledger`.
         where: As in `Ledger`.
     """

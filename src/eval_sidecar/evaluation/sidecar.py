@@ -164,7 +164,7 @@ class Sidecar:
         order = sorted(due, key=lambda step: (self.store.ledger.entry(step).attempts, sign * step))
         started, busy = 0, self._breaker.reason
         if not self.config.model_dir.is_dir():
-            busy = f"{self.config.model_dir} is not there yet; waiting for it"
+            busy = f"{self.config.model_dir} does not exist yet; waiting for it"
         for step in order:
             if not self._jobs.has_room or (budget is not None and started >= budget):
                 break

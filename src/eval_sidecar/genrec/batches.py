@@ -42,7 +42,7 @@ def plan_batches(
     batches: list[list[int]] = []
     for row in by_length:
         slots = lengths[row] + depth * num_beams
-        # Rows come by rising length: the newest decides how far all are padded.
+        # Rows come by rising length: the last one decides how far all are padded.
         fits = bool(batches) and len(batches[-1]) < widest
         if fits and one_length:
             fits = lengths[batches[-1][0]] == lengths[row]

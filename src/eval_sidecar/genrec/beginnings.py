@@ -1,11 +1,11 @@
-"""Finds what prompts have in common at their beginning, so that it is computed once. No torch."""
+"""Finds common beginnings of prompts, so that each is computed once. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-#: Tokens that a group of prompts must save. Each group makes batches of its own, which is not free.
+#: Tokens that a group of prompts must save. Each group has batches of its own, which costs time.
 LEAST_SAVED = 1024
 
 
@@ -23,7 +23,7 @@ def group_by_beginning(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int]
 
 
 def _split(prompts: Sequence[Sequence[int]], rows: list[int]) -> Iterator[tuple[list[int], int]]:
-    """Yield the groups of some prompts, which come in the order of their tokens."""
+    """Yield the groups of some prompts, which are sorted by their tokens."""
     shared = _count_shared(prompts, rows)
     rest: list[int] = []
     for _, branch in groupby(rows, lambda row: prompts[row][shared : shared + 1]):
@@ -33,13 +33,13 @@ def _split(prompts: Sequence[Sequence[int]], rows: list[int]) -> Iterator[tuple[
         else:
             rest += members
     if rest:
-        # The last token of a prompt is computed apart, for the scores after it.
+        # The last token of a prompt is computed separately, for the scores after it.
         shared = min(_count_shared(prompts, rest), min(len(prompts[row]) for row in rest) - 1)
         yield sorted(rest), shared if (len(rest) - 1) * shared >= LEAST_SAVED else 0
 
 
 def _count_shared(prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> int:
-    """Return how many first tokens prompts share that come in the order of their tokens."""
+    """Return how many first tokens are common to prompts that are sorted by their tokens."""
     first, last = prompts[rows[0]], prompts[rows[-1]]
     pairs = enumerate(zip(first, last))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(last)))

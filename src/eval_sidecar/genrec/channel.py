@@ -42,7 +42,7 @@ class Channel:
             except ConnectionError:
                 content, files = b"", []
             self.files += files
-            if not content:  # what is there of a message was cut off
+            if not content:  # the message was cut off
                 for number in self.files:
                     os.close(number)
                 self.files = []
@@ -61,7 +61,7 @@ class Channel:
 
         def wait() -> None:
             hang_up = select.poll()
-            hang_up.register(self._connection, 0)  # a hang-up is reported always, and messages are not
+            hang_up.register(self._connection, 0)  # a hang-up is always reported, messages are not
             hang_up.poll()
             leave()
 
@@ -74,7 +74,7 @@ class Channel:
         return self._connection.fileno()
 
     def shutdown(self) -> None:
-        """End the conversation, for both sides."""
+        """End the connection, for both sides."""
         self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Finds out how a model can be searched, by comparing logits: its behaviour decides, not its class."""
+"""Finds out how a model can be searched, by comparing logits: behaviour decides, not the class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LENGTHS = (9, 5)
 
 
 class Beams(Protocol):
-    """What holds the beams of a batch and knows the logits after each."""
+    """The beams of a batch, with the logits after each."""
 
     def root_logits(self) -> torch.Tensor:
         """Return the logits after each prompt; (rows, 1, vocabulary)."""
@@ -61,14 +61,14 @@ class SearchPlan:
 
 @torch.inference_mode()
 def plan_search(model: LanguageModel, prompts: Prompts, depth: int) -> SearchPlan:
-    """Choose the quickest search that gives the right logits.
+    """Choose the fastest search that gives the right logits.
 
     The tree is tried on a few tokens, and then on the longest prompt: a window or a chunk of attention that
     is shorter than that shows there. What fails is searched beam by beam, with the model's cache if that
     gives the same logits as no cache does, and else without.
 
     Args:
-        model: The model; the names of its arguments are found out on the way.
+        model: The model; the names of its arguments are determined here.
         prompts: The prompts that will be searched.
         depth: Tokens of the longest item.
 
@@ -77,7 +77,7 @@ def plan_search(model: LanguageModel, prompts: Prompts, depth: int) -> SearchPla
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that are tried although they are old
+            warnings.simplefilter("ignore")  # about old names that are tried
             if not model.is_encoder_decoder:
                 model.keeps_state = not _is_repeatable(model)
                 _check_causality(model)
@@ -94,8 +94,8 @@ def plan_search(model: LanguageModel, prompts: Prompts, depth: int) -> SearchPla
 def attention_span(config: Any) -> int | None:  # noqa: ANN401
     """Return how many tokens back the model's narrowest layer sees, None if all see everything.
 
-    Only what a config says of sliding windows: a quick and exact answer for those that are known. The check
-    on the longest prompt finds the others.
+    Only from the sliding windows in the config: fast, and exact for known kinds. The check on the longest
+    prompt finds the others.
     """
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -125,7 +125,7 @@ def _why_no_tree(model: LanguageModel, prompts: Prompts, depth: int) -> str:
 
 
 def _can_share(model: LanguageModel, planter: TreePlanter, prompts: Prompts) -> bool:
-    """Return whether trees are right whose rows continue a beginning that was computed once."""
+    """Return whether trees that continue a common beginning give the right logits."""
     longest = list(_longest(prompts))
     shared = len(longest) // 2
     return _agrees(model, partial(planter.plant, shared=shared), [longest, longest[: shared + 2]])
@@ -168,7 +168,7 @@ def _agrees(
 ) -> bool:
     """Return whether the logits of beams are those of the same tokens in a row, with nothing cached.
 
-    Three beams of two levels, which change places in between: what takes one for another gives other logits.
+    Three beams of two levels, which change places in between: mixing them up gives other logits.
     """
     tokens = torch.arange(5, 8, device=model.device).expand(2, 3) % model.vocabulary
     parents = torch.tensor([[2, 0, 0], [1, 0, 2]], device=model.device)

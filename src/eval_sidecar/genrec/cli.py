@@ -79,7 +79,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, action="append", required=True, metavar="DIR", help="may be given again")
+    add(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="repeatable",
+    )
     add(
         "--test-data",
         type=Path,

@@ -1,4 +1,4 @@
-"""Reads the index of items and the test set. Knows nothing of tokens, models or torch."""
+"""Reads the index of items and the test set. No tokens, models or torch."""
 
 from __future__ import annotations
 

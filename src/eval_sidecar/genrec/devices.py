@@ -1,4 +1,4 @@
-"""Turns the devices that a user names into devices that are there."""
+"""Finds the devices that a user names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Device:
-    """One place to compute.
+    """A device to compute on.
 
     Attributes:
         name: As torch names it in this process: ``cpu``, ``cuda:0``, ….
@@ -27,7 +27,7 @@ class Device:
 def find_devices(wanted: str) -> list[Device]:
     """Return the devices that a list such as ``0 1 2``, ``0,1,2``, ``cpu`` or ``cpu cpu`` names.
 
-    If no GPU is available the CPU does the work alone, however many GPUs were listed. A GPU's number counts
+    If no GPU is available, one process on the CPU does the work, whatever is listed. A GPU's number counts
     among the GPUs that ``CUDA_VISIBLE_DEVICES`` shows, unless that variable contains all the numbers.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class EvaluationError(Exception):
-    """Why an evaluation failed: one line that says what, where, why and what to do."""
+    """An evaluation failed; the text is one line: what, where, why, and what to do."""
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Ranker(Protocol):
-    """What turns prompts into ranked items: this process, or several."""
+    """Ranks items for prompts, in this process or in several."""
 
     load_seconds: float
     search: str
@@ -41,7 +41,7 @@ class Ranker(Protocol):
         """Return for each prompt the places of its best items, best first."""
 
     def close(self) -> None:
-        """Release what ranking holds."""
+        """Release processes and memory."""
 
 
 class Evaluator:
@@ -56,7 +56,7 @@ class Evaluator:
         max_new_tokens: int,
         trust_remote_code: bool = False,
     ) -> None:
-        """Store what all checkpoints have in common.
+        """Store what is the same for all checkpoints.
 
         Args:
             test_set: Rows and items.

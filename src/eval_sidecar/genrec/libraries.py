@@ -1,4 +1,4 @@
-"""Imports torch and transformers: only if they are installed, and without waste."""
+"""Imports torch and transformers, if they are installed, as fast as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eval_sidecar.installation import install_command
 #: What must be installed.
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
-#: What adapters need, if it is installed.
+#: What adapters need; optional.
 OPTIONAL_LIBRARIES = ("peft",)
 
 
@@ -42,13 +42,13 @@ def check_libraries() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Make a ``with`` block of imports as quick as it can be.
+    """Make the imports in a ``with`` block faster.
 
     Importing makes a million objects that stay forever. Searching them for garbage again and again takes a
     fifth of the time, so they are excluded from the search.
     """
-    # An evaluation runs beside a training. Threads that spin while they wait for work then cost both their
-    # time: on two busy cores this alone took a search from 11 s to 1 s. Read when torch is loaded.
+    # An evaluation runs beside a training. Threads that spin while they wait for work then slow both
+    # down: on two busy cores this alone took a search from 11 s to 1 s. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()
     try:
@@ -59,5 +59,5 @@ def importing() -> Iterator[None]:
 
 
 def start_command(module: str) -> list[str]:
-    """Return a command that runs a module of this very package, wherever it lies, by this Python."""
+    """Return a command that runs a module of this package, wherever it is installed, with this Python."""
     return [sys.executable, str(Path(__file__).with_name("start.py")), f"{__package__}.{module}"]

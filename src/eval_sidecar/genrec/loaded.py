@@ -31,7 +31,7 @@ class LoadedFiles:
 
 
 def _stamp(path: str, before: float = float("inf")) -> tuple[int, ...] | None:
-    """Return what changes with a file's content; None if it is gone or was touched after that moment."""
+    """Return a file's stamp; None if it is missing or was changed after that time."""
     try:
         found = os.stat(path)  # noqa: PTH116  (thousands of files, at each evaluation)
     except OSError:

@@ -1,4 +1,4 @@
-"""Writes the results of one checkpoint; a reader never sees half a file."""
+"""Writes the results of one checkpoint; a reader never sees an incomplete file."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _write(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or the new name itself may be lost
+        os.fsync(folder)  # otherwise the new name may be lost
     finally:
         os.close(folder)

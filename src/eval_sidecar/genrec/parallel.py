@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class _StaleError(Exception):
-    """A file that a worker has imported has changed, so that a new process would be another one."""
+    """A file that a worker has imported has changed, so a new process would run other code."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ParallelRanker:
     """Ranks like :class:`.ranking.LocalRanker`, on several devices at once.
 
     Workers leave when their channel closes, so they do not outlive this process, however it ends; one that
-    hangs ends with the process group. Each request brings the standard error of that moment: in a warm
-    process each evaluation has another.
+    hangs ends with the process group. Each request brings the current standard error: in a warm process,
+    each evaluation has its own.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class ParallelRanker:
             EvaluationError: If a worker reports one, or dies.
         """
         if any(worker.process.poll() is not None for worker in self._workers):
-            self.close()  # the system may have killed an idle one to gain memory
-        # Dealt out by length, so that every worker gets as much to do.
+            self.close()  # the system may have killed an idle worker to free memory
+        # Distributed by length, so that all workers have the same amount of work.
         by_length = sorted(range(len(prompts.ids)), key=lambda row: len(prompts.ids[row]))
         shares = [by_length[number :: len(self._devices)] for number in range(len(self._devices))]
         shares = [share for share in shares if share]
@@ -110,12 +110,12 @@ class ParallelRanker:
             self._workers = [_start(device) for device in self._devices]
         try:
             for worker, share in zip(self._workers, shares):
-                with contextlib.suppress(ConnectionError):  # it has died, which is found below
+                with contextlib.suppress(ConnectionError):  # it has died; handled below
                     request = self._request(worker.device, checkpoint, prompts.select(share), items)
                     worker.channel.send(request, [2])
             return _collect(self._workers[: len(shares)], advance)
         except BaseException:
-            self.close()  # the others would go on with work that nobody waits for
+            self.close()  # the others would continue useless work
             raise
 
     def _request(
@@ -170,7 +170,7 @@ def _collect(workers: Sequence[_Worker], advance: Callable[[int], None]) -> list
 
 
 def _messages(workers: Sequence[_Worker]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield what workers say as it comes, each with the worker's number; None if it has died."""
+    """Yield each worker's messages with its number as they arrive; None if it has died."""
     with selectors.DefaultSelector() as speaking:
         for number, worker in enumerate(workers):
             speaking.register(worker.channel, selectors.EVENT_READ, number)

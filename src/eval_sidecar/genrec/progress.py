@@ -25,7 +25,7 @@ def show_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
             from rich.console import Console
             from rich.markup import escape
             from rich.progress import Progress
-        except ImportError:  # a training's environment need not have it
+        except ImportError:  # it may be missing in a training's environment
             pass
         else:
             with Progress(console=Console(stderr=True), transient=True) as bar:

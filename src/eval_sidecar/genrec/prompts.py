@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 #: What a prompt without a chat template is made of, in this order.
 PROMPT_FIELDS = ("system", "instruction", "input")
 
-#: Tokens of a prompt; what exceeds them is cut on the right.
+#: Longest prompt in tokens; the rest is cut on the right.
 MAX_PROMPT_TOKENS = 512
 
 #: Endings of all files that some class of tokenizers is made from, or is chosen by (config.json).
@@ -93,8 +93,8 @@ def load_tokenizer(
 def tokenizer_digest(checkpoint: Path) -> str | None:
     """Return a hash of what a checkpoint's tokenizer may be made from: the same hash, the same tokenizer.
 
-    Which files there are, and which of them are read, differs from tokenizer to tokenizer. Where one of them
-    cannot be read there is no hash (None): the tokenizer decides whether it is needed.
+    Which files there are, and which of them are read, differs from tokenizer to tokenizer. If one of
+    them cannot be read there is no hash (None): the tokenizer decides whether it is needed.
     """
     digest = hashlib.sha256()
     try:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class LocalRanker:
-    """Ranks on one device; keeps the trie between checkpoints that read items alike."""
+    """Ranks on one device; keeps the trie between checkpoints with the same tokens of items."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class LocalRanker:
         trust_remote_code: bool = False,
         announce: Callable[[str], None] = log.info,
     ) -> None:
-        """Store what all checkpoints have in common.
+        """Store what is the same for all checkpoints.
 
         Args:
             device: A device as torch names it (``cuda:0``, ``cpu``).
             settings: Settings of every search.
             trust_remote_code: Whether code that comes with a checkpoint may be run.
-            announce: Called with one line before a search that is a slow one.
+            announce: Called with one line before a slow search.
         """
         self._device = torch.device(device)
         self._settings = settings
@@ -83,7 +83,7 @@ class LocalRanker:
         return ranked
 
     def close(self) -> None:
-        """Nothing to end: the work is done in this process."""
+        """Do nothing: the work is done in this process."""
 
     def _build(self, items: Sequence[Sequence[int]], eos: int) -> Trie:
         if self._trie is None or self._trie[0] != items or self._trie[1] != eos:
@@ -101,7 +101,7 @@ def release_memory() -> None:
 def describe_slow_way(plan: SearchPlan, prompts: Prompts, depth: int, settings: SearchSettings) -> str:
     """Return one line that says that a search is slow, why, and by how much.
 
-    The estimate counts: computed tokens, and for copied caches the slots that are held, against a tree's.
+    The estimate compares computed tokens, or for copied caches their slots, with those of a tree.
     """
     beams = settings.num_beams
     tree = sum(len(ids) + beams * depth for ids in prompts.ids)

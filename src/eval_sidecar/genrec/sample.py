@@ -1,4 +1,4 @@
-"""Makes what a small evaluation needs, in a second: ``start.py eval_sidecar.genrec.sample FOLDER``.
+"""Creates the files of a small evaluation, in a second: ``start.py eval_sidecar.genrec.sample FOLDER``.
 
 A checkpoint with random weights and its own tokenizer, an index of items and a test set.
 """

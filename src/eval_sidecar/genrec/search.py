@@ -19,7 +19,7 @@ from eval_sidecar.genrec.trie import Trie
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What the search depends on besides the model, the prompts and the index.
+    """Settings of the search.
 
     Attributes:
         num_beams: Beams, and length of the ranked lists.
@@ -105,7 +105,7 @@ class _Beams:
     """The live beams of a batch; every tensor is (rows, beams) but ``history``.
 
     Attributes:
-        scores: Sums of log-probabilities; -inf where a row has fewer live beams than others.
+        scores: Sums of log-probabilities; -inf if a row has fewer live beams than others.
         nodes: Node of the trie at the present depth.
         history: Tokens that each beam has generated; (rows, beams, depth).
     """
@@ -122,11 +122,11 @@ class _Finished:
         self._settings = settings
         self._scores = torch.full((rows, settings.num_beams), -torch.inf, device=device)
         self._items = torch.full((rows, settings.num_beams), -1, device=device)
-        # A row whose running beams cannot improve on its finished ones takes no more of them.
+        # A row is closed if its running beams cannot improve on its finished ones.
         self._open = torch.ones((rows, 1), dtype=torch.bool, device=device)
 
     def add(self, scores: torch.Tensor, items: torch.Tensor, ends: torch.Tensor, length: int) -> None:
-        """Take in the sequences that ended at a length, of all candidates sorted by falling score.
+        """Add the sequences that ended at a length, of all candidates sorted by falling score.
 
         Only an end among the first ``num_beams`` candidates counts; the others are there so that enough
         beams stay alive.
@@ -142,8 +142,8 @@ class _Finished:
         """Close the rows that running beams cannot improve; return whether all are closed.
 
         The rule of ``generate()`` with ``early_stopping=False``: the best running score, penalised by the
-        present length, against the worst finished one. With a length penalty that is a heuristic, which
-        decides what is found, and so has to be the same one.
+        current length, against the worst finished one. With a length penalty that is a heuristic, which
+        decides what is found, so it must be the same.
         """
         best = running[:, :1] / length**self._settings.length_penalty
         self._open &= best > self._scores[:, -1:]
@@ -163,7 +163,7 @@ def _search(
     trie: Trie,
     settings: SearchSettings,
 ) -> list[list[int]]:
-    """Return the ranked items of one batch, whose prompts share so many first tokens."""
+    """Return the ranked items of one batch, whose prompts share their first tokens."""
     live_beams = plan.start(prompts.ids, shared) if shared else plan.start(prompts.ids)
     logits = live_beams.root_logits()
     device, rows = logits.device, logits.shape[0]

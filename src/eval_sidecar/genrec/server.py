@@ -1,12 +1,12 @@
-"""A warm process: does one evaluation after the other for :mod:`.warm`, with the same libraries and caches.
+"""A warm process: runs one evaluation after the other for :mod:`.warm`, with the same libraries and caches.
 
 ``start.py eval_sidecar.genrec.server SOCKET FOLDER KEY``, where SOCKET is the number of an inherited socket
 that is listened on. A request is a JSON line ``{"key": …, "words": […]}``, and with it the two files to print
 to. The answers are ``{"pid": n}`` when it is accepted and ``{"code": n}`` at its end.
 
 It ends when its owner has ended; at once when a client goes away in the middle of an evaluation; after an
-evaluation that failed, because of what that may have left behind; when a file that it has imported has
-changed; and when no evaluation has come for a while, because a GPU's context takes memory that the training
+evaluation that failed, as that may have left something behind; when a file that it has imported has
+changed; and when there was no evaluation for a while, because a GPU's context takes memory that the training
 may need.
 """
 
@@ -77,7 +77,7 @@ def _serve(channel: Channel, key: str, session: Session, loaded: LoadedFiles) ->
     print_to(*channel.files)
     try:
         channel.send({"pid": os.getpid()})
-    except ConnectionError:  # the client has gone away while it waited
+    except ConnectionError:  # the client went away while it waited
         print_nowhere()
         return True
     finished = threading.Event()

@@ -13,11 +13,11 @@ class TrieLevel:
     """The edges that leave the nodes of one depth, padded to the widest of these nodes.
 
     Attributes:
-        tokens: Token id of each edge, 0 where padded; long, (nodes, width).
+        tokens: Token id of each edge, 0 for padding; long, (nodes, width).
         heads: Where the edge leads: a node of the next depth, or, for an end-of-sequence edge, the item
             that is then complete; long, (nodes, width).
-        allowed: False where padded; bool, (nodes, width).
-        ends: True where the edge is the end-of-sequence token; bool, (nodes, width).
+        allowed: True for an edge, False for padding; bool, (nodes, width).
+        ends: Whether the edge is the end-of-sequence token; bool, (nodes, width).
     """
 
     tokens: torch.Tensor

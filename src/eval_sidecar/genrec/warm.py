@@ -1,8 +1,7 @@
 """Hands an evaluation to a warm process (:mod:`.server`), and starts one if there is none.
 
-The calling process waits until the evaluation has ended and stands for it: the evaluation prints to the same
-files, the exit code is the evaluation's, and if this process ends, so does the evaluation. It does not import
-torch.
+The calling process waits for the evaluation's end and acts for it: the evaluation prints to the same files,
+the exit code is the evaluation's, and if this process ends, so does the evaluation. It does not import torch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class _Stopped(BaseException):
 
 
 def evaluate_warm(folder: Path, devices: str, words: Sequence[str]) -> int | None:
-    """Have an evaluation done by the warm process that there is for these devices.
+    """Run an evaluation in the warm process for these devices.
 
     Args:
         folder: Folder of its owner's warm processes. They leave when the file ``lock`` in it is no longer
@@ -98,7 +97,7 @@ class _Server:
         Args:
             path: The socket. The file beside it holds the process's id, and is locked by the
                 client that it works for.
-            request: What is asked of it.
+            request: The request, as JSON.
 
         Raises:
             OSError: If it is refused: the process has ended, or belongs to another environment.
@@ -155,7 +154,7 @@ def _find_or_start(
         with contextlib.suppress(OSError):
             return _Server(path, request)
         path.unlink(missing_ok=True)
-        _pid_file(path).write_text("")  # never an id that another process may have by now
+        _pid_file(path).write_text("")  # never an id that another process may now have
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
@@ -198,7 +197,7 @@ def _metadata_in(folder: str) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if name.endswith(("-info", ".egg-link")))  # noqa: PTH208
     except OSError:
-        return []  # not there, or a zip
+        return []  # missing, or a zip
 
 
 def _key(environment: Mapping[str, str]) -> str:

@@ -44,7 +44,7 @@ class LocalLauncher:
 
     Args:
         device_lists: One value of ``CUDA_LIST`` for each job that may run at a time.
-        grace_seconds: How long a cancelled job has to end by itself.
+        grace_seconds: How long a cancelled job has to end on its own.
     """
 
     def __init__(self, device_lists: Sequence[str], grace_seconds: float = 10.0) -> None:

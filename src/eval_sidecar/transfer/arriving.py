@@ -102,7 +102,7 @@ class Arrival:
                     self.ignored += 1
                     continue
                 if name in seen:
-                    raise BundleError(f"member {shown(entry.name)} is there twice")
+                    raise BundleError(f"member {shown(entry.name)} appears twice")
                 seen.add(name)
                 self._take(name, entry, reader)
                 if self._notify and len(seen) % 64 == 0:

@@ -61,7 +61,7 @@ class LeftOut:
 def _leads_to_results(name: str, path: Path) -> bool:
     """Return whether a link leads to results elsewhere: a model's, a checkpoint's, or a ``metrics.json``.
 
-    What lies in the results too is carried under its own name.
+    What is also in the results is carried under its own name.
     """
     try:
         root = Path(str(path)[: -len(name)]).resolve()

@@ -122,7 +122,7 @@ def move_time(path: Path, mtime_ns: int) -> None:
 
 
 def put_in_place(root: Path, staged: Sequence[Staged]) -> None:
-    """Rename files into the results, the manifest last: it never names what is not there yet.
+    """Rename files into the results, the manifest last: it never lists a file before that exists.
 
     Raises:
         BundleError: if a rename fails; those before it are done, all others as they were.

@@ -1,1 +1,1 @@
-"""Everything that an evaluation relies on in transformers: what it renames is changed here, and only here."""
+"""All use of transformers: if it renames something, only this folder changes."""

@@ -170,7 +170,7 @@ class LanguageModel:
         """Call the model; optional arguments that it does not know are left out from then on."""
         while True:
             spared: dict[str, Any] = {"use_cache": caching}
-            if last:  # the logits inside a prompt are not needed
+            if last:  # only the last logits are needed
                 spared |= dict.fromkeys([n for n in LAST_LOGITS_NAMES if n not in self._refused][:1], 1)
             spared = {name: value for name, value in spared.items() if name not in self._refused}
             try:

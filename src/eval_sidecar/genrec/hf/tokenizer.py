@@ -107,7 +107,7 @@ def as_saved(checkpoint: Path, tokenizer: Any, texts: Sequence[str]) -> Any:  # 
 
 
 def _read_json(checkpoint: Path, settings: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Return the tokenizer of tokenizer.json, with the special tokens that stand beside it."""
+    """Return the tokenizer of tokenizer.json, with the special tokens of the files beside it."""
     from transformers import PreTrainedTokenizerFast
 
     special = _load(checkpoint / "special_tokens_map.json") | settings
