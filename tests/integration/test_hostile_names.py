@@ -135,8 +135,8 @@ def test_a_path_that_is_no_utf8_is_carried_and_shown(tmp_path: Path) -> None:
 def test_a_model_whose_name_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "GenRec", model=os.fsdecode(b"Toys-\xff"))
     repository.results.mkdir(parents=True)
-    assert_refused(repository.once(), r"--sft-root 'Toys-\udcff'", "no valid UTF-8", "rename")
-    assert_refused(repository.sidecar("prepare-manifest"), r"'Toys-\udcff'", "no valid UTF-8", "rename")
+    assert_refused(repository.once(), r"--sft-root 'Toys-\udcff'", "not valid UTF-8", "rename")
+    assert_refused(repository.sidecar("prepare-manifest"), r"'Toys-\udcff'", "not valid UTF-8", "rename")
 
 
 def test_a_terminal_without_our_characters_gets_escapes(tmp_path: Path) -> None:
