@@ -268,7 +268,7 @@ class UserPaths:
         return cls(state / "eval-sidecar") if state.is_absolute() else None
 
     def instance(self, folder: Path, instance: str) -> Path:
-        """Where the files of an instance are."""
+        """Return the file that says where an instance's files are."""
         key = {"manager_dir": os.path.realpath(folder), "instance": instance}
         return self.root / "instances" / f"{stable_hash(key)[:12]}.json"
 

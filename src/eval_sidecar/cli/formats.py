@@ -140,7 +140,7 @@ def relative_paths(text: str) -> str:
 
 
 def several(names: Sequence[str], total: int) -> str:
-    """Return some of so many models in words: the first of them by name, or all of them by number."""
+    """Return some of ``total`` models in words: the first of them by name, or all of them by number."""
     if len(names) == total > 1:
         return f"all {total} models"
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

@@ -29,7 +29,7 @@ def find_problems(cuda_list: str, script: Path, environment: Mapping[str, str], 
 
     Args:
         cuda_list: As the flag has it.
-        script: The evaluation script; what one of somebody else's needs is not known.
+        script: The evaluation script; what another script needs is not known.
         environment: Its variables.
         folder: Where it runs.
     """

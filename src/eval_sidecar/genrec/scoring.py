@@ -20,7 +20,7 @@ class PromptTokens:
 
     Attributes:
         ids: Token ids of each row in rising order, padded at the end; long, (rows, most tokens of a row).
-        counted: False where padded; bool, (rows, most tokens of a row).
+        counted: False for padding; bool, (rows, most tokens of a row).
     """
 
     def __init__(self, prompts: Prompts, vocabulary: int, device: torch.device) -> None:

@@ -124,7 +124,7 @@ class Ledger:
         return replace(self, moved=moved)
 
     def with_reporting(self, reporting: str) -> Ledger:
-        """The process that works on this reports like this: `ASKING`, `ONLINE`, or why it does not."""
+        """Record how the process that works on this reports: `ASKING`, `ONLINE`, or why it does not."""
         return replace(self, writer={**(self.writer or {}), "reporting": reporting})
 
     def written_by(self, writer: Mapping[str, Any]) -> Ledger:
@@ -132,7 +132,7 @@ class Ledger:
         return replace(self, writer=writer)
 
     def warned(self, warnings: Iterable[str]) -> Ledger:
-        """The process that works on this ledger has found this of its machine."""
+        """Record what the process that works on this has found of its machine."""
         return replace(self, writer={**(self.writer or {}), "warnings": list(warnings)})
 
     # -- checkpoints --------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Ledger:
         return ledger.with_entries([Entry(step, result=result, origin=origin)])
 
     def with_shared_failure(self, found: SharedFailure) -> Ledger:
-        """An evaluation has failed or succeeded, or is about to begin with another script."""
+        """Record that an evaluation failed or succeeded, or begins with another script."""
         return self if found == self.shared_failure else replace(self, shared_failure=found)
 
     def cleared(self, steps: Optional[Iterable[int]] = None) -> Ledger:
@@ -321,7 +321,7 @@ class Ledger:
         return replace(self, table_due=due)
 
     def with_address(self, where: Optional[str]) -> Ledger:
-        """The tracker was reached; points are found there, or will be, if it can say where."""
+        """Record that the tracker was reached, and where points are found, if it can say."""
         is_asking = (self.writer or {}).get("reporting") == ASKING
         return replace(self.with_reporting(ONLINE) if is_asking else self, where=where or self.where)
 

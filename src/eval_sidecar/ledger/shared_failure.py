@@ -57,7 +57,7 @@ class SharedFailure:
         )
 
     def with_key(self, key: str) -> SharedFailure:
-        """Return it for what evaluates now; with another script or environment, all begins anew."""
+        """Return it for what evaluates now: a new one with another script or environment."""
         return self if key == self.key else SharedFailure(key)
 
     def failed(self, step: int, form: str, error: str, log: str) -> SharedFailure:

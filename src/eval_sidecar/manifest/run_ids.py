@@ -41,7 +41,7 @@ def dataset_of_test_data(path: Path, default: str) -> str:
 
 
 def run_key(model_dir: str, dataset: str, cb_setting: str, eval_split: str) -> str:
-    """Return the 20 hex digits that name a model's configuration, on every machine and for ever."""
+    """Return the 20 hex digits that name a model's configuration, on every machine, and never changing."""
     return stable_hash(
         {"model_dir": model_dir, "dataset": dataset, "cb_setting": cb_setting, "eval_split": eval_split}
     )[:20]

@@ -71,4 +71,4 @@ def set_aside(path: Path, reason: str) -> Path:
             except OSError as error:
                 raise StateError(f"{path}: cannot be renamed to {kept.name} ({error.strerror})") from error
             return kept
-    raise StateError(f"{path}: too many copies were put aside as {path.name}.{reason}-*; remove some")
+    raise StateError(f"{path}: there are too many copies named {path.name}.{reason}-*; remove some")
