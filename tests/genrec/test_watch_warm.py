@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from eval_sidecar.system.process import wait_for_end
-from toolbox import CHECKOUT, MODEL, Repository, assert_refused, finish_checkpoint, wait_until
+from toolbox import CHECKOUT, MODEL, Repository, assert_refused, finish_checkpoint, printed, wait_until
 
 pytestmark = pytest.mark.genrec
 
@@ -52,7 +52,7 @@ def at_work(repository: Repository) -> list[psutil.Process]:
 
 
 def log_of(repository: Repository, step: int) -> str:
-    return (repository.manager / f"evaluations/{MODEL}/checkpoint-{step}.log").read_text()
+    return printed(repository.manager / f"evaluations/{MODEL}/checkpoint-{step}.log")
 
 
 def test_a_killed_warm_process_costs_its_checkpoint_one_retry_and_nothing_else(repository, tiny):

@@ -151,7 +151,7 @@ def retry(flags: _LedgerFlags, instance: Optional[str], words: Sequence[str]) ->
     models = _find_models(flags, name, instance)
     ledgers = [known for one in models for known in one.ledgers]
     if not ledgers:
-        raise UsageError(f"{models[0].folder}: there is no ledger of it in {models[0].state_dir}")
+        raise UsageError(f"{models[0].folder}: there is no ledger for it in {models[0].state_dir}")
     unknown = [number for number in numbers if not any(number in ledger.entries for _, ledger in ledgers)]
     if unknown:
         raise UsageError(
@@ -176,7 +176,7 @@ def _clear(path: Path, ledger: Ledger, numbers: Sequence[int]) -> list[str]:
             store.update(lambda now: now.cleared(numbers or None))
     except LockedError:
         _ask_holder(LedgerPaths(path).retry_request, list(numbers))
-        say("the running sidecar takes it from here")
+        say("the running sidecar has been asked and will retry")
     return [
         entry.name
         for entry in ledger.steps()

@@ -64,7 +64,7 @@ def parse_devices(cuda_list: str, ask: Callable[[], Optional[list[Gpu]]] = list_
     """Return the devices of a list such as ``0 1``, ``0,1``, ``0-3``, ``cuda:0``, ``all`` or ``GPU-<uuid>``.
 
     Args:
-        cuda_list: The list, as ``--cuda-list`` has it.
+        cuda_list: The list, as the user gave it.
         ask: Returns the GPUs that are there; called only for ``all``.
 
     Raises:
@@ -80,16 +80,20 @@ def parse_devices(cuda_list: str, ask: Callable[[], Optional[list[Gpu]]] = list_
         else:
             first, last = int(numbers[1]), int(numbers[2] or numbers[1])
             if last < first:
-                raise UsageError(f"--cuda-list {word}: ends before it begins; did you mean {last}-{first}?")
+                raise UsageError(
+                    f"{word}: ends before it begins; did you mean {last}-{first}?", setting="cuda_list"
+                )
             devices += map(str, range(first, last + 1))
     are_uuids = {bool(_UUID.fullmatch(device)) for device in devices}
     if len(are_uuids) > 1:
-        raise UsageError(f"--cuda-list {cuda_list!r}: give either numbers or UUIDs of GPUs, not both")
+        raise UsageError(
+            f"{cuda_list!r}: give either numbers or UUIDs of GPUs, not both", setting="cuda_list"
+        )
     return tuple(devices)
 
 
 def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
-    """Split ``--cuda-list`` into one list for each evaluation.
+    """Split a list of GPUs into one list for each evaluation.
 
     Args:
         cuda_list: Devices, as for `parse_devices`.
@@ -101,13 +105,14 @@ def split_devices(cuda_list: str, gpus_per_eval: int) -> tuple[str, ...]:
     devices = parse_devices(cuda_list)
     if not devices:
         raise UsageError(
-            "--cuda-list is empty: name a GPU, such as 0 (it is ignored on a machine without one)"
+            f"{cuda_list!r}: name a GPU, such as 0 (it is ignored on a machine without one)",
+            setting="cuda_list",
         )
     if gpus_per_eval == 0:
         return (" ".join(devices),)
     if gpus_per_eval < 0 or len(devices) % gpus_per_eval:
         raise UsageError(
-            f"--gpus-per-eval {gpus_per_eval}: does not divide the {len(devices)} GPUs of --cuda-list"
+            f"{gpus_per_eval}: does not divide the list of {len(devices)} GPUs", setting="gpus_per_eval"
         )
     return tuple(
         " ".join(devices[start : start + gpus_per_eval]) for start in range(0, len(devices), gpus_per_eval)
