@@ -40,7 +40,7 @@ def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(local: Repository) ->
     prepare(local)
     done = local.sidecar("once", "--results-root", "results", "--disable-wandb")
     assert done.returncode == 1
-    assert "checkpoint-2/metrics.json: cannot be read (not a regular file)" in done.stdout
+    assert "checkpoint-2/metrics.json: cannot be read (not a regular file)" in done.stderr
 
 
 def prepare(repository: Repository) -> None:
