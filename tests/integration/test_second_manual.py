@@ -296,8 +296,7 @@ def test_a_deleted_run_fails_alone_and_the_exit_code_tells(remote: Repository, s
     done = remote.type(ONCE)
     assert done.returncode == 1
     assert set(points(server)) >= set(list(RUNS.values())[1:]), done.stdout + done.stderr
-    assert "was deleted" in next(line for line in done.stdout.splitlines() if line.startswith(FIRST))
-    assert "was deleted" in done.stderr.splitlines()[-1]
+    assert FIRST in done.stderr.splitlines()[-1] and "was deleted" in done.stderr.splitlines()[-1]
 
 
 def test_a_model_watched_online_and_uploaded_later_goes_on_in_the_same_run(

@@ -55,7 +55,7 @@ def private_folder(path: Path) -> Path:
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise StateError(
-                f"{path}: is not a folder of this user, and may be a trap; remove it, or set TMPDIR to a"
+                f"{path}: does not belong to this user, so it is not trusted; remove it, or set TMPDIR to a"
                 " folder of your own"
             )
         if found.st_mode & 0o077:
