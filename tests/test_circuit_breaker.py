@@ -7,7 +7,9 @@ import os
 import pytest
 
 from checkpoint_files import trainer_files
-from eval_sidecar.ledger.status import describe, unfinished, waiting
+from eval_sidecar.ledger.status import unfinished, waiting
+from eval_sidecar.report.export import model_json
+from eval_sidecar.report.facts import model_facts
 from watching import World
 
 
@@ -146,7 +148,7 @@ def test_a_pause_is_told_once_and_not_once_a_checkpoint(paused):
     (line,) = unfinished(ledger, expects_delivery=False, expects_confirmation=False)
     assert line.startswith("evaluation is paused: checkpoint-10 and checkpoint-20")
     assert all(line.endswith("; evaluation is paused") for line in waiting(ledger) if "-30:" in line)
-    assert describe(ledger, paused.state_file)["paused"] == line
+    assert model_json(model_facts(ledger, paused.state_file, paused.now))["paused"] == line
 
 
 def change_script(world: World) -> None:

@@ -73,13 +73,13 @@ class CircuitBreaker:
         key, form = begun or (current.key, _format_of(Path(running.path)))
         if key == current.key:  # else the script has been changed since it began
             known = current.failed(step, form, error, running.log)
-            self.store.update(lambda ledger: ledger.with_shared_failure(known))
+            self.store.note(lambda ledger: ledger.with_shared_failure(known))
 
     def note_success(self, step: int) -> None:
         """Note an evaluation that succeeded: a pause ends."""
         current = self.store.ledger.shared_failure
         if self._begun.pop(step, (current.key,))[0] == current.key:
-            self.store.update(lambda ledger: ledger.with_shared_failure(current.succeeded()))
+            self.store.note(lambda ledger: ledger.with_shared_failure(current.succeeded()))
 
     def _key(self) -> str:
         """Return a short name for what evaluates: script, files that it names, flags, installed packages."""
