@@ -115,7 +115,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         code = cli.main(resolve(words), prog_name="eval-sidecar", standalone_mode=False, obj=list(words))
     except click.ClickException as error:
         if words:
-            say(f"eval-sidecar: {_in_one_line(error)}", err=True)
+            say(f"eval-sidecar: {_in_one_line(error)}", err=True, indent=4)
         else:
             error.show()  # no command was given: show the help
         code = error.exit_code
@@ -124,7 +124,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except SidecarError as error:
         from eval_sidecar.cli.flags import message_of  # it takes longer to import than --help takes
 
-        say(f"eval-sidecar: {message_of(error)}", err=True)
+        say(f"eval-sidecar: {message_of(error)}", err=True, indent=4)
         if error.lines:
             say_lines(f"{error.lines}\n", err=True)
         code = 2 if isinstance(error, UsageError) else 1
@@ -133,7 +133,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         code = 1
     except OSError as error:  # a disk or a permission that no other error describes
         where = f"{error.filename}: " if error.filename else ""
-        say(f"eval-sidecar: {where}{error.strerror or error}", err=True)
+        say(f"eval-sidecar: {where}{error.strerror or error}", err=True, indent=4)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

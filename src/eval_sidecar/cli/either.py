@@ -127,7 +127,7 @@ def _job(name: str) -> click.Command:
 
 def say_started(chosen: Instance, pid: int) -> None:
     """Print what a started instance is called, and why it cannot evaluate yet, if so."""
-    say(f"started {chosen.name} (pid {pid}), log: {chosen.log_file}")
+    say(f"started {chosen.name} (pid {pid}), log: {chosen.log_file}", indent=4)
     for model in instance_facts(chosen, time.time()).models:
         if model.ledger.busy:
             say(f"not started: {model.ledger.busy}", fg="yellow")

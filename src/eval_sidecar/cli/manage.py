@@ -15,8 +15,9 @@ from eval_sidecar.cli.formats import local_time
 from eval_sidecar.cli.launching import launcher_of_old_jobs
 from eval_sidecar.cli.restarting import remembered_start
 from eval_sidecar.cli.running import manager_folder
+from eval_sidecar.cli.show import log_lines
 from eval_sidecar.cli.status import instance_facts, instance_json, print_instance
-from eval_sidecar.cli.terminal import say, say_json, say_lines
+from eval_sidecar.cli.terminal import say, say_json
 from eval_sidecar.errors import LockedError, SidecarError, UsageError
 from eval_sidecar.evaluation.jobs import detach_jobs
 from eval_sidecar.ledger.store import load, open_store
@@ -167,4 +168,4 @@ def tail(name: Optional[str], instance: Optional[str], lines: int) -> None:
         if not found.st_size:
             say(f"{chosen.log_file}: nothing new since {local_time(found.st_mtime)}")
     for text in instances.follow_log(chosen, lines):
-        say_lines(text)
+        log_lines(text)

@@ -21,7 +21,7 @@ from eval_sidecar.cli.formats import (
     text_width,
     wrap,
 )
-from eval_sidecar.cli.terminal import LogFormatter, clean, say
+from eval_sidecar.cli.terminal import LogFormatter, clean, say, say_lines
 from eval_sidecar.diagnosis.base import Finding, Mark
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.store import LedgerStore
@@ -70,6 +70,18 @@ class _ScreenHandler(logging.Handler):
                     console.print(Text(line, style), soft_wrap=True)
         except Exception:  # noqa: BLE001 - as logging's own handlers: a log line ends nothing
             self.handleError(record)
+
+
+def log_lines(text: str) -> None:
+    """Print a part of a log file: as `_ScreenHandler` shows its lines if there is a screen, else as it is."""
+    width = screen_width()
+    for line in text.splitlines(keepends=True):
+        if width is None or not line.endswith("\n"):
+            say_lines(line)
+            continue
+        fitting, is_news, rest = relative_paths(clean(line[:-1], "\t")).partition(" INFO ")
+        for part in fit_log_line(f"{fitting} {rest}", width) if is_news else wrap(fitting, width, 9):
+            say_lines(f"{part}\n")
 
 
 _shared_console: Optional[Console] = None

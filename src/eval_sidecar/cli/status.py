@@ -185,7 +185,7 @@ def _places(models: Sequence[ModelFacts], process: Optional[ProcessIdentity]) ->
     if len(models) == 1:
         ledger = models[0].ledger
         reporting = reporting_of(ledger, process)
-        why = "" if reporting in (None, ASKING, ONLINE) else f" ({reporting})"
+        why = "" if reporting in (None, ASKING, ONLINE) else f"; {reporting}"
         yield f"run {ledger.run_id}: {_place(ledger.where or 'no session yet')}{why}"
         return
     for line in runs_by_project(model.ledger.where for model in models):

@@ -143,8 +143,9 @@ def _greeting(model_dir: Path) -> str:
     if not model_dir.is_dir():
         return f"waiting for {model_dir}, which does not exist yet (the training must create it)"
     found = len(list_checkpoints(model_dir))
-    names = f"{found} checkpoints" if found else "no folder named checkpoint-<number> in it yet"
-    return f"watching {model_dir}: {names}"
+    if not found:
+        return f"watching {model_dir}: no folder named checkpoint-<number> in it yet"
+    return f"watching {model_dir}: {found} checkpoint{'s' if found > 1 else ''}"
 
 
 def _ours_in_model_dir(plan: WatchPlan) -> list[str]:

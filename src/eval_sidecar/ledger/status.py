@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 from eval_sidecar.ledger.ledger import Entry, Ledger
 from eval_sidecar.ledger.settings import differences
 from eval_sidecar.types import DENIED, Completeness
+
+#: Checkpoints that are named if there are more with the same reason.
+_NAMED = 3
 
 
 def other_settings(ledger: Ledger) -> dict[str, list[int]]:
@@ -78,20 +82,29 @@ def unfinished(ledger: Ledger, *, expects_delivery: bool, expects_confirmation: 
 
 
 def waiting(ledger: Ledger) -> list[str]:
-    """Return what has not failed and has no result yet, each with what it waits for, one line each."""
-    lines = []
+    """Return which checkpoints have not failed and have no result yet, and why: one line a reason."""
+    names: dict[str, list[str]] = {}
+    why = "evaluation is paused" if ledger.shared_failure.pauses else ledger.busy
     for entry in ledger.steps():
         if why_denied(entry):
             continue  # `unfinished` says so: waiting alone does not help
         is_abandoned = entry.verdict == Completeness.ABANDONED and not entry.processed
         if entry.running:
-            lines.append(f"{entry.name}: is being evaluated: {entry.running.state or 'running'}")
+            reason = f"is being evaluated: {entry.running.state or 'running'}"
+        elif entry.verdict == Completeness.COMPLETE and entry.is_pending and why:
+            reason = why
         elif is_abandoned or entry.is_pending:
             facts = f" ({'; '.join(entry.evidence)})" if entry.evidence else ""
-            why = "evaluation is paused" if ledger.shared_failure.pauses else ledger.busy
-            busy = f"; {why}" if why else ""
-            lines.append(f"{entry.name}: {entry.verdict or 'not looked at yet'}{facts}{busy}")
-    return lines
+            reason = f"{entry.verdict or 'not looked at yet'}{facts}{f'; {why}' if why else ''}"
+        else:
+            continue
+        names.setdefault(reason, []).append(entry.name)
+    return [f"{_first_of(found)}: {reason}" for reason, found in names.items()]
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def why_denied(entry: Entry) -> Optional[str]:

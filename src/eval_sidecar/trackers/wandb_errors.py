@@ -102,7 +102,8 @@ def _describe_failure(
         404: f"entity or project of {project} not found: check --wandb-entity and --wandb-project",
     }.get(status or 0)
     if status == 401 and _NO_KEY.search(text):
-        advice = f"no W&B API key for {server}: run `wandb login`, or set WANDB_API_KEY"
+        no_key = f"no W&B API key for {server}: run `wandb login`, or set WANDB_API_KEY"
+        return {"error": no_key, "permanent": True}
     if status == 404 and "credentials" in text:
         advice = f"{server} does not answer as a W&B server does: check WANDB_BASE_URL (no page's address)"
     if advice:
