@@ -210,7 +210,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def found(places: tuple[Path, Path], *wanted: str) -> dict[str, dict[int, Any]]:
-    models = find_models(*places, wanted, NOW).models
+    models = find_models([places[0]], places[1], wanted, NOW).models
     return {model.name: {one.entry.step: one.metrics for one in model.checkpoints} for model in models}
 
 
@@ -239,7 +239,7 @@ def test_results_of_another_folder_are_not_mixed_into_a_ledger(places, tmp_path)
 
 
 def test_results_found_without_a_ledger_are_not_called_delivered(places):
-    (model,) = find_models(*places, ["other"], NOW).models
+    (model,) = find_models([places[0]], places[1], ["other"], NOW).models
     assert model.checkpoints[0].delivery is None
 
 
@@ -247,7 +247,7 @@ def test_results_found_without_a_ledger_say_what_they_were_made_with(places):
     metrics = places[1] / "other/checkpoint-5/metrics.json"
     origin = Origin("w", key_of({"num_beams": 50}), "2026-01-01T00:00:00+00:00")
     write_provenance(metrics, Provenance("other", 5, origin, settings={"num_beams": 50}))
-    (model,) = find_models(*places, ["other"], NOW).models
+    (model,) = find_models([places[0]], places[1], ["other"], NOW).models
     assert model.checkpoints[0].settings == {"num_beams": 50}
     assert model.checkpoints[0].entry.origin == origin
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(places):
     state, results = places
     (state / "broken_111111111111.json").write_text("{")
     (results / "other/checkpoint-5/metrics.json").write_text("")
-    shown = find_models(state, results, [], NOW)
+    shown = find_models([state], results, [], NOW)
     assert [model.name for model in shown.models] == ["my-model", "other"]
     assert len(shown.unreadable) == 2
     assert "broken" in shown.unreadable[0] and "checkpoint-5" in shown.unreadable[1]

@@ -159,8 +159,10 @@ def retry(flags: _LedgerFlags, instance: Optional[str], words: Sequence[str]) ->
             f" (looked at {', '.join(str(path) for path, _ in ledgers)}); nothing was cleared"
         )
     for path, ledger in ledgers:
-        about = f"{ledger.model_dir}: " if len(models) > 1 else ""
-        say(f"{about}cleared: {', '.join(_clear(path, ledger, numbers)) or 'nothing had failed'}")
+        cleared = ", ".join(_clear(path, ledger, numbers))
+        say(f"{ledger.model_dir}: cleared: {cleared or 'nothing had failed'}", indent=2)
+        if ledger.shared_failure.pauses:
+            say(f"{ledger.model_dir}: the pause ends, for all of its checkpoints", indent=2)
     return 0
 
 

@@ -17,6 +17,9 @@ from eval_sidecar.checkpoints.space import Amount, parse_amount
 from eval_sidecar.cli.groups import GroupedOption
 from eval_sidecar.errors import SidecarError, UsageError
 
+#: Where uploading keeps its ledgers unless another folder is given.
+UPLOAD_STATE = "state/wandb_eval_uploader"
+
 _T = TypeVar("_T")
 
 #: Key of a field's metadata under which its keywords for `click.option` are.

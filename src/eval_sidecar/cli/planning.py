@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from eval_sidecar.checkpoints.space import Limits
-from eval_sidecar.cli.flags import ScriptFlags, WatchFlags
+from eval_sidecar.cli.flags import UPLOAD_STATE, ScriptFlags, WatchFlags
 from eval_sidecar.cli.launching import choose_launcher
 from eval_sidecar.errors import UsageError
 from eval_sidecar.evaluation.config import WatchConfig
@@ -197,6 +197,11 @@ def _spec(flags: WatchFlags, model: str, test_data: Path) -> ModelSpec:
 def state_folder(given: Optional[str], repo_root: Path) -> Path:
     """Return the folder of the ledgers: as given, or the default below the repository root."""
     return Path(os.path.abspath(given)) if given else repo_root / "state" / "wandb_eval_sidecar"
+
+
+def state_folders(repo_root: Path) -> list[Path]:
+    """Return the folders that hold ledgers unless another is given: of watching, and of uploading."""
+    return [state_folder(None, repo_root), repo_root / UPLOAD_STATE]
 
 
 def find_script(given: Optional[str], repo_root: Path) -> Path:

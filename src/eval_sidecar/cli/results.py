@@ -14,7 +14,7 @@ import click
 
 from eval_sidecar.best import HEADLINE
 from eval_sidecar.cli.formats import job_time, number, screen_width, shorten, table
-from eval_sidecar.cli.planning import state_folder
+from eval_sidecar.cli.planning import state_folders
 from eval_sidecar.cli.plot import plot
 from eval_sidecar.cli.terminal import clean, say, say_json
 from eval_sidecar.errors import UsageError
@@ -41,7 +41,7 @@ _PIPE_WIDTH = 80
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of models.")
 @click.option("--plot", "as_plot", is_flag=True, help="Draw a curve of each metric.")
 @click.option("--repo-root", default=".", show_default=True, help="Where state/ and results/ are.")
-@click.option("--state-dir", help="Ledgers.  [default: state/wandb_eval_sidecar in REPO_ROOT]")
+@click.option("--state-dir", help="Ledgers.  [default: of watching and of uploading, in REPO_ROOT/state]")
 @click.option("--results-root", help="Results.  [default: results in REPO_ROOT]")
 def show(
     models: Sequence[str],
@@ -61,7 +61,8 @@ def show(
         raise UsageError("--csv, --json and --plot: give one of them")
     root = Path(os.path.abspath(repo_root))
     results = Path(os.path.abspath(results_root)) if results_root else root / "results"
-    found = find_models(state_folder(state_dir, root), results, models, time.time())
+    ledgers = [Path(os.path.abspath(state_dir))] if state_dir else state_folders(root)
+    found = find_models(ledgers, results, models, time.time())
     _require_metrics(found.models, metrics)
     if as_json:
         say_json([model_json(model) for model in found.models])

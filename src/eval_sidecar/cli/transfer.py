@@ -19,6 +19,7 @@ from eval_sidecar.cli.manifest import ManifestFlags, prepare
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import UsageError
 from eval_sidecar.ledger import lookalikes
+from eval_sidecar.manifest.receipt import read_receipt
 from eval_sidecar.paths import MANIFEST, MOVED_AWAY, RECEIPT, ResultPaths
 from eval_sidecar.transfer import (
     PackPlan,
@@ -91,6 +92,8 @@ def pack_command(flags: _PackFlags) -> int:
 def _receipt(flags: _PackFlags) -> Optional[Path]:
     path = Path(flags.receipt or ResultPaths(Path(flags.results_root)).receipt)
     if path.is_file():
+        if not any(model.digests for model in read_receipt(path).models.values()):
+            say(f"receipt      {path} confirms nothing (offline, nothing can be): all is packed")
         return path
     if flags.receipt:
         raise UsageError(f"--receipt {path}: there is no such file")

@@ -14,7 +14,7 @@ from typing import Optional
 import click
 
 from eval_sidecar.cli import show
-from eval_sidecar.cli.flags import RunFlags, TrackerFlags, flag, message_of, takes
+from eval_sidecar.cli.flags import UPLOAD_STATE, RunFlags, TrackerFlags, flag, message_of, takes
 from eval_sidecar.cli.groups import GroupedCommand
 from eval_sidecar.cli.reporting import Reporting, choose_mode, open_tracker
 from eval_sidecar.cli.running import instance_of, registered, stopping
@@ -49,7 +49,7 @@ class _SourceFlags:
     manifest_overrides: Optional[str] = flag(
         help="Overrides on top of the manifest, as for prepare-manifest."
     )
-    state_dir: str = flag("state/wandb_eval_uploader", "Where the ledgers are.", group="Files")
+    state_dir: str = flag(UPLOAD_STATE, "Where the ledgers are.", group="Files")
     model_filter: tuple[str, ...] = flag(
         (), "Only these models; repeat it, or separate names by commas.", multiple=True
     )

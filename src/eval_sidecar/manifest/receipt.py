@@ -99,7 +99,8 @@ def read_receipt(path: Path) -> Receipt:
         raise UsageError(f"{path}: the receipt cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{path}: is not a receipt ({type(error).__name__}: {error}); without it everything is packed"
+            f"{path}: is not a receipt, or is damaged, so nothing was packed; copy it again, or remove it"
+            " to pack everything"
         ) from error
     return Receipt(hashlib.sha256(data).hexdigest()[:12], models)
 

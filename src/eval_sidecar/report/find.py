@@ -33,11 +33,11 @@ class Found:
     unreadable: tuple[str, ...]
 
 
-def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now: float) -> Found:
+def find_models(state_dirs: Sequence[Path], results_root: Path, wanted: Sequence[str], now: float) -> Found:
     """Read ledgers, and results that are in none of them.
 
     Args:
-        state_dir: Folder of the ledgers; may be missing.
+        state_dirs: Folders of the ledgers; may be missing.
         results_root: Folder with a folder per model; may be missing.
         wanted: Names, patterns such as ``*-dsz0``, or paths of model dirs; none for all models.
         now: Seconds since the epoch.
@@ -47,7 +47,7 @@ def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now:
     """
     unreadable: list[str] = []
     ledgers: dict[Path, Ledger] = {}
-    for path in sorted(state_dir.glob(f"*_{'[0-9a-f]' * 12}.json")):
+    for path in (path for folder in state_dirs for path in sorted(folder.glob(f"*_{'[0-9a-f]' * 12}.json"))):
         try:
             ledger = load(path, keep_corrupt=True)
         except StateError as error:
@@ -56,7 +56,7 @@ def find_models(state_dir: Path, results_root: Path, wanted: Sequence[str], now:
         if ledger is not None:
             ledgers[path] = ledger
     names = sorted({*(ledger.model_dir for ledger in ledgers.values()), *_in_results(results_root)})
-    chosen = _choose(names, wanted, f"{state_dir} and {results_root}", unreadable)
+    chosen = _choose(names, wanted, f"{', '.join(map(str, state_dirs))} and {results_root}", unreadable)
     models = []
     for name in chosen:
         known = [(path, ledger) for path, ledger in ledgers.items() if ledger.model_dir == name]
