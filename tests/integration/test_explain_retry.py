@@ -212,3 +212,15 @@ def test_retry_refuses_what_no_ledger_knows(repository: Repository) -> None:
     assert list(repository.root.glob("state/*/*.json")) and "500" not in done.stdout
     done = retry(repository, "100")
     assert done.returncode == 0 and done.stdout.count("cleared: checkpoint-100") == 2
+
+
+def test_explain_says_first_what_the_folder_is_now_not_what_the_last_pass_found(repository):
+    repository.checkpoint(100)
+    state = repository.model_dir / "checkpoint-100/trainer_state.json"
+    kept = state.read_text()
+    state.unlink()
+    repository.once()
+    assert "partial" in explain(repository, "100").stdout
+    state.write_text(kept)
+    first = explain(repository, "100").stdout.splitlines()[0]
+    assert "waits to be evaluated: complete" in first

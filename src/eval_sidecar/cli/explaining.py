@@ -7,8 +7,9 @@ from typing import Optional
 
 from eval_sidecar.cli.formats import job_time, local_time, number
 from eval_sidecar.cli.terminal import say
-from eval_sidecar.report.facts import CheckpointFacts, ModelFacts, seconds_of
+from eval_sidecar.report.facts import READY, CheckpointFacts, ModelFacts, seconds_of
 from eval_sidecar.report.story import Story, is_this_folder
+from eval_sidecar.types import Completeness
 
 #: Columns of the labels.
 _LABEL = 13
@@ -24,7 +25,7 @@ def print_story(story: Story) -> None:
     for facts, one in story.known:
         run = f" (run {facts.ledger.run_id})" if len(story.known) > 1 else ""
         colour = {"failed": "red", "evaluated": "green"}.get(one.stage, "yellow")
-        say(f"{name}{run}: {answer(one, story.weights)}", indent=2, fg=colour)
+        say(f"{name}{run}: {answer(one, story)}", indent=2, fg=colour)
     judged = None
     for found in story.folders:
         _row(found.kind, str(found.path))
@@ -39,9 +40,9 @@ def print_story(story: Story) -> None:
             _row(label, text)
 
 
-def answer(one: CheckpointFacts, there: Optional[str] = None) -> str:
-    """Return where a checkpoint stands, in one sentence; ``there``: what its folder holds now."""
-    entry = one.entry
+def answer(one: CheckpointFacts, story: Story) -> str:
+    """Return where a checkpoint stands, in one sentence."""
+    entry, there = one.entry, story.weights
     if one.stage == "running":
         return f"is being evaluated: {job_time(one.elapsed, one.estimated)}"
     if one.stage == "failed":
@@ -51,7 +52,11 @@ def answer(one: CheckpointFacts, there: Optional[str] = None) -> str:
     if one.stage == "abandoned":
         return f"was never completed: {one.problem}"
     if one.stage == "waiting":
+        # The folder as it is now, not as the last pass found it.
+        is_complete = any(found.verdict == Completeness.COMPLETE for found in story.folders)
+        is_stale = is_complete and one.problem == "; ".join(entry.evidence) != ""
         why = "its result is of weights that were replaced" if entry.is_superseded else one.problem
+        why = READY if is_stale and not entry.is_superseded else why
         return f"waits to be evaluated: {why or 'not looked at yet'}"
     if entry.result is None:
         return "evaluated by an earlier version, which kept no numbers"

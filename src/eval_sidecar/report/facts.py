@@ -17,6 +17,9 @@ from eval_sidecar.types import Completeness, DeliveryStatus
 #: How many evaluations, the newest ones, the estimated duration is taken from.
 _RECENT = 5
 
+#: Why a complete checkpoint has no result yet.
+READY = "complete, for the next pass of a running sidecar"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -216,10 +219,11 @@ def _why_without_result(ledger: Ledger, entry: Entry) -> Optional[str]:
         return None
     if entry.verdict == Completeness.GONE:
         return "was deleted before it could be evaluated"
-    reason = "; ".join(entry.evidence) or entry.verdict
     if entry.is_pending and ledger.busy:
         return ledger.busy
-    return reason
+    if entry.verdict == Completeness.COMPLETE:
+        return READY
+    return "; ".join(entry.evidence) or entry.verdict
 
 
 def _usual_seconds(entries: Sequence[Entry]) -> Optional[float]:
