@@ -34,7 +34,7 @@ def run(tmp_path, *arguments: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", _RUN, *arguments],
         cwd=tmp_path,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path), "XDG_STATE_HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -75,7 +75,12 @@ def eval_sidecar(*arguments: str, **variables: str) -> subprocess.CompletedProce
     """Run the command line as it is typed."""
     return subprocess.run(
         [sys.executable, "-m", "eval_sidecar", *arguments],
-        env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"], "COLUMNS": "80", **variables},
+        env={
+            **{name: os.environ[name] for name in ("PATH", "XDG_STATE_HOME")},
+            "PYTHONPATH": ":".join(sys.path),
+            "COLUMNS": "80",
+            **variables,
+        },
         capture_output=True,
         check=False,
         text=True,
@@ -133,7 +138,10 @@ def test_the_version_is_told():
         (["run", "--category", "x"], "--category is for watching a training: give its folder as --sft-root"),
         (["once", "--sft-root", "x", "--workers", "2"], "--workers is for uploading results"),
         (["start", "--nonsense"], "No such option"),
-        (["run", "--results-root", "nowhere"], "to watch a training instead, give its folder as --sft-root"),
+        (
+            ["run", "--results-root", "nowhere", "--disable-wandb"],
+            "to watch a training instead, give its folder as --sft-root",
+        ),
         (["watch"], "to upload results of another machine instead"),
     ],
 )
