@@ -246,3 +246,16 @@ def test_forget_removes_what_is_remembered_and_keeps_the_log(repository: Reposit
     assert json.loads(repository.sidecar("status", "--json").stdout) == []
     assert_refused(repository.sidecar("forget", "cb64"), "forgotten already")
     assert_refused(repository.sidecar("forget"), "give the name")
+
+
+def test_show_finds_the_models_of_instances_from_every_folder(
+    repository: Repository, other: Repository
+) -> None:
+    repository.checkpoint(100)
+    repository.start()
+    repository.wait_for_result(100)
+    wait_until(lambda: repository.status()["models"][0]["evaluated"] == 1, "the ledger to have it")
+    for word in ("cb64", repository.model):
+        shown = other.sidecar("show", word)
+        assert shown.returncode == 0 and " 100  0.0100" in shown.stdout, shown.stderr
+    assert_refused(other.sidecar("show", "no-such-model"), "no results and no ledgers")

@@ -16,11 +16,13 @@ from eval_sidecar.best import HEADLINE
 from eval_sidecar.cli.formats import job_time, number, screen_width, shorten, table
 from eval_sidecar.cli.planning import state_folders
 from eval_sidecar.cli.plot import plot
+from eval_sidecar.cli.running import manager_folder
 from eval_sidecar.cli.terminal import clean, say, say_json
 from eval_sidecar.errors import UsageError
 from eval_sidecar.report.export import csv_rows, model_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts
-from eval_sidecar.report.find import find_models
+from eval_sidecar.report.find import Found, find_models
+from eval_sidecar.system.instances import find_instances, read_record
 
 #: Marks of results that need an explanation, and what each means.
 _LEGEND = {
@@ -55,14 +57,21 @@ def show(
 ) -> int:
     """Show the results of models, and checkpoints that have none yet.
 
-    MODEL is a name, a pattern such as '*-dsz0', or the path of a model dir; default: all models.
+    MODEL is a name, a pattern such as '*-dsz0', the path of a model dir, or an instance; default: all models.
+    What is not in this folder is looked for among the models of your instances.
     """
     if as_csv + as_json + as_plot > 1:
         raise UsageError("--csv, --json and --plot: give one of them")
     root = Path(os.path.abspath(repo_root))
     results = Path(os.path.abspath(results_root)) if results_root else root / "results"
     ledgers = [Path(os.path.abspath(state_dir))] if state_dir else state_folders(root)
-    found = find_models(ledgers, results, models, time.time())
+    try:
+        found = find_models(ledgers, results, models, time.time())
+    except UsageError:
+        is_given = state_dir or results_root or repo_root != "."
+        if is_given or (elsewhere := _find_of_instances(models)) is None:
+            raise
+        found = elsewhere
     _require_metrics(found.models, metrics)
     if as_json:
         say_json([model_json(model) for model in found.models])
@@ -79,6 +88,25 @@ def show(
     for line in found.unreadable:
         say(f"NOT READ     {line}", fg="red", err=True)
     return 1 if found.unreadable else 0
+
+
+def _find_of_instances(wanted: Sequence[str]) -> Optional[Found]:
+    """Return models that instances work on, in whatever folder; None if these do not have what is wanted.
+
+    Args:
+        wanted: As for `find_models`; names of instances too.
+    """
+    files = {
+        one.name: [Path(path) for path in read_record(one).get("state_files", [])]
+        for one in find_instances(manager_folder())
+    }
+    named = [path for name in wanted for path in files.get(name, [])]
+    words = [word for word in wanted if word not in files]
+    everywhere = named if named and not words else [path for paths in files.values() for path in paths]
+    try:
+        return find_models([], None, words, time.time(), everywhere)
+    except UsageError:
+        return None
 
 
 def _require_metrics(models: Sequence[ModelFacts], metrics: Sequence[str]) -> None:

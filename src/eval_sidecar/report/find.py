@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 from eval_sidecar.errors import ResultError, SidecarError, StateError, UsageError
 from eval_sidecar.ledger.ledger import Ledger
@@ -33,21 +34,29 @@ class Found:
     unreadable: tuple[str, ...]
 
 
-def find_models(state_dirs: Sequence[Path], results_root: Path, wanted: Sequence[str], now: float) -> Found:
+def find_models(
+    state_dirs: Sequence[Path],
+    results_root: Optional[Path],
+    wanted: Sequence[str],
+    now: float,
+    files: Sequence[Path] = (),
+) -> Found:
     """Read ledgers, and results that are in none of them.
 
     Args:
         state_dirs: Folders of the ledgers; may be missing.
-        results_root: Folder with a folder per model; may be missing.
+        results_root: Folder with a folder per model; may be missing. None: ledgers alone are read.
         wanted: Names, patterns such as ``*-dsz0``, or paths of model dirs; none for all models.
         now: Seconds since the epoch.
+        files: More ledgers.
 
     Raises:
         UsageError: if there is nothing to report, or not what is wanted.
     """
     unreadable: list[str] = []
     ledgers: dict[Path, Ledger] = {}
-    for path in (path for folder in state_dirs for path in sorted(folder.glob(f"*_{'[0-9a-f]' * 12}.json"))):
+    lying = [path for folder in state_dirs for path in sorted(folder.glob(f"*_{'[0-9a-f]' * 12}.json"))]
+    for path in dict.fromkeys([*lying, *files]):
         try:
             ledger = load(path, keep_corrupt=True)
         except StateError as error:
@@ -55,14 +64,21 @@ def find_models(state_dirs: Sequence[Path], results_root: Path, wanted: Sequence
             continue
         if ledger is not None:
             ledgers[path] = ledger
-    names = sorted({*(ledger.model_dir for ledger in ledgers.values()), *_in_results(results_root)})
-    chosen = _choose(names, wanted, f"{', '.join(map(str, state_dirs))} and {results_root}", unreadable)
+    names = sorted(
+        {
+            *(ledger.model_dir for ledger in ledgers.values()),
+            *(_in_results(results_root) if results_root else ()),
+        }
+    )
+    chosen = _choose(
+        names, wanted, f"{', '.join(map(str, [*state_dirs, *filter(None, [results_root])]))}", unreadable
+    )
     models = []
     for name in chosen:
         known = [(path, ledger) for path, ledger in ledgers.items() if ledger.model_dir == name]
         if len(known) < 2:  # with several runs of one model, it is not known which one new results are for
             ledger = known[0][1] if known else Ledger(name, "", "")
-            ledger = _with_results(ledger, results_root / name, unreadable)
+            ledger = _with_results(ledger, results_root / name, unreadable) if results_root else ledger
             models.append(model_facts(ledger, known[0][0] if known else None, now))
         else:
             models += [model_facts(ledger, path, now) for path, ledger in known]
