@@ -105,9 +105,11 @@ class Client:
 def address(client: Client, request: Request) -> Answer:
     """Return the page of a run, which need not exist; asks the server whose key this is."""
     entity = request["entity"] or client.api().default_entity
-    pages = getattr(client.wandb.setup().settings, "app_url", None)
-    if not entity or not pages:
+    if not entity:
         return {"where": None}
+    settings = client.wandb.setup().settings
+    # Clients before this setting compute it elsewhere.
+    pages = getattr(settings, "app_url", None) or client.wandb.util.app_url(settings.base_url)
     names = [quote(name, safe="") for name in (entity, request["project"], "runs", request["run_id"])]
     return {"where": "/".join([pages.rstrip("/"), *names])}
 
