@@ -27,6 +27,8 @@ from eval_sidecar.errors import ReadBackUnsupported
 from tracking import points_of, session_of, spec_of, wandb_on
 
 pytest.importorskip("wandb")
+#: That server takes seconds for a request if other tests have the cores.
+PATIENT = {"request_timeout": 60.0, "send_deadline": 150.0, "read_deadline": 60.0}
 COMMAND = os.environ.get("OPENWANDB") or shutil.which("openwandb")
 pytestmark = [
     pytest.mark.wandb,
@@ -73,7 +75,7 @@ def test_two_sessions_leave_every_point_once_with_config_and_summary(
 ) -> None:
     spec = spec_of("eval-open")
     first, second = points_of(100, 200), points_of(300)
-    with wandb_on(openwandb, tmp_path) as tracker:
+    with wandb_on(openwandb, tmp_path, **PATIENT) as tracker:
         assert tracker.read(spec).rows == ()
         tracker.send(session_of(spec, None, first))
         with pytest.raises(ReadBackUnsupported):
@@ -101,7 +103,7 @@ def test_an_upload_is_confirmed_there_once_and_found_again_without_its_state(
             path.write_text(json.dumps({"HR@10": step / 1000, "NDCG@10": step / 2000}))
 
     def upload(state: str) -> list[Report]:
-        with wandb_on(openwandb, tmp_path) as tracker:
+        with wandb_on(openwandb, tmp_path, **PATIENT) as tracker:
             uploader = Uploader(tmp_path / "results", tmp_path / state, tracker, confirms=True)
             outcomes = uploader.run_pass(models, threading.Event())
         assert [outcome.left for outcome in outcomes] == [()] * 3
