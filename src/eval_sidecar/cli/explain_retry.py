@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import time
@@ -24,10 +23,10 @@ from eval_sidecar.errors import LockedError, UsageError
 from eval_sidecar.evaluation.jobs import give_up_elsewhere, is_elsewhere
 from eval_sidecar.ledger.ledger import Ledger
 from eval_sidecar.ledger.requests import leave_request
-from eval_sidecar.ledger.store import load, open_store
-from eval_sidecar.paths import LedgerPaths, name_in_files
+from eval_sidecar.ledger.store import find_ledgers, load, open_store
+from eval_sidecar.paths import LedgerPaths
 from eval_sidecar.report.story import story_json, tell
-from eval_sidecar.system.instances import read_record
+from eval_sidecar.system.instances import state_files
 from eval_sidecar.types import step_of
 
 
@@ -76,10 +75,9 @@ def _find_models(flags: _LedgerFlags, name: Optional[str], instance: Optional[st
         root = Path(os.path.abspath(flags.repo_root))
         folder, state_dir = find_path(flags.sft_root, root), state_folder(flags.state_dir, root)
         model = flags.model_name or folder.name
-        pattern = f"{glob.escape(name_in_files(model))}_{'[0-9a-f]' * 12}.json"
-        return [_Model(folder, model, state_dir, _load(sorted(state_dir.glob(pattern))))]
+        return [_Model(folder, model, state_dir, _load(find_ledgers(state_dir, model)))]
     chosen = choose(name_of(name, instance))
-    found = _load(map(Path, read_record(chosen).get("state_files", [])))
+    found = _load(state_files(chosen))
     models = [
         _Model(
             Path(ledger.places[0].path if ledger.places else ledger.model_dir),

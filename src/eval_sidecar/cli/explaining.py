@@ -25,7 +25,7 @@ def print_story(story: Story) -> None:
     for facts, one in story.known:
         run = f" (run {facts.ledger.run_id})" if len(story.known) > 1 else ""
         colour = {"failed": "red", "evaluated": "green"}.get(one.stage, "yellow")
-        say(f"{name}{run}: {answer(one, story)}", indent=2, fg=colour)
+        say(f"{name}{run}: {answer(facts, one, story)}", indent=2, fg=colour)
     judged = None
     for found in story.folders:
         _row(found.kind, str(found.path))
@@ -40,7 +40,7 @@ def print_story(story: Story) -> None:
             _row(label, text)
 
 
-def answer(one: CheckpointFacts, story: Story) -> str:
+def answer(facts: ModelFacts, one: CheckpointFacts, story: Story) -> str:
     """Return where a checkpoint stands, in one sentence."""
     entry, there = one.entry, story.weights
     if one.stage == "running":
@@ -54,9 +54,9 @@ def answer(one: CheckpointFacts, story: Story) -> str:
     if one.stage == "waiting":
         # The folder as it is now, not as the last pass found it.
         is_complete = any(found.verdict == Completeness.COMPLETE for found in story.folders)
-        is_stale = is_complete and one.problem == "; ".join(entry.evidence) != ""
-        why = "its result is of weights that were replaced" if entry.is_superseded else one.problem
-        why = READY if is_stale and not entry.is_superseded else why
+        why = READY if is_complete and not (facts.ledger.busy or entry.failure) else one.problem
+        if entry.is_superseded:
+            why = "its result is of weights that were replaced"
         return f"waits to be evaluated: {why or 'not looked at yet'}"
     if entry.result is None:
         return "evaluated by an earlier version, which kept no numbers"

@@ -93,47 +93,45 @@ def message_of(error: SidecarError) -> str:
     return f"{name} {error}" if isinstance(error, UsageError) else f"{error} ({name})"
 
 
-class _Amount(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
-    """A size such as 20G or a share such as 5%."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
+    """A flag whose text a function reads.
 
-    name = "amount"
+    Args:
+        name: What the value is.
+        parse: Reads the text; a ValueError or a UsageError says what is wrong with it.
+    """
 
-    def __init__(self, **limits: float) -> None:
-        self._limits = limits
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(
         self,
         value: Any,  # noqa: ANN401 - as click has it
         param: Optional[click.Parameter],
         ctx: Optional[click.Context],
-    ) -> Amount:
+    ) -> Any:  # noqa: ANN401 - what the function returns
         """See `click.ParamType`."""
         if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]  # converted before
+            return value  # converted before
         try:
-            return parse_amount(value, **self._limits)
+            return self._parse(value)
         except UsageError as error:
             raise UsageError(str(error), setting=(param and param.name) or "") from error
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-class _Mode(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
-    """W&B's mode, in one of its spellings; empty is as if it were not given."""
+def _parse_mode(text: str) -> Optional[str]:
+    """Read W&B's mode in one of its spellings; empty is as if it were not given."""
+    mode = _MODES.get(text.strip().lower())
+    if text and mode is None:
+        raise ValueError(f"{text!r} is not one of 'online', 'offline', 'disabled'.")
+    return mode
 
-    name = "mode"
 
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click has it
-        param: Optional[click.Parameter],
-        ctx: Optional[click.Context],
-    ) -> Optional[str]:
-        """See `click.ParamType`."""
-        if not value:
-            return None
-        mode = _MODES.get(value.strip().lower())
-        if mode is None:
-            self.fail(f"{value!r} is not one of 'online', 'offline', 'disabled'.", param, ctx)
-        return mode
+_AMOUNT = Parsed("amount", parse_amount)
+_MODE = Parsed("mode", _parse_mode)
 
 
 # fmt: off
@@ -166,7 +164,7 @@ class TrackerFlags:
 
     GROUP = "W&B"
 
-    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
+    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online]", env="WANDB_MODE", type=_MODE, metavar="[online|offline|disabled]")
     wandb_resume: str = flag("allow", "What W&B does if the run is there already.", type=click.Choice(["allow", "must", "never", "auto"]))
     wandb_job_type: str = flag("eval", "Job type that a new run gets.")
     confirm_seconds: float = flag(60.0, "How long a server may take to show a point before it counts as not delivered.", type=click.FloatRange(min=0))
@@ -220,9 +218,9 @@ class EvaluationFlags:
     max_pending_per_cycle: int = flag(0, "Evaluations a cycle may start; 0 means any number.", type=click.IntRange(min=0))
     order: str = flag("oldest", "Which checkpoint comes first.", type=click.Choice(["oldest", "newest"]))
     eval_timeout_seconds: float = flag(86400.0, "End an evaluation that takes longer; 0 means never.", type=click.FloatRange(min=0))
-    min_free_space: Amount = flag(0.01, "Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation; nor if the training's next checkpoint would not fit.  [default: 1%]", type=_Amount(), show_default=False)
+    min_free_space: Amount = flag(0.01, "Below this free space, a size (20G) or a share (5%), waiting checkpoints are not kept from rotation; nor if the training's next checkpoint would not fit.  [default: 1%]", type=_AMOUNT, show_default=False)
     max_pins: int = flag(0, "Checkpoints to keep that the training has deleted; 0 means any number.", type=click.IntRange(min=0))
-    max_pin_size: Amount = flag(0.5, "Space that those may keep in use: a size (200G), or a share of what is free without them (50%).  [default: 50%]", type=_Amount(most=1.0000001), show_default=False)
+    max_pin_size: Amount = flag(0.5, "Space that those may keep in use: a size (200G), or a share of what is free without them (50%).  [default: 50%]", type=Parsed("amount", functools.partial(parse_amount, most=1.0000001)), show_default=False)
     force_eval: bool = flag(False, "Evaluate every checkpoint that is there once more.", is_flag=True)
 
 
@@ -249,4 +247,4 @@ class WatchFlags(
 ):
     """Every flag of watching."""
 
-    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online if a key is configured, else offline]", env="WANDB_MODE", type=_Mode(), metavar="[online|offline|disabled]")
+    wandb_mode: Optional[str] = flag(help="Send points, keep them in wandb/ (offline), or neither.  [default: online if a key is configured, else offline]", env="WANDB_MODE", type=_MODE, metavar="[online|offline|disabled]")

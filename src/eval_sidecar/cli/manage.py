@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Optional
 
 import click
@@ -96,7 +95,7 @@ def _stop(chosen: Instance) -> None:
     pid = instances.stop(chosen)
     say(_not_running(chosen) if pid is None else f"stopped {_called(chosen)} (pid {pid})")
     launcher = launcher_of_old_jobs()
-    for path in _state_files(chosen):
+    for path in instances.state_files(chosen):
         ledger = load(path, keep_corrupt=True)
         if ledger is None or all(entry.running is None for entry in ledger.steps()):
             continue
@@ -107,10 +106,6 @@ def _stop(chosen: Instance) -> None:
         ):
             for _, sentence in detach_jobs(store, launcher):
                 say(sentence)
-
-
-def _state_files(instance: Instance) -> list[Path]:
-    return [Path(path) for path in instances.read_record(instance).get("state_files", [])]
 
 
 @click.command()

@@ -28,7 +28,7 @@ from eval_sidecar.report.export import model_json, unreadable_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts, Problem, model_facts
 from eval_sidecar.system import instances
 from eval_sidecar.system.instances import Instance
-from eval_sidecar.system.process import ProcessIdentity, machine_elsewhere
+from eval_sidecar.system.process import ProcessIdentity
 
 #: Columns beside a path.
 _PATH_LABEL = 12
@@ -62,14 +62,14 @@ class InstanceFacts:
     @property
     def elsewhere(self) -> Optional[str]:
         """The other machine that it was started on, if it has not recorded its end there; else None."""
-        return machine_elsewhere(self.record) if self.instance.pid_file.exists() else None
+        return instances.other_machine(self.instance)
 
 
 def instance_facts(instance: Instance, now: float) -> InstanceFacts:
     """Read what is known of an instance."""
     record = instances.read_record(instance)
     models, unreadable = [], {}
-    for path in map(Path, record.get("state_files", [])):
+    for path in instances.state_files(instance):
         try:
             ledger = load(path, keep_corrupt=True)
         except StateError as error:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import click
 
 from eval_sidecar.cli import show
-from eval_sidecar.cli.flags import flag, takes
+from eval_sidecar.cli.flags import Parsed, flag, takes
 from eval_sidecar.cli.manifest import ManifestFlags, prepare
 from eval_sidecar.cli.terminal import say
 from eval_sidecar.errors import UsageError
@@ -39,22 +39,7 @@ _QUIET_SECONDS = 2.0
 _MANY = 5
 
 
-class _Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases
-    """A size such as 10M, in bytes."""
-
-    name = "size"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click has it
-        param: Optional[click.Parameter],
-        ctx: Optional[click.Context],
-    ) -> int:
-        """See `click.ParamType`."""
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+_BYTES = Parsed("size", parse_size)
 
 
 @dataclass(frozen=True)
@@ -62,10 +47,8 @@ class _PackFlags(ManifestFlags):
     output_dir: str = flag(".", "Where the archive goes.")
     name: Optional[str] = flag(help="[default: results_sync_<time of the newest result>_<hash>.tar.gz]")
     exclude_name: tuple[str, ...] = flag(UNWANTED, "Leave out files of this name; repeatable.", multiple=True)
-    max_file_size: int = flag("10M", "Leave out larger files.", type=_Bytes())
-    chunk_size: int = flag(
-        "90M", "Cut a larger archive into parts of this size; 0 never does.", type=_Bytes()
-    )
+    max_file_size: int = flag("10M", "Leave out larger files.", type=_BYTES)
+    chunk_size: int = flag("90M", "Cut a larger archive into parts of this size; 0 never does.", type=_BYTES)
     incremental: bool = flag(False, "Only what the receipt does not confirm.", is_flag=True)
     receipt: Optional[str] = flag(help=f"Receipt of the uploads.  [default: RESULTS_ROOT/{RECEIPT}]")
     no_manifest: bool = flag(False, "Use the existing manifest instead of writing it.", is_flag=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,16 @@ from typing import Callable, Optional
 from eval_sidecar.errors import LockedError, StateError
 from eval_sidecar.ledger.codec import VERSION, Encoded, from_json, to_text
 from eval_sidecar.ledger.ledger import Ledger
-from eval_sidecar.paths import LedgerPaths
+from eval_sidecar.paths import LedgerPaths, name_in_files
 from eval_sidecar.system.files import set_aside, write_text
 from eval_sidecar.system.locks import held_lock
 from eval_sidecar.types import now_text
+
+
+def find_ledgers(folder: Path, model: Optional[str] = None) -> list[Path]:
+    """Return the files of the ledgers in a folder, of all models or of one."""
+    names = "*" if model is None else glob.escape(name_in_files(model))
+    return sorted(folder.glob(f"{names}_{'[0-9a-f]' * 12}.json"))
 
 
 class LedgerStore:

@@ -15,7 +15,7 @@ from eval_sidecar.ledger.lookalikes import is_model
 from eval_sidecar.ledger.provenance import read_provenance
 from eval_sidecar.ledger.results import read_result
 from eval_sidecar.ledger.stamps import list_stamps
-from eval_sidecar.ledger.store import load
+from eval_sidecar.ledger.store import find_ledgers, load
 from eval_sidecar.paths import ResultPaths
 from eval_sidecar.report.facts import ModelFacts, model_facts
 from eval_sidecar.types import UNKNOWN
@@ -55,7 +55,7 @@ def find_models(
     """
     unreadable: list[str] = []
     ledgers: dict[Path, Ledger] = {}
-    lying = [path for folder in state_dirs for path in sorted(folder.glob(f"*_{'[0-9a-f]' * 12}.json"))]
+    lying = [path for folder in state_dirs for path in find_ledgers(folder)]
     for path in dict.fromkeys([*lying, *files]):
         try:
             ledger = load(path, keep_corrupt=True)

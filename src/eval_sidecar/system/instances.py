@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
 import psutil
 
@@ -135,6 +135,11 @@ def read_record(instance: Instance) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def state_files(instance: Instance) -> list[Path]:
+    """Return the ledgers that an instance's process worked on, by its record."""
+    return [Path(path) for path in read_record(instance).get("state_files", [])]
+
+
 def other_machine(instance: Instance) -> Optional[str]:
     """Return the other machine that it was started on and has not said that it ended; else None."""
     return machine_elsewhere(read_record(instance)) if instance.pid_file.exists() else None
@@ -227,39 +232,50 @@ def start(
             f"instance {instance.name}: is already running (pid {running.pid}); nothing was started"
         )
     instance.folder.mkdir(parents=True, exist_ok=True)
+    with instance.log_file.open("ab") as log, LogReader(instance.log_file) as reader:
+        reader.read()  # skip the output of earlier runs
+        child = _spawn(arguments, cwd, os.environ if environment is None else environment, log)
+        _wait_for_first_pass(instance, child, reader, timeout)
+    return child.pid
+
+
+def _spawn(
+    arguments: Sequence[str], cwd: Optional[Path], environment: Mapping[str, str], log: BinaryIO
+) -> subprocess.Popen[bytes]:
+    """Start a process of this package in a session of its own; it prints into the log."""
     package_root = str(Path(eval_sidecar.__file__).parent.parent)
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-    with instance.log_file.open("ab") as log:
-        reader = LogReader(instance.log_file)
-        reader.read()  # skip the output of earlier runs
-        child = subprocess.Popen(
-            [sys.executable, "-m", "eval_sidecar", *arguments],
-            cwd=cwd,
-            env={
-                **(os.environ if environment is None else environment),
-                "PYTHONPATH": python_path,
-                "PYTHONUNBUFFERED": "1",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    return subprocess.Popen(
+        [sys.executable, "-m", "eval_sidecar", *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _wait_for_first_pass(
+    instance: Instance, child: subprocess.Popen[bytes], reader: LogReader, timeout: float
+) -> None:
+    """Wait until a new process has done its first pass, or for `timeout` seconds.
+
+    Raises:
+        DaemonError: if it ended before that; with the last lines of its log.
+    """
     deadline = time.monotonic() + timeout
-    with reader:
-        while time.monotonic() < deadline:
-            if child.poll() is not None:
-                last = "\n".join(reader.read().strip().splitlines()[-20:])
-                raise DaemonError(
-                    f"instance {instance.name}: ended at once with exit code {child.returncode};"
-                    f" the end of its log {instance.log_file}:",
-                    lines=last,
-                )
-            record = read_record(instance)
-            if record.get("ready") and record.get("pid") == child.pid:
-                break
-            time.sleep(_LOOK_EVERY)
-    return child.pid
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise DaemonError(
+                f"instance {instance.name}: ended at once with exit code {child.returncode};"
+                f" the end of its log {instance.log_file}:",
+                lines="\n".join(reader.read().strip().splitlines()[-20:]),
+            )
+        record = read_record(instance)
+        if record.get("ready") and record.get("pid") == child.pid:
+            return
+        time.sleep(_LOOK_EVERY)
 
 
 def stop(instance: Instance, *, timeout: float = 90.0) -> Optional[int]:
