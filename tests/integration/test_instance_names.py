@@ -259,3 +259,17 @@ def test_show_finds_the_models_of_instances_from_every_folder(
         shown = other.sidecar("show", word)
         assert shown.returncode == 0 and " 100  0.0100" in shown.stdout, shown.stderr
     assert_refused(other.sidecar("show", "no-such-model"), "no results and no ledgers")
+
+
+def test_show_finds_two_instances_of_one_name_and_a_model_beside_an_instance(
+    repository: Repository, other: Repository, tmp_path: Path
+) -> None:
+    other.model = "Other-model"
+    for place in (repository, other):
+        place.checkpoint(100)
+        place.start()
+        place.wait_for_result(100)
+    third = Repository(tmp_path / "third project", extra={"HOME": str(repository.home)})
+    for words in (["cb64"], [], ["cb64", "Other-model"]):
+        shown = third.sidecar("show", *words)
+        assert repository.model in shown.stdout and "Other-model" in shown.stdout, shown.stderr

@@ -22,7 +22,7 @@ from eval_sidecar.errors import UsageError
 from eval_sidecar.report.export import csv_rows, model_json
 from eval_sidecar.report.facts import CheckpointFacts, ModelFacts
 from eval_sidecar.report.find import Found, find_models
-from eval_sidecar.system.instances import find_instances, read_record
+from eval_sidecar.system.instances import find_instances, state_files
 
 #: Marks of results that need an explanation, and what each means.
 _LEGEND = {
@@ -96,17 +96,22 @@ def _find_of_instances(wanted: Sequence[str]) -> Optional[Found]:
     Args:
         wanted: As for `find_models`; names of instances too.
     """
-    files = {
-        one.name: [Path(path) for path in read_record(one).get("state_files", [])]
-        for one in find_instances(manager_folder())
-    }
-    named = [path for name in wanted for path in files.get(name, [])]
-    words = [word for word in wanted if word not in files]
-    everywhere = named if named and not words else [path for paths in files.values() for path in paths]
+    known, now = find_instances(manager_folder()), time.time()
+    named = [path for one in known if one.name in wanted for path in state_files(one)]
+    words = [word for word in wanted if word not in {one.name for one in known}]
+    everywhere = [path for one in known for path in state_files(one)]
+    parts = []
     try:
-        return find_models([], None, words, time.time(), everywhere)
+        if named or not wanted:
+            parts.append(find_models([], None, [], now, named or everywhere))
+        if words:
+            parts.append(find_models([], None, words, now, everywhere))
     except UsageError:
         return None
+    if not parts:
+        return None
+    models = tuple(model for part in parts for model in part.models)
+    return Found(models, tuple(line for part in parts for line in part.unreadable))
 
 
 def _require_metrics(models: Sequence[ModelFacts], metrics: Sequence[str]) -> None:
